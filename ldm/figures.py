@@ -1,0 +1,462 @@
+"""Every picture the project draws: contact sheets, denoising GIFs, labelled comparisons, loss curves.
+
+This is the only room that imports matplotlib, and it knows nothing of models or datasets. It takes the images the rest
+of the project works with, floats (N, H, W, 1) or (N, H, W) in [-1, 1], and turns them into 8-bit grey in one place,
+`to_uint8`. Anything array-like will do, tensors included.
+
+Three promises hold for every file written here:
+
+- atomic: it is written under a temporary name in the same folder and then renamed, so whoever watches the folder never
+  opens half a picture, and a failure leaves the previous picture as it was;
+- reproducible: same input, same bytes (no dates, no software versions), so a changed picture means a changed result;
+- no global state: `matplotlib.figure.Figure` is used directly, without pyplot, so nothing leaks between calls, no
+  display is needed, and drawing inside a training callback is safe.
+"""
+
+import contextlib
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from einops import rearrange, repeat
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+GAP = 2  # pixels between two tiles
+GREY = 48  # grey value of gaps and empty tiles: dark, yet told apart from the black background of a slice
+DPI = 100  # of every matplotlib figure; labelled sheets measure in pixels and only divide by it
+TRAINING, VALIDATION = "#1f4e79", "#d9730d"  # blue and orange: distinct in grey print and to colour-blind readers
+
+
+# ---------------------------------------------------------------------------------------------------- arrays to arrays
+
+
+def _as_stack(images) -> np.ndarray:
+    """Return `images` as float32 (N, H, W), with at least one image and no NaN."""
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        raise ValueError("images are uint8 already; figures take floats in [-1, 1]")
+    images = images.astype(np.float32)
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.ndim != 3 or 0 in images.shape:
+        raise ValueError(f"images must have shape (N, H, W) or (N, H, W, 1), none of them 0, not {images.shape}")
+    if np.isnan(images).any():
+        broken = int(np.isnan(images).any(axis=(1, 2)).sum())
+        raise ValueError(f"{broken} of {len(images)} images hold NaN: the model that made them has diverged")
+    return images
+
+
+def to_uint8(images) -> np.ndarray:
+    """Turn images of the project into 8-bit grey: -1 becomes 0, 1 becomes 255, anything beyond is clipped.
+
+    Args:
+        images: floats (N, H, W, 1) or (N, H, W) in [-1, 1].
+
+    Returns:
+        uint8 (N, H, W).
+
+    Raises:
+        ValueError: on another shape, on no image at all, on uint8 input, on NaN.
+    """
+    grey = np.round((_as_stack(images) + 1) / 2 * 255)
+    return np.clip(grey, 0, 255).astype(np.uint8)
+
+
+def enlarge(images, minimum: int = 128) -> np.ndarray:
+    """Scale small images up by the smallest whole factor that brings both sides to at least `minimum` pixels.
+
+    Bicubic: a 64-pixel brain shown as blocks hides its shape, shown smoothly it does not.
+
+    Args:
+        images: floats (N, H, W, 1) or (N, H, W) in [-1, 1].
+        minimum: wanted length of the shorter side in pixels; images already that large are returned as they are.
+
+    Returns:
+        float32 (N, k H, k W). Bicubic interpolation may overshoot [-1, 1] a little at edges; `to_uint8` clips.
+    """
+    images = _as_stack(images)
+    height, width = images.shape[1:]
+    factor = math.ceil(minimum / min(height, width))
+    if factor <= 1:
+        return images
+    size = (width * factor, height * factor)
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
+
+
+def _near_square(count: int) -> int:
+    """Columns for `count` tiles: no empty tile if the sheet stays within 3 : 1, else the squarest with some empty."""
+    least = math.ceil(math.sqrt(count))
+    return next((c for c in range(least, count + 1) if count % c == 0 and c * c <= 3 * count), least)
+
+
+def _tile(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Lay uint8 tiles (N, H, W) out row by row, `GAP` pixels of `GREY` between them, none around them."""
+    rows = math.ceil(len(tiles) / columns)
+    # Each tile brings the gap to its right and below it; the last ones' are cut off again.
+    padding = ((0, rows * columns - len(tiles)), (0, GAP), (0, GAP))
+    tiles = np.pad(tiles, padding, constant_values=GREY)
+    return rearrange(tiles, "(r c) h w -> (r h) (c w)", c=columns)[:-GAP, :-GAP]
+
+
+def sheet(images, columns: int | None = None) -> np.ndarray:
+    """Tile images into one contact sheet, row by row from the top left.
+
+    Args:
+        images: floats (N, H, W, 1) or (N, H, W) in [-1, 1].
+        columns: tiles per row; by default a near-square sheet (32 images give 4 rows of 8).
+
+    Returns:
+        uint8 (R H + (R - 1) GAP, C W + (C - 1) GAP) for R rows and C columns; tiles left empty are dark grey.
+
+    Raises:
+        ValueError: if `columns` is not positive, or the images are none (see `to_uint8`).
+    """
+    tiles = to_uint8(images)
+    columns = _near_square(len(tiles)) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, not {columns}")
+    return _tile(tiles, columns)
+
+
+def _evenly(length: int, count: int | None) -> list[int]:
+    """At most `count` indices spread over range(length), the first and the last always among them."""
+    if count is None or count >= length:
+        return list(range(length))
+    if count < 2:
+        return [length - 1]  # a single one: the end is what matters
+    return np.linspace(0, length - 1, count).round().astype(int).tolist()
+
+
+def denoising_frames(
+    trajectory: Iterable[tuple],
+    columns: int | None = None,
+    with_prediction: bool = False,
+    count: int | None = None,
+    minimum: int = 128,
+) -> list[np.ndarray]:
+    """Frames of a film from noise to slices, one contact sheet per step of a sampler, for `save_gif`.
+
+    Args:
+        trajectory: what a sampler yields, (x_t, x_0) per step, both in image space (decoded, if the diffusion is
+            latent): floats (N, H, W, 1) or (N, H, W). Values of a noisy x_t beyond [-1, 1] are clipped.
+        columns: tiles per row of each sheet; near-square by default.
+        with_prediction: put the sheet of the predicted x_0 to the right of the sheet of x_t.
+        count: most frames to keep, evenly spaced, the first and the last step always among them; all by default.
+        minimum: shorter side of a tile in pixels; smaller images are enlarged by a whole factor.
+
+    Returns:
+        uint8 frames, all of one shape.
+
+    Raises:
+        ValueError: if the trajectory is empty.
+    """
+    trajectory = list(trajectory)
+    if not trajectory:
+        raise ValueError("the trajectory holds no step: nothing to draw")
+    frames = []
+    for index in _evenly(len(trajectory), count):
+        x_t, x_0 = trajectory[index]
+        frame = sheet(enlarge(x_t, minimum), columns)
+        if with_prediction:
+            between = np.full((len(frame), 4 * GAP), GREY, np.uint8)  # wider than a gap: two sheets, not one
+            frame = np.concatenate([frame, between, sheet(enlarge(x_0, minimum), columns)], axis=1)
+        frames.append(frame)
+    return frames
+
+
+# ------------------------------------------------------------------------------------------------------ arrays to files
+
+
+def _write(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` in one step, as seen from outside; make the folder if it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Same folder, because os.replace is only atomic within one file system; process id, because replicas may race.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _write_figure(path: str | Path, figure: Figure) -> None:
+    """Write a matplotlib figure as PNG, without the software version that matplotlib would put in."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    _write(path, buffer.getvalue())
+
+
+def _as_frame(array) -> np.ndarray:
+    """Check that `array` is a grey picture, uint8 (H, W)."""
+    array = np.asarray(array)
+    if array.ndim != 2 or array.dtype != np.uint8:
+        raise ValueError(f"expected a uint8 (H, W) picture such as sheet() returns, not {array.dtype} {array.shape}")
+    return array
+
+
+def save_png(path: str | Path, array: np.ndarray) -> None:
+    """Save a grey picture as PNG.
+
+    Args:
+        path: file to write; missing folders are made.
+        array: uint8 (H, W), as `sheet` returns it.
+
+    Raises:
+        ValueError: if the array is anything else.
+    """
+    _write(path, iio.imwrite("<bytes>", _as_frame(array), extension=".png"))
+
+
+def _as_gif_image(frame: np.ndarray) -> Image.Image:
+    """Turn a uint8 (H, W) frame into a palette image, whose palette holds the 256 greys from white down to black.
+
+    From black up would be the obvious order. But Pillow, and imageio through it, reads such a file back as mode "L",
+    and then fails on any frame of which only a part changed ("No packer found from P to L", Pillow 13.0).
+    """
+    image = Image.fromarray(255 - frame).convert("P")
+    image.putpalette([255 - level for level in range(256) for _ in "rgb"])
+    return image
+
+
+def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 12, hold: float = 1.5) -> None:
+    """Save grey frames as a GIF that loops for ever and rests on its last frame.
+
+    The palette is the 256 greys, so nothing is lost. Consecutive frames that are equal are stored once, for as long as
+    both would have been shown.
+
+    Args:
+        path: file to write; missing folders are made.
+        frames: uint8 (H, W) each, all of one shape, as `denoising_frames` returns them.
+        fps: frames per second, at most 50, beyond which browsers slow a GIF down to 10. GIF counts in 1/100 s.
+        hold: seconds for which the last frame stays.
+
+    Raises:
+        ValueError: if there is no frame, shapes differ, or `fps` is out of range.
+    """
+    frames = [_as_frame(frame) for frame in frames]
+    if not frames:
+        raise ValueError("a GIF needs at least one frame")
+    if len({frame.shape for frame in frames}) > 1:
+        raise ValueError(f"all frames must have one shape, not {sorted({frame.shape for frame in frames})}")
+    if not 0 < fps <= 50:
+        raise ValueError(f"fps must lie in (0, 50], not {fps}")
+    # In whole 1/100 s, GIF's unit; written in milliseconds, Pillow's unit.
+    durations = [10 * round(100 / fps)] * (len(frames) - 1) + [10 * round(100 * hold)]
+    for k in reversed(range(1, len(frames))):  # merge here: Pillow merges too, but fails where a single frame is left
+        if (frames[k] == frames[k - 1]).all():
+            frames.pop(k)
+            durations[k - 1] += durations.pop(k)
+    timing = durations if len(frames) > 1 else durations[0]
+    first, *others = [_as_gif_image(frame) for frame in frames]
+    buffer = io.BytesIO()
+    # No "optimize", which would give every frame a palette of its own.
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=timing, loop=0, optimize=False)
+    _write(path, buffer.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------------- labelled pictures
+
+
+def labelled_sheet(
+    path: str | Path,
+    rows: dict[str, np.ndarray] | Sequence[tuple[str, np.ndarray]],
+    column_titles: Sequence[str] | None = None,
+    difference: tuple[str, np.ndarray] | None = None,
+    limit: float = 0.2,
+    minimum: int = 128,
+) -> None:
+    """Save rows of images with a title beside each row and above each column, pixel for pixel.
+
+    Args:
+        path: PNG file to write.
+        rows: row title -> images, floats (N, H, W, 1) or (N, H, W) in [-1, 1], the same N, H, W in every row.
+        column_titles: N titles.
+        difference: optional last row, (title, a - b) for images a, b in [-1, 1]. Its magnitude |a - b| / 2, the error
+            as a share of the whole grey range, is drawn in colour, with the scale beside it.
+        limit: error at which the colours end, in (0, 1]. Fixed rather than fitted, so that two pictures compare.
+        minimum: shorter side of a tile in pixels; smaller images are enlarged by a whole factor.
+
+    Raises:
+        ValueError: if there is no row, the rows differ in shape, or the number of column titles is not N.
+    """
+    pairs = list(rows.items() if isinstance(rows, dict) else rows)
+    tiles = [(title, enlarge(images, minimum)) for title, images in pairs]
+    if difference is not None:
+        title, signed = difference
+        # Magnitude before interpolation: between an error of +x and one of -x lies no perfect pixel.
+        tiles.append((title, enlarge(np.abs(_as_stack(signed)) / 2, minimum)))
+    if not pairs or len({images.shape for _, images in tiles}) > 1:
+        raise ValueError(f"rows must be images of one shape, not {[images.shape for _, images in tiles]}")
+    columns = len(tiles[0][1])
+    if column_titles is not None and len(column_titles) != columns:
+        raise ValueError(f"{columns} columns but {len(column_titles)} column titles")
+    limit = limit if difference is not None else None
+    _write_figure(path, _labelled_figure(tiles, column_titles, limit))
+
+
+def _labelled_figure(
+    rows: list[tuple[str, np.ndarray]], column_titles: Sequence[str] | None, limit: float | None
+) -> Figure:
+    """Lay out rows of (title, images (N, H, W)); with a `limit`, the last row holds errors and is drawn in colour."""
+    columns, height, width = rows[0][1].shape
+    # All lengths in pixels, origin at the bottom left as matplotlib has it.
+    text = int(np.clip(height // 11, 13, 20))
+    left, right, bottom = 2 * text, (7 * text if limit is not None else GAP), GAP
+    top = 2 * text if column_titles is not None else GAP
+    total_width = left + columns * (width + GAP) - GAP + right
+    total_height = bottom + len(rows) * (height + 2 * GAP) - 2 * GAP + top
+    figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
+    points = text * 72 / DPI
+
+    def label(x: float, y: float, words: str, room: int, **how) -> None:
+        size = min(points, points * room / (0.65 * text * len(words) + 1))  # a letter is about 0.65 of its size wide
+        figure.text(x / total_width, y / total_height, words, fontsize=size, ha="center", va="center", **how)
+
+    for number, (title, images) in enumerate(rows):
+        y = total_height - top - height - number * (height + 2 * GAP)
+        label(left / 2, y + height / 2, title, height, rotation=90)
+        if limit is None or number < len(rows) - 1:
+            # figimage copies pixels without resampling, which an axes of the same size does not promise; and given
+            # red, green, blue it also skips the colormap, whose rounding may shift a grey by one.
+            figure.figimage(repeat(sheet(images, columns), "h w -> h w rgb", rgb=3), left, y)
+        else:
+            _colour_row(figure, images, (left, y), limit, points)
+    for number, title in enumerate(column_titles or ()):
+        label(left + number * (width + GAP) + width / 2, total_height - top / 2, title, width)
+    return figure
+
+
+def _colour_row(figure: Figure, errors: np.ndarray, corner: tuple[int, int], limit: float, points: float) -> None:
+    """Draw a row of errors in [0, 1], (N, H, W), in colour at `corner` (pixels), with its colour bar to the right."""
+    scale = ScalarMappable(Normalize(0, limit), "magma")
+    count, height, width = errors.shape
+    gap = np.full((height, GAP, 4), (GREY, GREY, GREY, 255), np.uint8)
+    tiles = [part for tile in errors for part in (scale.to_rgba(tile, bytes=True), gap)][:-1]
+    row = np.concatenate(tiles, axis=1)
+    figure.figimage(row, *corner)
+    x, y = corner
+    total_width, total_height = figure.bbox.size
+    box = ((x + row.shape[1] + 12) / total_width, (y + 0.06 * height) / total_height, 12 / total_width)
+    axes = figure.add_axes((*box, 0.88 * height / total_height))
+    bar = figure.colorbar(scale, cax=axes, extend="max", ticks=[0, limit / 2, limit])
+    bar.ax.set_yticklabels([f"{100 * tick:.3g}%" for tick in bar.get_ticks()])
+    bar.ax.tick_params(labelsize=0.85 * points, length=3)
+    bar.set_label("of grey range", fontsize=0.85 * points)
+
+
+def reconstruction_sheet(path: str | Path, real, fake, z=None, count: int = 8, limit: float = 0.2) -> None:
+    """Save real slices above their reconstructions above the error, so that what was lost can be pointed at.
+
+    Args:
+        path: PNG file to write.
+        real: floats (N, H, W, 1) or (N, H, W) in [-1, 1].
+        fake: the reconstructions, same shape and order.
+        z: N integer slice indices for the column titles; no titles without.
+        count: most columns to draw; of more images, an even selection is taken.
+        limit: error at which the colours end, as a share of the grey range.
+
+    Raises:
+        ValueError: if shapes differ.
+    """
+    real, fake = _as_stack(real), _as_stack(fake)
+    if real.shape != fake.shape:
+        raise ValueError(f"real and fake must have the same shape, not {real.shape} and {fake.shape}")
+    chosen = _evenly(len(real), count)
+    real, fake = real[chosen], fake[chosen]
+    titles = None if z is None else [f"slice {index}" for index in np.asarray(z).reshape(-1)[chosen]]
+    rows = [("real", real), ("reconstructed", fake)]
+    labelled_sheet(path, rows, titles, difference=("|difference|", fake - real), limit=limit)
+
+
+# ---------------------------------------------------------------------------------------------------------- loss curves
+
+
+def _read_history(csv_path: str | Path) -> dict[str, dict[float, float]]:
+    """Read a Keras CSVLogger file into {column: {epoch: value}}, tolerant of what interrupted runs leave behind.
+
+    A resumed run may repeat an epoch (the later row replaces the lost one) or the header (skipped); a killed one may
+    end in half a row; "NA" marks a value not measured in that epoch. NaN and infinity are kept: they are results.
+    """
+    history: dict[str, dict[float, float]] = {}
+    with open(csv_path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            numbers = {}
+            for column, cell in row.items():
+                with contextlib.suppress(TypeError, ValueError):
+                    numbers[column] = float(cell)
+            epoch = numbers.pop("epoch", None)
+            for column, value in numbers.items() if epoch is not None else ():
+                history.setdefault(column, {})[epoch] = value
+    if not history:
+        raise ValueError(f"{csv_path} holds no epoch with a number in it: nothing to draw")
+    return history
+
+
+def _draw_metric(axes, name: str, series: list[tuple[str, str, dict[float, float]]]) -> None:
+    """Draw the curves of one metric, each (legend, colour, {epoch: value}), into one axes."""
+    shown: list[float] = []
+    lost = 0
+    for legend, colour, points in series:
+        finite = sorted((epoch, value) for epoch, value in points.items() if math.isfinite(value))
+        lost += len(points) - len(finite)
+        if finite:
+            epochs, values = zip(*finite, strict=True)
+            # Dots where there are few points: a single one draws no line at all.
+            axes.plot(epochs, values, color=colour, label=legend, lw=1.6, marker="o" if len(values) <= 20 else "", ms=3)
+            shown += values
+    if shown and min(shown) > 0 and max(shown) > 10 * min(shown):
+        axes.set_yscale("log")
+    # A diverged run must not look like a shorter one.
+    note = f"  ({lost} not finite)" if lost else ""
+    axes.set_title(name + note, fontsize=10, loc="left", color="#b00020" if lost else "black")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    left, right = axes.get_xlim()
+    axes.set_xlim(min(left, (left + right - 1) / 2), max(right, (left + right + 1) / 2))  # at least one epoch wide
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1 and shown:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def loss_curves(csv_path: str | Path, png_path: str | Path) -> None:
+    """Draw the history of a training run as small multiples, one panel per metric, training and validation together.
+
+    The vertical axis is logarithmic where all values are positive and span more than a decade.
+
+    Args:
+        csv_path: file of `keras.callbacks.CSVLogger`: a column "epoch", then one per metric, "val_" before those of
+            the validation data. Files of one row, of resumed and of interrupted runs are welcome.
+        png_path: PNG file to write.
+
+    Raises:
+        FileNotFoundError: if there is no such history.
+        ValueError: if it holds no epoch yet.
+    """
+    history = _read_history(csv_path)
+    names = list(dict.fromkeys(column.removeprefix("val_") for column in history))  # in the file's order, each once
+    columns = min(_near_square(len(names)), 4)  # more than 4 abreast no longer fit a page
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, name in zip(panels, names, strict=False):
+        candidates = (("training", TRAINING, name), ("validation", VALIDATION, f"val_{name}"))
+        series = [(legend, colour, history[column]) for legend, colour, column in candidates if column in history]
+        _draw_metric(panel, name, series)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for panel in panels[max(0, len(names) - columns) : len(names)]:  # the lowest panel of every column
+        panel.set_xlabel("epoch", fontsize=9)
+    _write_figure(png_path, figure)

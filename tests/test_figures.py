@@ -1,0 +1,354 @@
+"""ldm/figures.py: exact pixels, exact bytes, files that are whole or not there."""
+
+import ast
+import os
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm import figures
+from ldm.figures import GAP, GREY
+
+
+def flat(*greys: int, height: int = 4, width: int = 6) -> np.ndarray:
+    """One constant image per 8-bit grey value, as floats (N, H, W, 1) in [-1, 1]."""
+    values = np.array(greys, np.float32) / 255 * 2 - 1
+    return np.broadcast_to(values[:, None, None, None], (len(greys), height, width, 1)).copy()
+
+
+@pytest.fixture
+def frames():
+    """Five frames of noise over all 256 greys, no two alike."""
+    return list(np.random.default_rng(0).integers(0, 256, (5, 40, 50), dtype=np.uint8))
+
+
+@pytest.fixture
+def brains():
+    """Three discs of different size, 32 x 32, and blurred look-alikes."""
+    y, x = np.mgrid[:32, :32] - 16
+    radius = np.hypot(x, y)
+    real = np.stack([np.where(radius < r, 0.8, -1.0) for r in (6, 9, 12)])[..., None]
+    fake = np.stack([np.tanh(r - radius) for r in (6, 9, 12)])[..., None]
+    return real.astype(np.float32), fake.astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------- to_uint8
+
+
+def test_endpoints_midpoint_and_clipping():
+    images = np.array([-1, 1, 0, -5, 5, -1 + 2 / 255], np.float32).reshape(1, 2, 3, 1)
+    grey = figures.to_uint8(images)
+    assert grey.dtype == np.uint8
+    assert grey.ravel().tolist() == [0, 255, 128, 0, 255, 1]
+
+
+def test_every_grey_value_survives_the_round_trip():
+    greys = np.arange(256, dtype=np.uint8)
+    images = (greys.astype(np.float32) / 127.5 - 1).reshape(1, 16, 16)
+    assert (figures.to_uint8(images).ravel() == greys).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((4, 4), np.float32), "shape"),
+        (np.zeros((2, 4, 4, 3), np.float32), "shape"),
+        (np.zeros((0, 4, 4), np.float32), "shape"),
+        (np.zeros((2, 4, 4), np.uint8), "uint8"),
+        (np.stack([np.zeros((4, 4)), np.full((4, 4), np.nan)]), "1 of 2 images hold NaN"),
+    ],
+)
+def test_what_is_not_an_image_is_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        figures.to_uint8(images)
+
+
+# ------------------------------------------------------------------------------------------------------ sheet, enlarge
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5])
+def test_image_k_lies_in_its_tile_and_the_rest_is_grey(columns):
+    greys = (10, 60, 110, 160, 210)
+    tiled = figures.sheet(flat(*greys), columns)
+    rows = -(-5 // columns)
+    assert tiled.shape == (rows * 4 + (rows - 1) * GAP, columns * 6 + (columns - 1) * GAP)
+    left = np.ones(tiled.shape, bool)
+    for k, grey in enumerate(greys):
+        y, x = k // columns * (4 + GAP), k % columns * (6 + GAP)
+        assert (tiled[y : y + 4, x : x + 6] == grey).all()
+        left[y : y + 4, x : x + 6] = False
+    assert (tiled[left] == GREY).all()
+
+
+def test_an_image_is_neither_turned_nor_flipped():
+    image = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 3, 4)
+    assert (figures.sheet(image) == figures.to_uint8(image)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (8, 4), (9, 3), (16, 4), (32, 8)]
+)
+def test_default_sheet_is_near_square(count, columns):
+    assert figures.sheet(flat(*[0] * count)).shape[1] == columns * (6 + GAP) - GAP
+
+
+def test_columns_must_be_positive():
+    with pytest.raises(ValueError, match="columns"):
+        figures.sheet(flat(1, 2), columns=0)
+
+
+def test_enlarge_scales_by_the_smallest_sufficient_whole_factor():
+    assert figures.enlarge(flat(7, height=30, width=50), minimum=64).shape == (1, 90, 150)
+    assert figures.enlarge(flat(7, height=64, width=64), minimum=64).shape == (1, 64, 64)
+    assert (figures.to_uint8(figures.enlarge(flat(0, 7, 255), minimum=64)) == [[[0]], [[7]], [[255]]]).all()
+
+
+# -------------------------------------------------------------------------------------------------------- save_png, gif
+
+
+def test_png_is_lossless_grey_and_reproducible(tmp_path, frames):
+    for name in ("new/folder/a.png", "b.png"):
+        figures.save_png(tmp_path / name, frames[0])
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "new/folder/a.png").read_bytes()
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.mode == "L"
+        assert (np.asarray(image) == frames[0]).all()
+
+
+def test_gif_keeps_every_pixel_every_frame_and_the_timing(tmp_path, frames):
+    path = tmp_path / "film.gif"
+    figures.save_gif(path, iter(frames), fps=10, hold=2)
+    back = iio.imread(path, mode="L")
+    assert back.shape == (5, 40, 50)
+    assert (back == np.stack(frames)).all()
+    with Image.open(path) as film:
+        durations = []
+        for k in range(film.n_frames):
+            film.seek(k)
+            durations.append(film.info["duration"])
+        assert durations == [100, 100, 100, 100, 2000]  # milliseconds
+        assert film.info["loop"] == 0  # for ever
+
+
+@pytest.mark.parametrize("greys", [256, 8])
+def test_gif_can_be_read_back_where_only_a_part_changes(tmp_path, frames, greys):
+    """As in a film of slices: black margins that never change, so the file stores a part of the frame only."""
+    film = np.stack(frames) // (256 // greys) * (256 // greys)
+    film[:, :10] = 0
+    film[1:, 30:] = film[0, 30:]
+    figures.save_gif(tmp_path / "film.gif", film)
+    assert (iio.imread(tmp_path / "film.gif", mode="L") == film).all()
+    coloured = iio.imread(tmp_path / "film.gif")  # what a reader gets who asks for nothing special
+    assert (coloured.reshape(*film.shape, -1)[..., 0] == film).all()
+
+
+def test_gif_of_a_still_and_of_repeated_frames(tmp_path, frames):
+    figures.save_gif(tmp_path / "still.gif", frames[:1])
+    assert (iio.imread(tmp_path / "still.gif", mode="L")[0] == frames[0]).all()
+    a, b = frames[:2]
+    figures.save_gif(tmp_path / "repeat.gif", [a, a, b, b], fps=10, hold=1)
+    with Image.open(tmp_path / "repeat.gif") as film:
+        total = 0
+        for k in range(film.n_frames):
+            film.seek(k)
+            total += film.info["duration"]
+    assert total == 1300
+    figures.save_gif(tmp_path / "frozen.gif", [a, a, a])
+    assert (iio.imread(tmp_path / "frozen.gif", mode="L") == a).all()
+
+
+def test_gif_has_the_same_bytes_twice(tmp_path, frames):
+    figures.save_gif(tmp_path / "a.gif", frames)
+    figures.save_gif(tmp_path / "b.gif", frames)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+
+
+def test_gif_refuses_what_it_cannot_show(tmp_path, frames):
+    for bad, message in [
+        (dict(frames=[]), "at least one"),
+        (dict(frames=[frames[0], frames[0][1:]]), "one shape"),
+        (dict(frames=[frames[0] / 255]), "uint8"),
+        (dict(frames=frames, fps=0), "fps"),
+        (dict(frames=frames, fps=100), "fps"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            figures.save_gif(tmp_path / "bad.gif", **bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path, frames, monkeypatch):
+    path = tmp_path / "picture.png"
+    figures.save_png(path, frames[0])
+    before = path.read_bytes()
+
+    def disk_full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:10])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", disk_full)
+        with pytest.raises(OSError, match="no space"):
+            figures.save_png(path, frames[1])
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["picture.png"]
+
+
+# ---------------------------------------------------------------------------------------------------- denoising_frames
+
+
+def test_frames_show_x_t_and_beside_it_x_0():
+    steps = [(flat(k, k + 1), flat(k + 100, k + 101)) for k in range(5)]
+    alone = figures.denoising_frames(iter(steps), columns=1, minimum=1)
+    assert [frame[0, 0] for frame in alone] == [0, 1, 2, 3, 4]
+    both = figures.denoising_frames(steps, columns=1, with_prediction=True, minimum=1)
+    for k in range(5):
+        assert (both[k][:, :6] == alone[k]).all()
+        assert (both[k][:, 6:-6] == GREY).all()
+        assert (both[k][:, -6:] == figures.sheet(steps[k][1], 1)).all()
+
+
+def test_count_keeps_the_first_and_the_last_step():
+    steps = [(flat(k), flat(0)) for k in range(100)]
+    for count, expected in [(3, [0, 50, 99]), (2, [0, 99]), (1, [99])]:
+        kept = [frame[0, 0] for frame in figures.denoising_frames(steps, count=count, minimum=1)]
+        assert kept == expected
+    assert len(figures.denoising_frames(steps, count=1000, minimum=1)) == 100
+    with pytest.raises(ValueError, match="no step"):
+        figures.denoising_frames([])
+
+
+def test_small_slices_are_enlarged_in_a_film():
+    assert figures.denoising_frames([(flat(9, height=64, width=64),) * 2])[0].shape == (128, 128)
+
+
+# ---------------------------------------------------------------------------------------------------- labelled pictures
+
+
+def test_reconstruction_sheet_holds_both_rows_pixel_for_pixel(tmp_path, brains):
+    real, fake = brains
+    figures.reconstruction_sheet(tmp_path / "a.png", real, fake, z=[3, 4, 5])
+    picture = iio.imread(tmp_path / "a.png")[..., :3]
+    for images in brains:
+        wanted = np.repeat(figures.sheet(figures.enlarge(images), 3)[..., None], 3, axis=-1)
+        assert contains(picture, wanted)
+
+
+def contains(picture: np.ndarray, part: np.ndarray) -> bool:
+    """Whether `part` lies in `picture` somewhere, exactly."""
+    height, width = part.shape[:2]
+    ys, xs = picture.shape[0] - height + 1, picture.shape[1] - width + 1
+    candidates = np.argwhere((picture[:ys, :xs] == part[0, 0]).all(-1))
+    return any((picture[y : y + height, x : x + width] == part).all() for y, x in candidates)
+
+
+def test_difference_has_a_fixed_scale(tmp_path, brains):
+    """Half the error must look darker, not be stretched to the same colours; and no error is black."""
+    real, _ = brains
+    brightness = []
+    for error in (0.0, 0.1, 0.2):
+        path = tmp_path / f"{error}.png"
+        figures.labelled_sheet(path, [("real", real)], difference=("error", np.full_like(real, error)))
+        brightness.append(int(iio.imread(path)[-60, 60, :3].sum()))
+    assert brightness[0] < 10 and brightness[0] < brightness[1] < brightness[2]
+
+
+def test_labelled_pictures_are_reproducible_and_leave_no_software_version(tmp_path, brains):
+    real, fake = brains
+    for name in ("a.png", "b.png"):
+        figures.reconstruction_sheet(tmp_path / name, real, fake, z=np.arange(3))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert b"Software" not in (tmp_path / "a.png").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+
+
+def test_labels_are_drawn_and_count_limits_the_columns(tmp_path, brains):
+    real, fake = brains
+    figures.reconstruction_sheet(tmp_path / "all.png", real, fake)
+    figures.reconstruction_sheet(tmp_path / "titled.png", real, fake, z=[3, 4, 5])
+    figures.reconstruction_sheet(tmp_path / "two.png", real, fake, count=2)
+    plain, titled, two = (iio.imread(tmp_path / f"{name}.png") for name in ("all", "titled", "two"))
+    assert titled.shape[0] > plain.shape[0] and titled.shape[1] == plain.shape[1]
+    assert (titled[:20] < 128).any(), "column titles are dark on white"
+    assert plain.shape[1] - two.shape[1] == 128 + GAP
+
+
+def test_labelled_sheet_refuses_rows_that_do_not_match(tmp_path, brains):
+    real, fake = brains
+    with pytest.raises(ValueError, match="one shape"):
+        figures.labelled_sheet(tmp_path / "a.png", {"real": real, "fake": fake[:2]})
+    with pytest.raises(ValueError, match="one shape"):
+        figures.labelled_sheet(tmp_path / "a.png", {})
+    with pytest.raises(ValueError, match="3 columns but 1"):
+        figures.labelled_sheet(tmp_path / "a.png", {"real": real}, column_titles=["one"])
+    with pytest.raises(ValueError, match="same shape"):
+        figures.reconstruction_sheet(tmp_path / "a.png", real, fake[:2])
+
+
+# ---------------------------------------------------------------------------------------------------------- loss curves
+
+
+def test_history_of_a_resumed_and_interrupted_run(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text(
+        "epoch,loss,val_loss,note\n0,3.0,NA,[1 2]\n1,2.0,2.5,x\n"
+        "epoch,loss,val_loss,note\n1,1.5,2.2,x\n2,nan,NA,x\n3,0.9"  # resumed at epoch 1; killed in the middle of a row
+    )
+    history = figures._read_history(path)
+    assert list(history) == ["loss", "val_loss"]
+    assert {epoch: value for epoch, value in history["loss"].items() if epoch != 2} == {0: 3.0, 1: 1.5, 3: 0.9}
+    assert np.isnan(history["loss"][2])
+    assert history["val_loss"] == {1: 2.2}
+
+
+def test_loss_curves_of_one_row_and_of_many(tmp_path):
+    sizes, contents = [], []
+    for rows in (1, 50):
+        path = tmp_path / f"{rows}.csv"
+        lines = [f"{k},{10 ** (-k / 10)},{10 ** (-k / 12)},{k}" for k in range(rows)]
+        path.write_text("epoch,loss,val_loss,learning_rate\n" + "\n".join(lines) + "\n")
+        for copy in "ab":
+            figures.loss_curves(path, tmp_path / f"{rows}{copy}.png")
+        content = (tmp_path / f"{rows}a.png").read_bytes()
+        assert content == (tmp_path / f"{rows}b.png").read_bytes()
+        contents.append(content)
+        sizes.append(iio.imread(tmp_path / f"{rows}a.png").shape)
+    assert sizes[0] == sizes[1] == (250, 720, 4)  # two panels: loss with val_loss, learning_rate
+    assert contents[0] != contents[1]
+
+
+def test_scale_legend_and_warning_of_a_panel():
+    def panel(*series):
+        axes = figures.Figure().subplots()
+        figures._draw_metric(axes, "loss", [("curve", "black", points) for points in series])
+        return axes
+
+    assert panel({0: 1.0, 1: 0.01}).get_yscale() == "log"
+    assert panel({0: 1.0, 1: 0.5}).get_yscale() == "linear", "less than a decade"
+    assert panel({0: 1.0, 1: 0.0}).get_yscale() == "linear", "zero has no logarithm"
+    assert panel({0: 1.0}).get_legend() is None
+    assert len(panel({0: 1.0}, {0: 2.0}).get_legend().get_texts()) == 2
+    assert "2 not finite" in panel({0: 1.0, 1: np.nan, 2: np.inf}).get_title("left")
+    assert "1 not finite" in panel({0: np.nan}).get_title("left"), "nothing finite at all is still a panel"
+
+
+def test_a_missing_or_empty_history_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        figures.loss_curves(tmp_path / "none.csv", tmp_path / "a.png")
+    (tmp_path / "empty.csv").write_text("epoch,loss\n")
+    with pytest.raises(ValueError, match="empty.csv holds no epoch"):
+        figures.loss_curves(tmp_path / "empty.csv", tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_no_global_plotting_state():
+    """pyplot keeps every figure alive and may look for a display: the source must never import it."""
+    tree = ast.parse(Path(figures.__file__).read_text(encoding="utf-8"))
+    names = [
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+    ]
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not any("pyplot" in name for name in names + modules)
