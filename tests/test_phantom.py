@@ -1,0 +1,176 @@
+"""Phantom brains: what a slice must be, and that the stated effect of the label is the one drawn."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ldm import phantom
+
+AD, NC = phantom.LABELS.index("AD"), phantom.LABELS.index("NC")
+CSF, GREY, WHITE = (phantom.TISSUES[name] for name in ("csf", "grey", "white"))
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    """24 persons at 64 pixels: key -> array of shape (24, 32, ...)."""
+    items = list(phantom.slices(24, image_size=64, seed=0))
+    return {key: np.stack([item[key] for item in items]).reshape(24, 32, *np.shape(items[0][key])) for key in items[0]}
+
+
+@pytest.fixture(scope="module")
+def person():
+    """One person at full size: key -> array of shape (32, ...)."""
+    items = list(phantom.slices(1, image_size=256, seed=5))
+    return {key: np.stack([item[key] for item in items]) for key in items[0]}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_order_and_types(cohort):
+    assert phantom.LABELS == tuple(sorted(phantom.LABELS))  # a class folder's index is the label
+    assert np.array_equal(cohort["z"], np.tile(np.arange(phantom.SLICES), (24, 1)))
+    assert np.array_equal(cohort["case"], np.repeat(np.arange(1, 25), phantom.SLICES).reshape(24, -1))
+    assert (cohort["label"] == cohort["label"][:, :1]).all()
+    assert cohort["image"].dtype == cohort["mask"].dtype == np.uint8
+    assert cohort["ventricles"].dtype == bool
+
+
+@pytest.mark.parametrize("people", [0, 1, 2, 5])
+def test_labels_are_balanced(people):
+    labels = [item["label"] for item in phantom.slices(people, image_size=16) if item["z"] == 0]
+    assert len(labels) == people
+    assert abs(labels.count(AD) - labels.count(NC)) <= 1
+
+
+def test_a_person_depends_on_seed_and_case_only():
+    three = list(phantom.slices(3, image_size=32, seed=7))
+    again = list(phantom.slices(2, image_size=32, seed=7))
+    third = list(phantom.slices(1, image_size=32, seed=7, first_case=3))
+    assert all(same(a, b) for a, b in zip(three[:64], again, strict=True))
+    assert all(same(a, b) for a, b in zip(three[64:], third, strict=True))
+    other = next(iter(phantom.slices(1, image_size=32, seed=8)))
+    assert not np.array_equal(three[0]["mask"], other["mask"])
+
+
+def test_persons_differ(cohort):
+    masks = cohort["mask"][:, 16]
+    for i in range(24):
+        for j in range(i):
+            assert np.mean(masks[i] != masks[j]) > 0.03
+
+
+@pytest.mark.parametrize("image_size", [16, 64, 96, 130, 256])
+def test_image_size_is_honoured_and_changes_no_anatomy(image_size):
+    item = next(iter(phantom.slices(1, image_size=image_size, seed=1)))
+    assert item["image"].shape == item["mask"].shape == item["ventricles"].shape == (image_size, image_size)
+    full = next(iter(phantom.slices(1, image_size=256, seed=1)))
+    assert np.mean(item["mask"] > 0) == pytest.approx(np.mean(full["mask"] > 0), rel=0.05)
+    assert item["image"][item["mask"] > 0].mean() == pytest.approx(full["image"][full["mask"] > 0].mean(), rel=0.05)
+
+
+@pytest.mark.parametrize("image_size", [0, 15, 65])
+def test_unusable_image_size_is_refused(image_size):
+    with pytest.raises(ValueError, match="image_size"):
+        next(phantom.slices(1, image_size=image_size))
+
+
+def test_masks_hold_the_four_levels(cohort):
+    assert set(np.unique(cohort["mask"])) == set(phantom.TISSUES.values())
+    for mask in cohort["mask"].reshape(-1, 64 * 64):
+        assert set(np.unique(mask)) == set(phantom.TISSUES.values())  # every slice has every tissue
+
+
+def test_background_is_exactly_zero_and_brain_is_not(cohort, person):
+    for volume in (cohort, person):
+        assert np.array_equal(volume["image"] > 0, volume["mask"] > 0)
+
+
+def test_brain_lies_in_the_frame_with_a_margin(cohort):
+    brain = cohort["mask"].reshape(-1, 64, 64) > 0
+    border = brain.copy()
+    border[:, 6:-6, 8:-8] = False  # 24 mm above and below, 32 mm at the sides
+    assert not border.any()
+    fraction = brain.mean(axis=(1, 2))
+    assert 0.22 < fraction.min() and fraction.max() < 0.36
+
+
+def test_tissues_are_ordered_as_in_t1(cohort, person):
+    for volume in (cohort, person):
+        images, masks = (volume[key].reshape(-1, *volume[key].shape[-2:]) for key in ("image", "mask"))
+        for image, mask in zip(images, masks, strict=True):
+            csf, grey, white = (image[mask == level].mean() for level in (CSF, GREY, WHITE))
+            assert csf + 15 < grey and grey + 15 < white
+    assert 190 < np.median(person["image"][person["mask"] == WHITE]) < 235
+
+
+def test_noise_in_the_ventricles_is_rician(person):
+    """In deep CSF the signal nu is constant, and a Rician's second moment is nu^2 + 2 sigma^2."""
+    cross = ndimage.generate_binary_structure(2, 1)[None]
+    inside = ndimage.binary_erosion(person["ventricles"], cross, iterations=4)  # 4 mm from any wall, beyond the blur
+    values = person["image"][inside] / 255
+    assert inside.sum() > 1000
+    assert values.std() == pytest.approx(phantom.NOISE, rel=0.25)
+    assert np.mean(values**2) == pytest.approx(phantom.T1["csf"] ** 2 + 2 * phantom.NOISE**2, rel=0.25)
+
+
+def test_anatomy_moves_smoothly_through_the_slices(person):
+    images = person["image"].reshape(32, -1).astype(float)
+    correlation = np.corrcoef(images)
+    by_distance = [np.diag(correlation, distance).mean() for distance in (1, 3, 8, 20)]
+    assert by_distance[0] > 0.95
+    assert all(np.diff(by_distance) < -0.01)
+    changed = np.mean(person["mask"][1:] != person["mask"][:-1], axis=(1, 2))
+    assert changed.max() < 3 * np.median(changed)  # no slice jumps
+
+
+def test_both_hemispheres_are_alike_but_not_mirrored(person):
+    mirrored = person["mask"][:, :, ::-1]
+    assert np.mean((person["mask"] > 0) == (mirrored > 0)) > 0.95
+    assert np.mean(person["mask"] != mirrored) > 0.05
+
+
+def test_ventricles_are_csf_in_the_middle_of_the_brain(cohort, person):
+    assert (cohort["mask"][cohort["ventricles"]] == CSF).all()
+    areas = person["ventricles"].sum(axis=(1, 2))  # mm^2, as a pixel is 1 mm
+    assert 50 < areas.min() and 600 < areas.max() < 4000
+    rows, columns = np.nonzero(person["ventricles"].any(axis=0))
+    assert abs(columns.mean() - 127.5) < 8 and 60 < rows.min() and rows.max() < 200
+
+
+def test_cortex_is_a_folded_ribbon(person):
+    """Grey matter lines far more boundary than the outline is long: that is what folding means."""
+    for z in (4, 16, 28):
+        mask = person["mask"][z]
+        pial = (mask[:, 1:] == GREY) & (mask[:, :-1] == CSF) | (mask[:, 1:] == CSF) & (mask[:, :-1] == GREY)
+        outline = (mask[:, 1:] > 0) != (mask[:, :-1] > 0)
+        assert pial.sum() > 3 * outline.sum()
+
+
+def test_ad_enlarges_the_ventricles_by_the_stated_factor(cohort):
+    area = cohort["ventricles"].sum(axis=(1, 2, 3))
+    label = cohort["label"][:, 0]
+    ratio = area[label == AD].mean() / area[label == NC].mean()
+    # 12 persons a side with a spread of 15 % each: the ratio's standard error is 6 %.
+    assert ratio == pytest.approx(phantom.AD_VENTRICLE_AREA, rel=0.15)
+
+
+def test_label_is_the_only_difference_between_twins():
+    """The same random numbers under either label: the effect of AD without the spread between persons."""
+    ventricles, sulci = [], []
+    for case in range(6):
+        totals = {}
+        for label in (AD, NC):
+            rng = np.random.default_rng(case)
+            twin = phantom._person(rng, label)
+            masks, inner = zip(*[(m, v) for _, m, v in phantom._person_slices(twin, 96, rng)], strict=True)
+            csf = np.sum(np.stack(masks) == CSF)
+            totals[label] = np.sum(inner), csf - np.sum(inner), twin.sulcus, np.sum(np.stack(masks) > 0)
+        ventricles.append(totals[AD][0] / totals[NC][0])
+        sulci.append(totals[AD][1] / totals[NC][1])
+        assert totals[AD][2] == pytest.approx(phantom.AD_SULCUS_WIDTH * totals[NC][2])
+        assert totals[AD][3] == totals[NC][3]  # the head does not change size
+    assert np.mean(ventricles) == pytest.approx(phantom.AD_VENTRICLE_AREA, rel=0.05)
+    # Wider sheets merge and partial volume hides the thinnest, so the area does not follow the width exactly.
+    assert 1.2 < np.mean(sulci) < 2.0
