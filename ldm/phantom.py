@@ -36,7 +36,7 @@ AD_VENTRICLE_AREA = 1.6  # expected ventricle area, summed over the slices, AD /
 AD_SULCUS_WIDTH = 1.5  # width of sulci, fissure, insula and rim, AD / NC; gives about 1.35 times the CSF around them
 
 FRAME_MM = 256.0  # the image is this wide and high
-ROI_MM = (192.0, 160.0)  # height, width of the centred window that holds every brain; only this much is computed
+ROI_MM = (200.0, 168.0)  # height, width of the centred window that holds every brain; only this much is computed
 T1 = {"csf": 0.13, "grey": 0.47, "deep grey": 0.66, "white": 0.84}  # mean intensity, as a fraction of full scale
 POINT_SPREAD = 0.6  # standard deviation of the scanner's blur, mm
 NOISE = 0.02  # standard deviation of the Rician noise before the magnitude, same unit
@@ -150,8 +150,8 @@ def _ellipsoid(x, y, z, centre, axes, turn=0.0):
 def _hull(person, x, y, z):
     """Signed distance to the smooth outline of the brain, sulci bridged over."""
     t = z / (SLICES - 1)
-    half_width = (72 - 2.5 * t * t) * person.size * person.aspect
-    half_height = (88 - 3.5 * t * t) * person.size
+    half_width = (74 - 2.5 * t * t) * person.size * person.aspect
+    half_height = (90.5 - 3.5 * t * t) * person.size
     theta = np.arctan2(x / half_width, y / half_height)  # 0 = forehead
     radius = 1.0
     for n, (cosine, sine) in enumerate(person.outline.T.tolist(), start=1):

@@ -90,10 +90,10 @@ def test_background_is_exactly_zero_and_brain_is_not(cohort, person):
 def test_brain_lies_in_the_frame_with_a_margin(cohort):
     brain = cohort["mask"].reshape(-1, 64, 64) > 0
     border = brain.copy()
-    border[:, 6:-6, 8:-8] = False  # 24 mm above and below, 32 mm at the sides
+    border[:, 8:-8, 12:-12] = False  # 32 mm above and below, 48 mm at the sides
     assert not border.any()
     fraction = brain.mean(axis=(1, 2))
-    assert 0.22 < fraction.min() and fraction.max() < 0.36
+    assert 0.24 < fraction.min() and fraction.max() < 0.36
 
 
 def test_tissues_are_ordered_as_in_t1(cohort, person):
