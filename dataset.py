@@ -1,0 +1,637 @@
+"""Slices in: a zip, a folder, class folders or NIfTI volumes -> a table of slices -> batches for training.
+
+What lives here: which person, slice index, label and split every entry of an archive belongs to (`open_source`), the
+`tf.data` pipeline that reads, decodes, resizes and augments them (`make_dataset`, `augment`), and the command line that
+writes phantom brains in the same layout. How bytes come out of a zip,
+and what names in it mean, is `ldm.archive`.
+
+    source = open_source("dataset/oasis.zip")
+    for batch in make_dataset(source, "train", image_size=128, batch_size=32, training=True):
+        batch["image"]  # (32, 128, 128, 1) float32 in [-1, 1], background exactly -1
+
+Three promises. A person is in one split only, never two. Nothing is extracted to disk. Element number n of a training
+stream is a pure function of (seed, n): whoever skips the first k batches sees what an unbroken run would have seen.
+
+    python dataset.py phantom --people 128 --out dataset/phantom.zip
+    python dataset.py describe dataset/oasis.zip
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import os
+import re
+import sys
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from einops import rearrange
+from PIL import Image
+from tqdm import tqdm
+
+from ldm import archive, phantom
+from ldm.archive import SPLITS, DataError
+
+CHECK_ALL = 20_000  # archives up to this many slices are checked whole when opened,
+CHECK_SAMPLE = 2_000  # larger ones by a seeded sample of this many; the rest is checked as it is read
+HASH_BYTES = 200 * 10**6
+JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
+DEEP_WHITE = 99.9  # percentile of a 16-bit slice's non-zero pixels that becomes white
+
+
+@dataclasses.dataclass(eq=False)
+class Source:
+    """A table of slices, sorted by (case, z), and the store that their bytes come from.
+
+    Attributes:
+        path: what was opened, as it was given.
+        kind: "oasis", "class folders", "flat" or "volumes".
+        store: offers `read(name) -> bytes`.
+        seed: what missing splits were carved with.
+        entries: N names.
+        split: (N,) str, one of SPLITS.
+        z: (N,) int32 slice index.
+        label: (N,) int32 index into `label_names`, -1 = unknown.
+        case: (N,) int32 person.
+        label_names: sorted.
+        case_names: case -> the name that it has in the archive.
+        masks: entry -> entry of its mask, read with `store.read`; may be empty.
+        made: split -> "archive" or "carved by case, seed S".
+    """
+
+    path: str
+    kind: str
+    store: object = dataclasses.field(repr=False)
+    seed: int
+    entries: list[str] = dataclasses.field(repr=False)
+    split: np.ndarray = dataclasses.field(repr=False)
+    z: np.ndarray = dataclasses.field(repr=False)
+    label: np.ndarray = dataclasses.field(repr=False)
+    case: np.ndarray = dataclasses.field(repr=False)
+    label_names: tuple[str, ...]
+    case_names: dict[int, str] = dataclasses.field(repr=False)
+    masks: dict[str, str] = dataclasses.field(repr=False)
+    made: dict[str, str]
+    _decoded: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    def select(self, split: str) -> np.ndarray:
+        """Row numbers of one split, ascending, (n,) int64.
+
+        Raises:
+            DataError: an unknown split, or one without slices.
+        """
+        if split not in SPLITS:
+            raise DataError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}.")
+        rows = np.flatnonzero(self.split == split)
+        if not len(rows):
+            people = len(np.unique(self.case))
+            raise DataError(
+                f"--data {self.path}: the {split} split is empty ({people} people in all); add people to that split "
+                "or point --data at an archive that has more of them."
+            )
+        return rows
+
+    def check(self) -> None:
+        """Reads the slices without decoding them: checksums, signature, dimensions, end-of-file marker.
+
+        Archives of more than CHECK_ALL slices are checked by a seeded sample; what is not looked at here is looked at
+        when it is read.
+
+        Raises:
+            DataError: names the first entry that is no image, truncated, damaged or absurdly large.
+        """
+        if self.kind == "volumes":  # opening them has read every voxel
+            return
+        entries = self.entries
+        if len(entries) > CHECK_ALL:
+            sample = np.random.default_rng(self.seed).choice(len(entries), CHECK_SAMPLE, replace=False)
+            entries = [entries[row] for row in np.sort(sample)]
+        for name in entries:
+            self.read(name)
+
+    def read(self, name: str) -> tuple[bytes, int]:
+        """The bytes of one slice and what a decoder has to know about them (GREY8, ..., JPEG, RAW of `ldm.archive`).
+
+        Raises:
+            DataError: names the entry that is damaged.
+        """
+        data = self.store.read(name)
+        if self.kind == "volumes":
+            return data, archive.RAW
+        try:
+            return data, archive.probe(data)
+        except ValueError as error:
+            raise DataError(f"{self.path}: {name!r} {error}; replace it or remove it.") from error
+
+    def manifest(self) -> dict:
+        """What a run writes down about its data, ready for `json.dump`."""
+        splits = {}
+        for split in SPLITS:
+            chosen = self.split == split
+            cases = np.unique(self.case[chosen])
+            splits[split] = {
+                "people": len(cases),
+                "images": int(chosen.sum()),
+                "cases": [self.case_names[case] for case in cases.tolist()],
+                "made": self.made[split],
+            }
+        files = self.store.files()
+        size = sum(path.stat().st_size for path in files)
+        modified = max(path.stat().st_mtime for path in files)
+        return {
+            "source": self.path,
+            "kind": self.kind,
+            "bytes": size,
+            "modified": datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds"),
+            "sha256": archive.fingerprint(files) if size < HASH_BYTES else None,
+            "seed": self.seed,
+            "axis": getattr(self.store, "axis", None),
+            "images": len(self.entries),
+            "masks": len(self.masks),
+            "labels": list(self.label_names),
+            "z": [int(self.z.min()), int(self.z.max())],
+            "splits": splits,
+        }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Opening: names -> table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def open_source(data, seed: int = 0, axis: int = 2, check: bool = True) -> Source:
+    """Reads the listing of an archive and says who is in it; no slice is decoded.
+
+    Args:
+        data: a path, or a list of paths to volumes. Understood are, as a zip or as a folder: the OASIS course layout
+            (`keras_png_slices_{train,validate,test}/case_001_slice_0.nii.png`, with or without a folder around it,
+            masks in `keras_png_slices_seg_*`, labels in `labels.csv` with columns case, label); the ADNI course layout
+            (`{train,test}/<label>/<scan>_<slice>.jpeg`); one flat folder of PNG or JPEG. And NIfTI volumes, or a folder
+            of them. Hidden files and files of other types are passed over.
+        seed: decides who goes into a split that the archive does not have.
+        axis: of NIfTI volumes in RAS orientation: 0 sagittal, 1 coronal, 2 axial.
+        check: look at the bytes of the slices (see `Source.check`).
+
+    Returns:
+        A `Source`. Splits are by person: those of the archive are kept, a missing test split takes about 15 % of the
+        training people, a missing validate split about 15 % of the remaining ones.
+
+    Raises:
+        DataError: one sentence for each thing that can be wrong with the data.
+    """
+    if isinstance(data, Source):
+        return data
+    _check_seed(seed)
+    paths = [Path(item) for item in ([data] if isinstance(data, (str, os.PathLike)) else data)]
+    shown = ", ".join(str(path) for path in paths)
+    if not paths:
+        raise DataError("--data names no file: give a zip, a folder or NIfTI volumes.")
+    store, kind, rows, masks = _read_listing(paths, shown, axis)
+    source = _make_table(shown, kind, store, rows, masks, seed)
+    if check:
+        source.check()
+    return source
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise DataError(f"--seed {seed} is negative; give 0 or more.")
+
+
+def _read_listing(paths: list[Path], shown: str, axis: int):
+    """Finds out what kind of data the paths are.
+
+    Returns:
+        store, kind, rows, masks: rows are (entry, split or "", case name, z, label name or ""), masks likewise.
+    """
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"--data {path} does not exist; give a zip, a folder of slices or NIfTI volumes.")
+    path = paths[0]
+    volumes = [item for item in paths if item.name.lower().endswith(archive.VOLUME_SUFFIXES)]
+    if path.is_dir() and len(paths) == 1:
+        store = archive.FolderStore(path)
+        volumes = [path / name for name in store.names if name.lower().endswith(archive.VOLUME_SUFFIXES)]
+        if volumes and any(map(archive.is_image, store.names)):
+            raise DataError(
+                f"--data {path} holds NIfTI volumes and PNG or JPEG files; keep the two in separate folders."
+            )
+        if not volumes:
+            return store, *archive.parse_names(store.names, shown)
+    elif len(volumes) != len(paths):
+        if len(paths) > 1:
+            raise DataError(f"--data takes one zip or folder, or several NIfTI volumes, but not a mixture: {shown}.")
+        if path.suffix.lower() != ".zip":
+            raise DataError(f"--data {path} has an unsupported suffix; give a .zip, a folder, .nii or .nii.gz.")
+        store = archive.ZipStore(path)
+        return store, *archive.parse_names(store.names, shown)
+    store = archive.VolumeStore(volumes, axis)
+    return store, "volumes", [(name, "", case, z, "") for name, case, z in store.slices], []
+
+
+def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int) -> Source:
+    """Numbers people and labels, gives everybody a split, sorts by (case, z)."""
+    entries, splits, case_names, z, label_names = zip(*rows, strict=True)
+    numbers = archive.number_cases(case_names)
+    case = np.array([numbers[name] for name in case_names], np.int32)
+    z = np.array(z, np.int32)
+    labels = tuple(sorted(set(label_names) - {""}))
+    label = np.array([labels.index(name) if name else -1 for name in label_names], np.int32)
+    table = [name for name in getattr(store, "names", []) if name.rsplit("/", 1)[-1] == "labels.csv"]
+    if kind != "class folders" and table:
+        labels, label = archive.read_labels(store, table[0], numbers, case)
+    order = np.lexsort((z, case))
+    entries = [entries[row] for row in order]
+    split = np.array(splits, dtype="U8")[order]
+    case, z, label = case[order], z[order], label[order]
+    archive.check_people(shown, entries, split, case)
+    split, made = archive.carve(shown, split, case, label, seed)
+    keys = zip(case.tolist(), z.tolist(), strict=True)
+    mask_of = {(numbers.get(name), index): entry for entry, _, name, index, _ in masks}
+    return Source(
+        path=shown,
+        kind=kind,
+        store=store,
+        seed=seed,
+        entries=entries,
+        split=split,
+        z=z,
+        label=label,
+        case=case,
+        label_names=labels,
+        case_names={number: name for name, number in numbers.items()},
+        masks={entry: mask_of[key] for entry, key in zip(entries, keys, strict=True) if key in mask_of},
+        made=made,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading: rows of the table -> pixels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _decode(data, code, shape):
+    """One encoded slice -> (H, W, 1) float32 grey levels in [0, 255].
+
+    8-bit files keep their levels. In 16-bit files the DEEP_WHITE-th percentile of the non-zero pixels becomes white, as
+    nothing in the file says what its largest value means. In JPEGs levels up to JPEG_NOISE become black.
+    """
+
+    def grey(image):  # integer weights with the sum 256, so that grey stored as colour comes back exactly
+        return tf.reduce_sum(tf.cast(image, tf.float32) * [77.0, 150.0, 29.0], axis=-1, keepdims=True) / 256.0
+
+    def deep(image):
+        positive = tf.sort(tf.boolean_mask(image, image > 0))
+        last = tf.cast(tf.shape(positive)[0] - 1, tf.float32)
+        white = tf.concat([positive, [1.0]], 0)[tf.cast(tf.round(tf.maximum(last, 0.0) * DEEP_WHITE / 100), tf.int32)]
+        return tf.minimum(image * (255.0 / white), 255.0)
+
+    def jpeg():
+        image = tf.cast(tf.io.decode_jpeg(data, channels=1, dct_method="INTEGER_ACCURATE"), tf.float32)
+        return tf.where(image <= JPEG_NOISE, 0.0, image)
+
+    return tf.switch_case(
+        code,
+        {
+            archive.GREY8: lambda: tf.cast(tf.io.decode_png(data, channels=1), tf.float32),
+            archive.COLOUR8: lambda: grey(tf.io.decode_png(data, channels=3)),
+            archive.GREY16: lambda: deep(tf.cast(tf.io.decode_png(data, channels=1, dtype=tf.uint16), tf.float32)),
+            archive.COLOUR16: lambda: deep(grey(tf.io.decode_png(data, channels=3, dtype=tf.uint16))),
+            archive.JPEG: jpeg,
+            archive.RAW: lambda: tf.cast(
+                tf.reshape(tf.io.decode_raw(data, tf.uint8), [shape[0], shape[1], 1]), tf.float32
+            ),
+        },
+    )
+
+
+def _fit(image, size: int):
+    """(H, W, 1) float32 in [0, 255] -> (size, size, 1) uint8: black margins to a square, then an antialiased resize.
+
+    The triangle filter has no negative lobes, so there is no ringing and black stays exactly 0.
+    """
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    side = tf.maximum(height, width)
+    image = tf.image.pad_to_bounding_box(image, (side - height) // 2, (side - width) // 2, side, side)
+    image = tf.cond(
+        side == size, lambda: image, lambda: tf.image.resize(image, [size, size], "bilinear", antialias=True)
+    )
+    return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), [size, size, 1])
+
+
+def _read_pixels(source: Source, rows: tf.data.Dataset, size: int, batch_size: int) -> tf.data.Dataset:
+    """Batches of row numbers (B,) -> batches of pixels (B, size, size, 1) uint8, in the same order.
+
+    Bytes are fetched a batch at a time in Python (a pread each, which needs little of the interpreter); decoding and
+    resizing run in C++, one slice per thread.
+    """
+
+    def fetch(rows):
+        entries = [source.entries[row] for row in rows]
+        data, codes = zip(*map(source.read, entries), strict=True)
+        shapes = [source.store.shape(entry) if source.kind == "volumes" else (0, 0) for entry in entries]
+        return np.array(data, dtype=object), np.array(codes, np.int32), np.array(shapes, np.int32)
+
+    def fetch_op(rows):
+        data, codes, shapes = tf.numpy_function(fetch, [rows], (tf.string, tf.int32, tf.int32))
+        return tf.ensure_shape(data, [None]), tf.ensure_shape(codes, [None]), tf.ensure_shape(shapes, [None, 2])
+
+    slices = rows.map(fetch_op, num_parallel_calls=2).unbatch()
+    pixels = slices.map(lambda *item: _fit(_decode(*item), size), num_parallel_calls=tf.data.AUTOTUNE)
+    return pixels.batch(batch_size)
+
+
+def _decoded(source: Source, split: str, size: int, budget: int) -> np.ndarray | None:
+    """All slices of a split as (n, size, size, 1) uint8, in table order; None when they exceed the budget in bytes."""
+    rows = source.select(split)
+    if len(rows) * size * size > budget:
+        return None
+    if (split, size) not in source._decoded:
+        pixels = np.empty((len(rows), size, size, 1), np.uint8)
+        batches = _read_pixels(source, tf.data.Dataset.from_tensor_slices(rows).batch(64), size, 64).prefetch(4)
+        place = 0
+        with data_errors(source), tqdm(total=len(rows), desc=f"{split} slices", delay=5, leave=False) as bar:
+            for batch in batches.as_numpy_iterator():
+                pixels[place : place + len(batch)] = batch
+                place += len(batch)
+                bar.update(len(batch))
+        source._decoded[split, size] = pixels
+    return source._decoded[split, size]
+
+
+@contextlib.contextmanager
+def data_errors(source: Source | None = None):
+    """Turns what a damaged slice raises inside `tf.data` back into the DataError that names it.
+
+        with data_errors(source):
+            model.fit(make_dataset(source, ...))
+
+    Args:
+        source: when given, a decoder's own complaint, which names no entry, is traced by decoding slice after slice.
+
+    Raises:
+        DataError: instead of the `tf.errors.OpError` around it; other errors pass unchanged.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search(r"DataError: (.+)", error.message)
+        if found:
+            raise DataError(found[1]) from error
+        if source is not None and re.search(r"PNG|JPEG|decode", error.message):
+            for name in source.entries:
+                data, code = source.read(name)
+                try:
+                    _decode(data, tf.constant(code), (0, 0))
+                except tf.errors.OpError as inner:
+                    raise DataError(f"{source.path}: {name!r} cannot be decoded; replace it or remove it.") from inner
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_dataset(
+    source,
+    split: str,
+    image_size: int,
+    batch_size: int,
+    training: bool,
+    *,
+    seed: int = 0,
+    start_step: int = 0,
+    augment: bool = True,
+    flip: bool = False,
+    cache_bytes: int = 2 * 2**30,
+) -> tf.data.Dataset:
+    """Batches of slices, in an order and with pixels that depend on the arguments only.
+
+    Args:
+        source: a `Source`, or anything `open_source` takes.
+        split: "train", "validate" or "test".
+        image_size: S, the side of the pictures in pixels. Slices are padded to a square with black, then resized.
+        batch_size: B, over all replicas.
+        training: True: an endless stream of full batches, each epoch in a fresh order without replacement, augmented.
+            A batch may straddle two epochs. False: one pass in table order (by case, then z), as is; the last batch
+            may be smaller.
+        seed: of order and augmentation. Element n of the training stream is a function of (seed, n) alone.
+        start_step: batches to skip; nothing is read for them.
+        augment: whether training slices are augmented (see `augment`).
+        flip: whether they are mirrored left to right at random, too.
+        cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory; a larger
+            one is read from the archive again every epoch. The batches are the same either way.
+
+    Returns:
+        Dataset of {"image": (B, S, S, 1) float32 in [-1, 1] with background exactly -1, "z": (B,) int32,
+        "label": (B,) int32, -1 = unknown, "case": (B,) int32}. Replica r of R under `experimental_distribute_dataset`
+        gets the r-th part of every batch.
+
+    Raises:
+        DataError: an empty split, or a slice that cannot be decoded. What shows only while a split larger than
+            `cache_bytes` is read comes out of the iteration: put `data_errors(source)` around it.
+    """
+    _check_seed(seed)
+    source = open_source(source, seed)
+    rows = source.select(split)
+    if image_size < 1 or batch_size < 1:
+        raise DataError("--image-size and --batch-size must be positive integers.")
+    pixels = _decoded(source, split, image_size, cache_bytes)
+
+    @functools.lru_cache(maxsize=3)  # a batch may straddle epochs, and batches are made in parallel
+    def permutation(epoch):
+        return np.random.default_rng([seed, epoch]).permutation(len(rows))
+
+    def plan(step):
+        """Step -> element numbers, places within the split and conditions, (B,) each. Reads nothing."""
+        n = np.arange(step * batch_size, (step + 1) * batch_size)
+        if training:
+            place = np.empty_like(n)
+            for epoch in np.unique(n // len(rows)).tolist():
+                here = n // len(rows) == epoch
+                place[here] = permutation(epoch)[n[here] % len(rows)]
+        else:
+            n = place = n[n < len(rows)]
+        row = rows[place]
+        return n, place, row, source.z[row], source.label[row], source.case[row]
+
+    changed = training and augment
+    full = batch_size if training else None  # a static batch size lets tf.distribute split batches exactly
+
+    def plan_op(step):
+        values = tf.numpy_function(plan, [step], [tf.int64] * 3 + [tf.int32] * 3)
+        return tuple(tf.ensure_shape(value, [full]) for value in values)
+
+    steps = 2**62 // batch_size if training else -(-len(rows) // batch_size)
+    plans = tf.data.Dataset.range(min(start_step, steps), steps).map(plan_op)
+    if pixels is not None:
+        images = plans.map(
+            lambda n, place, *_: tf.numpy_function(lambda p: pixels[p], [place], tf.uint8), num_parallel_calls=2
+        )
+    else:
+        images = _read_pixels(source, plans.map(lambda n, place, row, *_: row), image_size, batch_size)
+
+    def finish(image, planned):
+        n, _, _, z, label, case = planned
+        image = tf.ensure_shape(image, [full, image_size, image_size, 1])
+        image = tf.cast(image, tf.float32) / 127.5 - 1.0
+        if changed:
+            image = _augment(image, tf.stack([tf.fill(tf.shape(n), tf.constant(seed, tf.int64)), n], axis=-1), flip)
+        return {"image": image, "z": z, "label": label, "case": case}
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    batches = tf.data.Dataset.zip(images, plans).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def augment(images, seeds, flip: bool = False):
+    """Small anatomical changes, each slice its own, in one bilinear warp; background stays exactly -1.
+
+    Rotation up to 5 degrees, scale up to 5 %, shift up to 3 % of the side, a bend of the intensities
+    `u + b u (1 - u)` with |b| <= 0.15 (black and white stay) and a gain up to 5 %.
+
+    Args:
+        images: (B, H, W, 1) float32 in [-1, 1].
+        seeds: (B, 2) int32 or int64; equal seeds give equal changes, whatever else is in the batch.
+        flip: mirror left to right with probability 1/2.
+
+    Returns:
+        (B, H, W, 1) float32 in [-1, 1].
+    """
+    # (7, B): a generator per slice, so that a slice's change does not depend on its neighbours in the batch.
+    draws = tf.map_fn(
+        lambda key: tf.random.stateless_uniform([7], key, -1.0, 1.0), seeds, fn_output_signature=tf.float32
+    )
+    turn, zoom, right, down, bend, gain, mirror = tf.unstack(rearrange(draws, "b k -> k b"), num=7)
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    centre_x, centre_y = tf.cast(width - 1, tf.float32) / 2, tf.cast(height - 1, tf.float32) / 2
+    angle, scale = turn * (np.pi / 36), 1.0 + 0.05 * zoom
+    cos, sin = tf.cos(angle) * scale, tf.sin(angle) * scale
+    sign = tf.where(mirror < 0, -1.0, 1.0) if flip else tf.ones_like(mirror)
+    # Output pixel -> input pixel, about the centre: x' = sign (cos x - sin y) + right, y' = sin x + cos y + down.
+    a0, a1, b0, b1 = sign * cos, -sign * sin, sin, cos
+    a2 = centre_x - a0 * centre_x - a1 * centre_y + 0.03 * right * tf.cast(width, tf.float32)
+    b2 = centre_y - b0 * centre_x - b1 * centre_y + 0.03 * down * tf.cast(height, tf.float32)
+    zero = tf.zeros_like(a0)
+    light = tf.raw_ops.ImageProjectiveTransformV3(
+        images=(images + 1.0) / 2.0,  # black is 0 here, so that neither the warp's border nor the curve can lift it
+        transforms=tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=-1),
+        output_shape=tf.shape(images)[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    bend, gain = (rearrange(value, "b -> b 1 1 1") for value in (0.15 * bend, 1.0 + 0.05 * gain))
+    light = gain * (light + bend * light * (1.0 - light))
+    return tf.clip_by_value(2.0 * light - 1.0, -1.0, 1.0)
+
+
+_augment = augment  # `make_dataset` has a flag of that name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_phantoms(out, people: int, image_size: int = 256, seed: int = 0) -> None:
+    """Writes phantom brains as a zip in the OASIS course layout, with masks and `labels.csv`.
+
+    About 75 / 12.5 / 12.5 % of the people are in train / validate / test, at least one in each; as labels alternate
+    from person to person, every split has about as many of each.
+
+    Args:
+        out: the zip to write; it appears under this name only when it is whole.
+        people: number of people, at least 3.
+        image_size: height and width of the slices in pixels.
+        seed: of the phantoms.
+
+    Raises:
+        DataError: too few people, an image size that phantoms do not have, or a folder that cannot be written.
+    """
+    _check_seed(seed)
+    if people < len(SPLITS):
+        raise DataError(f"--people {people} is too few: train, validate and test need one each, so give 3 or more.")
+    held_out = max(1, round(people / 8))
+    ends = {"train": people - 2 * held_out, "validate": people - held_out, "test": people}  # last case of each split
+    out = Path(out)
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    labels = {}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:  # PNGs do not shrink further
+            slices = phantom.slices(people, image_size, seed)
+            for item in tqdm(slices, total=people * phantom.SLICES, desc=out.name, unit="slice", delay=1):
+                case, z = item["case"], item["z"]
+                split = next(name for name, end in ends.items() if case <= end)
+                labels[case] = phantom.LABELS[item["label"]]
+                for folder, prefix, pixels in (("", "case", item["image"]), ("seg_", "seg", item["mask"])):
+                    entry = (
+                        f"keras_png_slices_data/keras_png_slices_{folder}{split}/{prefix}_{case:03d}_slice_{z}.nii.png"
+                    )
+                    file.writestr(entry, _png(pixels))
+            table = "".join(f"{case:03d},{label}\n" for case, label in labels.items())
+            file.writestr("keras_png_slices_data/labels.csv", "case,label\n" + table)
+        os.replace(part, out)
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written ({error.strerror}).") from error
+    except ValueError as error:
+        raise DataError(f"--image-size {image_size} does not suit phantoms: {error}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """(H, W) uint8 -> the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _describe(source: Source) -> None:
+    """Prints the manifest for people: one line per fact, one per split."""
+    manifest = source.manifest()
+    print(f"{manifest['source']}: {manifest['kind']}, {manifest['images']} slices, {manifest['bytes']:,} bytes")
+    print(f"labels: {', '.join(manifest['labels']) or 'none'}; masks: {manifest['masks']}; z: {manifest['z']}")
+    for split, facts in manifest["splits"].items():
+        print(f"{split:>8}: {facts['people']:5} people {facts['images']:7} slices  ({facts['made']})")
+
+
+def main(argv=None) -> int:
+    """Command line. Returns 0, or 2 after one sentence on stderr where the user can mend something."""
+    parser = argparse.ArgumentParser(description="Write phantom brains, or say what an archive of slices holds.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    write = commands.add_parser("phantom", help="write phantom brains as a zip in the OASIS layout")
+    write.add_argument("--people", type=int, default=128, help="number of people (default: %(default)s)")
+    write.add_argument("--out", default="dataset/phantom.zip", help="zip to write (default: %(default)s)")
+    write.add_argument("--image-size", type=int, default=256, help="side in pixels (default: %(default)s)")
+    write.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    describe = commands.add_parser("describe", help="say what an archive holds and how it is split")
+    describe.add_argument("data", nargs="+", help="a zip, a folder, or NIfTI volumes")
+    describe.add_argument("--seed", type=int, default=0, help="of splits that are carved (default: %(default)s)")
+    describe.add_argument("--axis", type=int, default=2, help="of volumes: 0 sagittal, 1 coronal, 2 axial")
+    describe.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
+    flags = parser.parse_args(argv)
+    try:
+        if flags.command == "phantom":
+            write_phantoms(flags.out, flags.people, flags.image_size, flags.seed)
+        else:
+            source = open_source(flags.data, flags.seed, flags.axis)
+            print(json.dumps(source.manifest(), indent=2)) if flags.json else _describe(source)
+    except DataError as error:
+        print(f"dataset.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
