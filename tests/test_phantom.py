@@ -37,7 +37,7 @@ def test_order_and_types(cohort):
     assert cohort["ventricles"].dtype == bool
 
 
-@pytest.mark.parametrize("people", [0, 1, 2, 5])
+@pytest.mark.parametrize("people", [0, 2, 3])
 def test_labels_are_balanced(people):
     labels = [item["label"] for item in phantom.slices(people, image_size=16) if item["z"] == 0]
     assert len(labels) == people
@@ -45,13 +45,13 @@ def test_labels_are_balanced(people):
 
 
 def test_a_person_depends_on_seed_and_case_only():
-    three = list(phantom.slices(3, image_size=32, seed=7))
-    again = list(phantom.slices(2, image_size=32, seed=7))
-    third = list(phantom.slices(1, image_size=32, seed=7, first_case=3))
-    assert all(same(a, b) for a, b in zip(three[:64], again, strict=True))
-    assert all(same(a, b) for a, b in zip(three[64:], third, strict=True))
+    both = list(phantom.slices(2, image_size=32, seed=7))
+    first = list(phantom.slices(1, image_size=32, seed=7))
+    second = list(phantom.slices(1, image_size=32, seed=7, first_case=2))
+    assert all(same(a, b) for a, b in zip(both[:32], first, strict=True))
+    assert all(same(a, b) for a, b in zip(both[32:], second, strict=True))
     other = next(iter(phantom.slices(1, image_size=32, seed=8)))
-    assert not np.array_equal(three[0]["mask"], other["mask"])
+    assert not np.array_equal(both[0]["mask"], other["mask"])
 
 
 def test_persons_differ(cohort):
@@ -159,7 +159,7 @@ def test_ad_enlarges_the_ventricles_by_the_stated_factor(cohort):
 def test_label_is_the_only_difference_between_twins():
     """The same random numbers under either label: the effect of AD without the spread between persons."""
     ventricles, sulci = [], []
-    for case in range(6):
+    for case in range(4):
         totals = {}
         for label in (AD, NC):
             rng = np.random.default_rng(case)
