@@ -1,0 +1,16 @@
+"""The library under the command lines: one room, one thing.
+
+    phantom       brains with known anatomy, drawn from formulas
+    schedules     alpha(t), sigma(t); eps, v and x_0 turned into one another
+    samplers      noise -> picture, given any denoise(x_t, t) -> x_0
+    layers        the blocks that the networks are built of
+    quantizers    codebooks
+    losses        differentiable formulas that compare two batches of images
+    distribution  what a train_step needs to be right on several replicas
+    runs          the run folder: names, checkpoints, resume, records
+    metrics       how good are the pictures: functions on arrays
+    figures       sheets, GIFs and curves (the only room that imports matplotlib)
+
+Rooms import nothing of ours, except that samplers import schedules. Networks and samplers are written with
+`keras.ops`; `distribution` and `runs` are TensorFlow's.
+"""

@@ -1,0 +1,141 @@
+"""What a custom `train_step` needs to be right on several replicas: N replicas must equal one at the same global batch.
+
+Here lives everything of ours that knows about `tf.distribute`: which strategy to use, how a loss becomes a gradient,
+which sums cross the replicas, and which rows of a random draw belong to whom.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+
+def make_strategy(replicas=None):
+    """The strategy for this machine.
+
+    With TF_CONFIG set, MultiWorkerMirroredStrategy; otherwise MirroredStrategy over all visible GPUs, or over `replicas`
+    of them, or, without any GPU, over `replicas` logical CPU devices, which try out what several GPUs would do.
+
+    Args:
+        replicas: number of devices; None takes all GPUs, or one CPU.
+
+    Raises:
+        ValueError: if more GPUs are asked for than there are, or CPU devices were set up before with another number.
+    """
+    if json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster"):
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
+    if gpus:
+        if replicas and replicas > len(gpus):
+            raise ValueError(f"--replicas {replicas} asks for more GPUs than the {len(gpus)} that are visible")
+        return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[:replicas]])
+    return tf.distribute.MirroredStrategy([cpu.name for cpu in _logical_cpus(replicas or 1)])
+
+
+def _logical_cpus(count):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    made = tf.config.get_logical_device_configuration(cpu)
+    if not made:
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+        except RuntimeError as error:  # TensorFlow has started, with one device
+            if count > 1:
+                raise ValueError("--replicas must be set before TensorFlow has used the processor") from error
+    cpus = tf.config.list_logical_devices("CPU")
+    if len(cpus) < count:
+        raise ValueError(f"--replicas {count} asks for more devices than the {len(cpus)} that were set up")
+    return cpus[:count]
+
+
+def replica_loss(loss):
+    """This replica's part of the global mean: the loss over the number of replicas, for the tape only.
+
+    Gradients are summed over replicas, so plain means would give N times the gradient. Report the undivided loss.
+    """
+    return loss / tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def sum_over_replicas(tensors):
+    """All-reduce a nest of tensors by SUM; with one replica, the tensors themselves."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return tensors
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+def apply_gradients(optimizer, gradients, variables, clip_norm=None):
+    """One optimiser step with the gradients of `replica_loss`, clipped by their global norm.
+
+    Keras optimizers clip before they sum over replicas, so that two replicas would clip two half gradients and step
+    elsewhere than one. Here the sum comes first. Returns the norm before clipping.
+    """
+    gradients = sum_over_replicas(gradients)
+    norm = tf.linalg.global_norm(gradients)
+    factor = 1.0 / tf.distribute.get_replica_context().num_replicas_in_sync  # the optimizer sums once more
+    if clip_norm is not None:
+        factor *= tf.minimum(1.0, clip_norm / (norm + 1e-12))
+    optimizer.apply([g * tf.cast(factor, g.dtype) for g in gradients], variables)
+    return norm
+
+
+def global_rows(draw, rows):
+    """This replica's rows of one draw for the global batch.
+
+    Noise that is drawn per replica depends on the number of replicas. `draw(n)` is a stateless random function of the
+    number of rows; all replicas make the same global draw, and each keeps its own contiguous part, as `tf.distribute`
+    splits a batch.
+
+    Args:
+        draw: callable n -> tensor (n, ...).
+        rows: number of rows on this replica.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return draw(rows)
+    start = context.replica_id_in_sync_group * rows
+    return draw(rows * context.num_replicas_in_sync)[start : start + rows]
+
+
+def pick_rows(flat, indices):
+    """Rows of the global batch of which each replica holds one contiguous part; the same on all replicas.
+
+    Each replica contributes the rows that it holds and zeros for the others: sum the result with `sum_over_replicas`.
+
+    Args:
+        flat: (N, D), this replica's rows.
+        indices: (K,) int32 in [0, N * replicas).
+    """
+    rows = tf.shape(flat)[0]
+    local = indices - tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32) * rows
+    mine = (local >= 0) & (local < rows)
+    return tf.where(mine[:, None], tf.gather(flat, tf.clip_by_value(local, 0, rows - 1)), 0.0)
+
+
+def set_precision(name="auto"):
+    """Set the Keras precision policy, and say which it is.
+
+    "auto" takes mixed_bfloat16 where the hardware multiplies it faster: on GPUs, and on processors with AMX or
+    AVX512-BF16; float32 elsewhere.
+
+    Args:
+        name: "auto" or a Keras policy name.
+
+    Returns:
+        The policy's name.
+    """
+    if name == "auto":
+        name = "mixed_bfloat16" if _has_fast_bfloat16() else "float32"
+    keras.mixed_precision.set_dtype_policy(name)
+    return name
+
+
+def _has_fast_bfloat16():
+    if tf.config.list_physical_devices("GPU"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

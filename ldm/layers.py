@@ -1,0 +1,312 @@
+"""The blocks that the networks are built of.
+
+Feature maps are (B, H, W, C). All layers run under `mixed_bfloat16`; what must not be rounded (normalisation
+statistics, attention weights, embeddings of time) is computed in float32 inside the layer and cast back.
+"""
+
+import keras
+import numpy as np
+from einops import rearrange
+from keras import layers, ops
+
+register = keras.saving.register_keras_serializable("ldm")
+
+
+def sinusoidal_embedding(position, size, max_period=10_000.0):
+    """Sines and cosines of geometrically spaced frequencies (arXiv 1706.03762, section 3.5).
+
+    Args:
+        position: (B,), any real number.
+        size: number of features, even.
+        max_period: longest wavelength, in units of `position` and 2 pi.
+
+    Returns:
+        (B, size) float32, in [-1, 1].
+    """
+    frequencies = np.exp(-np.log(max_period) * np.arange(size // 2) / (size // 2)).astype("float32")
+    angle = ops.cast(position, "float32")[:, None] * frequencies[None, :]
+    return ops.concatenate([ops.cos(angle), ops.sin(angle)], axis=-1)
+
+
+@register
+class Embedding(layers.Layer):
+    """A number -> a token: sinusoidal features, then a two-layer MLP. For times and slice indices alike.
+
+    Being a smooth function of its input, it lets neighbouring slices share what they learn and can be asked between them.
+
+    Args:
+        size: width of the token.
+        scale: factor on the input, so that its useful steps are about 1 (1000 for t in [0, 1], 1 for a slice index).
+
+    Call arguments: position (B,) -> (B, size).
+    """
+
+    def __init__(self, size, scale=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.size, self.scale = size, scale
+        self.hidden = layers.Dense(size, activation="silu")
+        self.out = layers.Dense(size)
+
+    def build(self, input_shape):
+        self.hidden.build((None, self.size))
+        self.out.build((None, self.size))
+
+    def call(self, position):
+        features = sinusoidal_embedding(ops.cast(position, "float32") * self.scale, self.size)
+        return self.out(self.hidden(ops.cast(features, self.compute_dtype)))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.size)
+
+
+@register
+class GroupNorm(layers.Layer):
+    """Group normalisation (arXiv 1803.08494) with an optional FiLM modulation and activation, in two passes over memory.
+
+    The statistics are per-channel sums, combined per group; normalisation, the learned affine map and FiLM
+    (arXiv 1709.07871) then collapse into one multiply-add per element:
+
+        y = act(x * a + b),   a = gamma (1 + scale) / std,   b = (beta - mean gamma / std) (1 + scale) + shift
+
+    Args:
+        groups: number of groups; lowered to the largest divisor of the channels when it does not divide them.
+        activation: name of a Keras activation, or None.
+        epsilon: added to the variance.
+
+    Call arguments: x (B, H, W, C) or (B, N, C); film (B, 2C) holding scale and shift, or None.
+    """
+
+    def __init__(self, groups=32, activation=None, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.groups, self.epsilon = groups, epsilon
+        self.activation = keras.activations.get(activation)
+
+    def build(self, x_shape, film_shape=None):
+        channels = x_shape[-1]
+        self.divisor = max(g for g in range(1, min(self.groups, channels) + 1) if channels % g == 0)
+        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
+
+    def call(self, x, film=None):
+        pixels = tuple(range(1, len(x.shape) - 1))
+        exact = ops.cast(x, "float32")
+        mean = rearrange(ops.mean(exact, pixels), "b (g c) -> b g c", g=self.divisor)
+        mean_of_squares = rearrange(ops.mean(ops.square(exact), pixels), "b (g c) -> b g c", g=self.divisor)
+        group_mean = ops.mean(mean, -1, keepdims=True)
+        variance = ops.mean(mean_of_squares, -1, keepdims=True) - ops.square(group_mean)
+        inverse = ops.rsqrt(ops.maximum(variance, 0.0) + self.epsilon)  # (B, g, 1)
+        group_mean, inverse = (
+            rearrange(ops.broadcast_to(s, ops.shape(mean)), "b g c -> b (g c)") for s in (group_mean, inverse)
+        )
+
+        factor = inverse * ops.cast(self.gamma, "float32")  # (B, C)
+        offset = ops.cast(self.beta, "float32") - group_mean * factor
+        if film is not None:
+            scale, shift = ops.split(ops.cast(film, "float32"), 2, axis=-1)
+            factor, offset = factor * (1.0 + scale), offset * (1.0 + scale) + shift
+        for _ in pixels:
+            factor, offset = factor[:, None], offset[:, None]
+        return self.activation(x * ops.cast(factor, x.dtype) + ops.cast(offset, x.dtype))
+
+    def compute_output_shape(self, x_shape, film_shape=None):
+        return x_shape
+
+
+@register
+class ResBlock(layers.Layer):
+    """Residual block: norm, SiLU, 3x3 conv, twice; FiLM by the embedding in the second norm (arXiv 2105.05233, section 3).
+
+    The last convolution starts at zero, so that a fresh block is the identity.
+
+    Args:
+        channels: output channels.
+        dropout: rate before the last convolution.
+
+    Call arguments: x (B, H, W, C'); embedding (B, E), or None -> (B, H, W, channels).
+    """
+
+    def __init__(self, channels, dropout=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.channels, self.rate = channels, dropout
+        self.norm_in = GroupNorm(activation="silu")
+        self.conv_in = layers.Conv2D(channels, 3, padding="same")
+        self.norm_out = GroupNorm(activation="silu")
+        self.conv_out = layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros")
+        self.dropout = layers.Dropout(dropout)
+        self.film = self.shortcut = None
+
+    def build(self, x_shape, embedding_shape=None):
+        inner = (*x_shape[:-1], self.channels)
+        self.norm_in.build(x_shape)
+        self.conv_in.build(x_shape)
+        self.norm_out.build(inner)
+        self.conv_out.build(inner)
+        if embedding_shape is not None:
+            self.film = layers.Dense(2 * self.channels, dtype=self.dtype_policy)
+            self.film.build(embedding_shape)
+        if x_shape[-1] != self.channels:
+            self.shortcut = layers.Conv2D(self.channels, 1, dtype=self.dtype_policy)
+            self.shortcut.build(x_shape)
+
+    def call(self, x, embedding=None, training=None):
+        film = None if self.film is None else self.film(ops.silu(embedding))
+        h = self.conv_in(self.norm_in(x))
+        h = self.conv_out(self.dropout(self.norm_out(h, film), training=training))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+    def compute_output_shape(self, x_shape, embedding_shape=None):
+        return (*x_shape[:-1], self.channels)
+
+
+@register
+class Attention(layers.Layer):
+    """Multi-head attention (arXiv 1706.03762) from queries to a context; to itself when no context is given.
+
+    Args:
+        head_size: channels per head; the number of heads is channels // head_size, at least 1.
+
+    Call arguments: x (B, N, C); context (B, M, D) or None -> (B, N, C). The output projection starts at zero.
+    """
+
+    def __init__(self, head_size=64, **kwargs):
+        super().__init__(**kwargs)
+        self.head_size = head_size
+
+    def build(self, x_shape, context_shape=None):
+        channels = x_shape[-1]
+        if channels % self.head_size and channels > self.head_size:
+            raise ValueError(f"{channels} channels cannot be divided into heads of {self.head_size}")
+        self.heads = max(1, channels // self.head_size)
+        source = context_shape or x_shape
+        self.to_query = layers.Dense(channels, use_bias=False, dtype=self.dtype_policy)
+        self.to_key_value = layers.Dense(2 * channels, use_bias=False, dtype=self.dtype_policy)
+        self.to_out = layers.Dense(channels, kernel_initializer="zeros", dtype=self.dtype_policy)
+        self.to_query.build(x_shape)
+        self.to_key_value.build(source)
+        self.to_out.build(x_shape)
+
+    def call(self, x, context=None):
+        key_value = self.to_key_value(x if context is None else context)
+        key, value = ops.split(key_value, 2, axis=-1)
+        query = rearrange(self.to_query(x), "b n (h d) -> b h n d", h=self.heads)
+        key = rearrange(key, "b m (h d) -> b h d m", h=self.heads)
+        value = rearrange(value, "b m (h d) -> b h m d", h=self.heads)
+
+        size = query.shape[-1]
+        logits = ops.cast(ops.matmul(query * size**-0.5, key), "float32")  # (B, h, N, M)
+        weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)
+        return self.to_out(rearrange(ops.matmul(weights, value), "b h n d -> b n (h d)"))
+
+    def compute_output_shape(self, x_shape, context_shape=None):
+        return x_shape
+
+
+@register
+class AttentionBlock(layers.Layer):
+    """Self-attention over the pixels, then, with tokens, cross-attention to them, each residual.
+
+    The tokens (time, slice index, label) stand where a text-to-image model has its words (arXiv 2112.10752, section 3.3).
+
+    Args:
+        head_size: channels per head.
+
+    Call arguments: x (B, H, W, C); tokens (B, M, D) or None -> (B, H, W, C).
+    """
+
+    def __init__(self, head_size=64, **kwargs):
+        super().__init__(**kwargs)
+        self.head_size = head_size
+        self.norm_self, self.self_attention = GroupNorm(), Attention(head_size)
+        self.norm_cross = self.cross_attention = None
+
+    def build(self, x_shape, tokens_shape=None):
+        pixels = (x_shape[0], None, x_shape[-1])
+        self.norm_self.build(pixels)
+        self.self_attention.build(pixels)
+        if tokens_shape is not None:
+            self.norm_cross = GroupNorm(dtype=self.dtype_policy)
+            self.cross_attention = Attention(self.head_size, dtype=self.dtype_policy)
+            self.norm_cross.build(pixels)
+            self.cross_attention.build(pixels, tokens_shape)
+
+    def call(self, x, tokens=None):
+        height = ops.shape(x)[1]
+        h = rearrange(x, "b h w c -> b (h w) c")
+        h = h + self.self_attention(self.norm_self(h))
+        if tokens is not None:
+            h = h + self.cross_attention(self.norm_cross(h), tokens)
+        return rearrange(h, "b (h w) c -> b h w c", h=height)
+
+    def compute_output_shape(self, x_shape, tokens_shape=None):
+        return x_shape
+
+
+@register
+class NullableEmbedding(layers.Layer):
+    """A condition's token, or, where it is dropped, one learned null token: the unconditional case.
+
+    Classifier-free guidance (arXiv 2207.12598) trains on both and compares them when sampling.
+
+    Call arguments: token (B, D); keep (B,) of 1 (keep) and 0 (drop) -> (B, D).
+    """
+
+    def build(self, token_shape, keep_shape=None):
+        self.null = self.add_weight(shape=(token_shape[-1],), initializer="zeros", name="null")
+
+    def call(self, token, keep):
+        keep = ops.cast(keep, token.dtype)[:, None]
+        return token * keep + ops.cast(self.null, token.dtype) * (1.0 - keep)
+
+    def compute_output_shape(self, token_shape, keep_shape=None):
+        return token_shape
+
+
+@register
+class Tokens(layers.Layer):
+    """Line up vectors as the tokens of one sequence. Call arguments: list of M tensors (B, D) -> (B, M, D)."""
+
+    def call(self, vectors):
+        return ops.stack(vectors, axis=1)
+
+
+@register
+class SpaceToDepth(layers.Layer):
+    """Trade resolution for channels: each `size` x `size` patch of pixels becomes one pixel. Loses nothing.
+
+    Call arguments: x (B, H, W, C) -> (B, H / size, W / size, size^2 C).
+    """
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, x):
+        return rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.size, q=self.size)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], shape[1] // self.size, shape[2] // self.size, shape[3] * self.size**2)
+
+
+@register
+class DepthToSpace(SpaceToDepth):
+    """The inverse of `SpaceToDepth`.
+
+    Call arguments: x (B, H, W, size^2 C) -> (B, H size, W size, C).
+    """
+
+    def call(self, x):
+        return rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=self.size, q=self.size)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], shape[1] * self.size, shape[2] * self.size, shape[3] // self.size**2)
+
+
+def downsample(channels, name=None):
+    """Half the resolution, by a strided 3x3 convolution."""
+    return layers.Conv2D(channels, 3, strides=2, padding="same", name=name)
+
+
+def upsample(x, channels):
+    """Twice the resolution: repeat each pixel, then a 3x3 convolution (no checkerboard)."""
+    x = layers.UpSampling2D(2, interpolation="nearest")(x)
+    return layers.Conv2D(channels, 3, padding="same")(x)

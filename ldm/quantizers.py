@@ -1,0 +1,111 @@
+"""Codebooks: continuous latents -> the nearest of K learned vectors."""
+
+import keras
+from einops import rearrange
+from keras import layers, ops
+
+register = keras.saving.register_keras_serializable("ldm")
+
+
+@register
+class VectorQuantizer(layers.Layer):
+    """Vector quantisation with a codebook that follows moving averages (arXiv 1711.00937, appendix A.1).
+
+    No gradient reaches the codebook. Each training step gathers `statistics`; the caller sums them over all replicas
+    and hands the sums to `update`, so that the codebook is the same everywhere and the same as on one device.
+    A code that is used less than `revival` times the even share is dead, and is moved onto a latent of the batch. At
+    the start every code is dead, so the first batch initialises the codebook with data.
+
+    Args:
+        num_codes: K.
+        size: length D of a code.
+        decay: of the moving averages.
+        revival: share of the even usage below which a code is dead.
+
+    Call arguments: latents (B, H, W, D) float32 -> (codes' vectors (B, H, W, D) with the straight-through gradient,
+    codes (B, H, W) int32).
+    """
+
+    def __init__(self, num_codes, size, decay=0.99, revival=0.03, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})  # distances and averages must not be rounded
+        self.num_codes, self.size, self.decay, self.revival = num_codes, size, decay, revival
+
+    def build(self, input_shape):
+        # After the sum over replicas every replica assigns the same value: keeping the first one's copy is exact.
+        options = {"trainable": False, "aggregation": "only_first_replica"}
+        shape = (self.num_codes, self.size)
+        self.codebook = self.add_weight(shape=shape, initializer="random_normal", name="codebook", **options)
+        self.average_sum = self.add_weight(shape=shape, initializer="zeros", name="average_sum", **options)
+        self.average_count = self.add_weight(shape=shape[:1], initializer="zeros", name="average_count", **options)
+
+    def call(self, latents):
+        codes = self.encode(latents)
+        vectors = self.decode(codes)
+        return latents + ops.stop_gradient(vectors - latents), codes
+
+    def encode(self, latents):
+        """(B, H, W, D) -> (B, H, W) int32: |z - e|^2 = |z|^2 - 2 z.e + |e|^2, whose first term does not matter."""
+        codebook = ops.convert_to_tensor(self.codebook)
+        distance = ops.sum(ops.square(codebook), -1) - 2.0 * ops.matmul(latents, ops.transpose(codebook))
+        return ops.argmin(distance, axis=-1)
+
+    def decode(self, codes):
+        """(B, H, W) int32 -> (B, H, W, D)."""
+        return ops.take(self.codebook, codes, axis=0)
+
+    def statistics(self, latents, codes):
+        """What `update` needs of one batch, to be summed over replicas: counts (K,) and sums (K, D) per code."""
+        flat = rearrange(latents, "b h w d -> (b h w) d")
+        codes = ops.reshape(codes, (-1,))
+        return ops.segment_sum(ops.ones_like(flat[:, 0]), codes, self.num_codes), ops.segment_sum(
+            flat, codes, self.num_codes
+        )
+
+    def update(self, counts, sums, candidates):
+        """Move the averages, and revive dead codes.
+
+        Args:
+            counts: (K,) how often each code was used, over all replicas.
+            sums: (K, D) sum of the latents that chose each code, over all replicas.
+            candidates: (K, D) latents drawn from the batch, where dead codes go; the same on all replicas.
+
+        Returns:
+            The number of revived codes, a scalar.
+        """
+        count = self.decay * self.average_count + (1.0 - self.decay) * counts
+        total = self.decay * self.average_sum + (1.0 - self.decay) * sums
+        even = ops.sum(counts) / self.num_codes
+        dead = count < self.revival * even
+        count = ops.where(dead, even, count)
+        total = ops.where(dead[:, None], candidates * even, total)
+        self.average_count.assign(count)
+        self.average_sum.assign(total)
+        self.codebook.assign(total / count[:, None])
+        return ops.sum(ops.cast(dead, "float32"))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape, input_shape[:-1]
+
+
+@register
+class CodebookUsage(keras.metrics.Metric):
+    """How the codebook is used over an epoch: the share of codes seen, or the perplexity of their distribution.
+
+    Args:
+        num_codes: K.
+        statistic: "usage" (in [0, 1]) or "perplexity" (exp of the entropy in nats, from 1 to K).
+    """
+
+    def __init__(self, num_codes, statistic="usage", name=None, **kwargs):
+        super().__init__(name=name or statistic, **kwargs)
+        self.num_codes, self.statistic = num_codes, statistic
+        self.counts = self.add_variable(shape=(num_codes,), initializer="zeros", name="counts")
+
+    def update_state(self, counts):
+        self.counts.assign_add(counts)
+
+    def result(self):
+        if self.statistic == "usage":
+            return ops.mean(ops.cast(self.counts > 0, "float32"))
+        share = self.counts / ops.maximum(ops.sum(self.counts), 1.0)
+        return ops.exp(-ops.sum(share * ops.log(ops.maximum(share, 1e-12))))

@@ -1,0 +1,164 @@
+"""The run folder, `checkpoint/<run>/`: everything that one run makes, and how an interrupted run goes on.
+
+    <stage>.json              resolved settings, versions, data manifest, whether the stage is finished
+    <stage>.csv               history, one row per epoch           <stage>.png       its curves
+    <stage>.keras             the best epoch by validation (with averaged weights, if the stage averages)
+    <stage>.last.weights.h5   the last epoch, with the optimiser's state: where a resumed run goes on
+    latents/<split>.npz       the first stage's latents
+    pictures/, logs/          a picture per epoch; TensorBoard
+
+Files are written whole or not at all: under a temporary name first, then renamed. The number of finished epochs is read
+off the optimiser's own step counter inside the checkpoint, so that weights and count cannot disagree.
+"""
+
+import csv
+import json
+import os
+import platform
+from pathlib import Path
+
+import keras
+
+ROOT = Path("checkpoint")
+STAGES = ("autoencoder", "latents", "diffusion")
+
+
+class RunError(ValueError):
+    """A user's mistake about a run: one sentence that says the way out."""
+
+
+def folder(name):
+    """The folder of a run, given its name under `checkpoint/` or a path."""
+    return Path(name) if os.sep in str(name) else ROOT / name
+
+
+def newest(stage="diffusion"):
+    """The run in `checkpoint/` whose `<stage>.keras` was written last.
+
+    Raises:
+        RunError: if there is none.
+    """
+    models = sorted(ROOT.glob(f"*/{stage}.keras"), key=lambda path: path.stat().st_mtime)
+    if not models:
+        raise RunError(f"no run in {ROOT}/ has a trained {stage} model yet: run `python train.py` first")
+    return models[-1].parent
+
+
+def write(path, writer):
+    """Let `writer(temporary_path)` write a file, then put it in place in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name("~" + path.name)  # the same suffix: Keras and NumPy choose the format by it
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path, content):
+    write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def load_json(path):
+    """The content of a JSON file, or None where there is no such file."""
+    return json.loads(Path(path).read_text()) if Path(path).exists() else None
+
+
+def load_model(path):
+    """A `.keras` file of this project, ready to use.
+
+    Raises:
+        RunError: if it is not there, naming the command that makes it.
+    """
+    path = Path(path)
+    if not path.exists():
+        stage = path.stem
+        raise RunError(f"{path} is not there yet: run `python train.py {stage} --run {path.parent.name}` first")
+    return keras.saving.load_model(path, compile=False)
+
+
+def versions():
+    """Versions of what the result depends on."""
+    import tensorflow as tf
+
+    return {"python": platform.python_version(), "keras": keras.__version__, "tensorflow": tf.__version__}
+
+
+# ---- one stage: checkpoints and resume -------------------------------------------------------------------------------
+
+
+def export(model, path):
+    """Save a model for use: a copy on one device, without optimiser, with the averaged weights if there are any."""
+    write(path, lambda temporary: copy_for_use(model).save(temporary))
+
+
+def copy_for_use(model, copy=None):
+    """A twin of the model outside any strategy, with the optimiser's averaged weights where it keeps them.
+
+    Args:
+        model: compiled.
+        copy: an earlier twin to refresh, instead of building one.
+    """
+    copy = copy or type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    if model.optimizer.use_ema:
+        averages = model.optimizer._model_variables_moving_average
+        for weight, average in zip(copy.trainable_variables, averages, strict=True):
+            weight.assign(average)
+    return copy
+
+
+def read_history(path):
+    """Rows of a CSVLogger file, as {column: float}; empty if there is no file."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def resume(model, run, stage, steps_per_epoch):
+    """Load the last checkpoint of a stage into a compiled model, if there is one.
+
+    Rows of the history that the checkpoint does not hold, written just before an interruption, are dropped.
+
+    Returns:
+        Number of finished epochs.
+    """
+    path, history = run / f"{stage}.last.weights.h5", run / f"{stage}.csv"
+    if not path.exists():
+        history.unlink(missing_ok=True)
+        return 0
+    model.load_weights(path)
+    epochs = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
+    if history.exists():
+        lines = history.read_text().splitlines(keepends=True)[: 1 + epochs]
+        write(history, lambda temporary: temporary.write_text("".join(lines)))
+    return epochs
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """After each epoch keep the best and the last model. Put it after CSVLogger, before anything that may fail.
+
+    The best goes first: killed in between, the run repeats the epoch, and comes to the same best again.
+
+    Args:
+        run: folder.
+        stage: "autoencoder" or "diffusion".
+        monitor: the value in the logs that is best when least.
+    """
+
+    def __init__(self, run, stage, monitor):
+        super().__init__()
+        self.run, self.stage, self.monitor = run, stage, monitor
+
+    def on_train_begin(self, logs=None):
+        past = [row[self.monitor] for row in read_history(self.run / f"{self.stage}.csv") if self.monitor in row]
+        self.best = min(past, default=float("inf"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        value = float(logs[self.monitor])
+        if value < self.best:
+            self.best = value
+            export(self.model, self.run / f"{self.stage}.keras")
+        write(self.run / f"{self.stage}.last.weights.h5", self.model.save_weights)

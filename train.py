@@ -1,0 +1,572 @@
+"""Command line: train the stages of a run, each from where it stands.
+
+    python train.py                       all stages on phantom brains, minutes on a CPU
+    python train.py autoencoder ...       images  -> first stage        autoencoder.keras
+    python train.py latents ...           images  -> their latents      latents/*.npz
+    python train.py diffusion ...         latents -> denoising network  diffusion.keras
+
+Settings come from a preset, then from what the run already is, then from the flags. To resume, run the same command.
+"""
+
+import argparse
+import copy
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import dataset
+import modules
+from ldm import distribution, figures, runs, samplers
+
+PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
+
+# What a run is, unless flags say otherwise. `data: None` means the phantom brains, drawn on first use.
+# Times and scores were measured on 2 CPU cores with bfloat16; README has the commands.
+PRESETS = {
+    # 64x64 phantoms, latents 16x16x4
+    "phantom": {
+        "data": None,
+        "image_size": 64,
+        "autoencoder": {
+            "downsampling": 4,
+            "num_codes": 512,
+            "batch_size": 16,
+            "epochs": 8,
+            "steps_per_epoch": 100,
+            "learning_rate": 6e-4,
+        },
+        "diffusion": {
+            "multipliers": [1, 2],
+            "blocks": 1,
+            "attention": [8],
+            "batch_size": 32,
+            "epochs": 10,
+            "steps_per_epoch": 150,
+            "learning_rate": 6e-4,
+        },
+    },
+    # an OASIS-like archive at 128x128, latents 32x32x4
+    "oasis-128": {
+        "image_size": 128,
+        "autoencoder": {"num_codes": 1024, "epochs": 20, "steps_per_epoch": 72},
+        "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 60, "steps_per_epoch": 100},
+    },
+}
+
+DEFAULTS = {
+    "data": None,
+    "axis": 2,
+    "image_size": 128,
+    "first_stage": "vqvae",
+    "flip": False,
+    "seed": 0,
+    "autoencoder": {
+        "downsampling": 4,
+        "width": 64,
+        "blocks": 1,
+        "latent_channels": 4,
+        "num_codes": 1024,
+        "condition_on_z": True,
+        "batch_size": 16,
+        "epochs": 20,
+        "steps_per_epoch": None,  # one pass over the training split
+        "learning_rate": 6e-4,
+    },
+    "latents": {"views": 8},
+    "diffusion": {
+        "schedule": "cosine",
+        "prediction": "v",
+        "width": 64,
+        "multipliers": [1, 2, 4],
+        "blocks": 2,
+        "attention": [16, 8],
+        "head_size": 64,
+        "dropout": 0.0,
+        "drop_conditions": 0.1,
+        "batch_size": 32,
+        "epochs": 100,
+        "steps_per_epoch": None,
+        "learning_rate": 5e-4,
+    },
+}
+MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss"}
+
+
+# ---- settings: preset < what the run is < flags ----------------------------------------------------------------------
+
+
+def parser():
+    """The flags. Those left out are None, and override nothing."""
+    p = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("stage", nargs="?", default="all", choices=("all", "autoencoder", "latents", "diffusion"))
+    p.add_argument("--data", nargs="+", help="zip, folder, or NIfTI volumes (default: phantom brains)")
+    p.add_argument("--run", help="name of the run: its folder is checkpoint/<run> (default: the preset's name)")
+    p.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from (default: phantom)")
+    p.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
+    p.add_argument("--replicas", type=int, help="number of GPUs, or, without any, of logical CPU devices to try it out")
+    p.add_argument("--seed", type=int, help="of splits that are carved out, order, augmentation, weights and noise")
+
+    data = p.add_argument_group("data")
+    data.add_argument("--image-size", type=int, help="pixels a side")
+    data.add_argument("--axis", type=int, choices=(0, 1, 2), help="axis of NIfTI volumes along which to slice (2: axial)")
+    data.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror training slices left to right")
+
+    both = p.add_argument_group("training, of each stage that runs")
+    both.add_argument("--batch-size", type=int, help="over all replicas")
+    both.add_argument("--epochs", type=int)
+    both.add_argument("--steps-per-epoch", type=int, help="0: one pass over the training split")
+    both.add_argument("--learning-rate", type=float, help="at its peak, after warm-up; then it decays by a cosine")
+
+    first = p.add_argument_group("first stage")
+    first.add_argument("--autoencoder", choices=("vqvae", "vae", "none"), help="none: diffusion straight in pixels")
+    first.add_argument("--downsampling", type=int, choices=(4, 8, 16), help="image pixels per latent pixel, a side")
+    first.add_argument("--latent-channels", type=int)
+    first.add_argument("--num-codes", type=int, help="size of the VQ-VAE's codebook")
+    first.add_argument("--condition-on-z", action=argparse.BooleanOptionalAction, help="tell it the slice index")
+
+    second = p.add_argument_group("diffusion")
+    second.add_argument("--schedule", choices=("linear", "cosine", "sigmoid"))
+    second.add_argument("--prediction", choices=("eps", "v", "x_0"))
+    second.add_argument("--width", type=int, help="channels of the U-Net's first level")
+    second.add_argument("--multipliers", type=int, nargs="+", help="channels of each level, in widths")
+    second.add_argument("--blocks", type=int, help="residual blocks per level")
+    second.add_argument("--attention", type=int, nargs="*", help="resolutions with attention, pixels a side")
+    second.add_argument("--head-size", type=int, help="channels per attention head")
+    second.add_argument("--dropout", type=float)
+    second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
+    return p
+
+
+# flag -> the places in the settings that it sets
+PLACES = {
+    "image_size": [("image_size",)],
+    "axis": [("axis",)],
+    "flip": [("flip",)],
+    "seed": [("seed",)],
+    "autoencoder": [("first_stage",)],
+    **{
+        flag: [("autoencoder", flag), ("diffusion", flag)]
+        for flag in ("batch_size", "epochs", "steps_per_epoch", "learning_rate")
+    },
+    **{flag: [("autoencoder", flag)] for flag in ("downsampling", "latent_channels", "num_codes", "condition_on_z")},
+    "views": [("latents", "views")],
+    **{
+        flag: [("diffusion", flag)]
+        for flag in "schedule prediction width multipliers blocks attention head_size dropout".split()
+    },
+}
+
+
+def resolve(flags):
+    """Flags -> (run folder, stages to do, settings).
+
+    Raises:
+        RunError: flags that contradict each other or what the run already is.
+    """
+    name = flags.run or flags.preset or "phantom"
+    run = runs.folder(name)
+    stored = next((found for stage in runs.STAGES if (found := runs.load_json(run / f"{stage}.json"))), None)
+    settings = merged(DEFAULTS, PRESETS[flags.preset or "phantom"] if stored is None or flags.preset else {})
+    if stored and not flags.preset:
+        for stage in runs.STAGES:  # each stage wrote down what it was made with
+            settings = merged(settings, (runs.load_json(run / f"{stage}.json") or {}).get("settings", {}))
+    if flags.data:
+        settings["data"] = flags.data if len(flags.data) > 1 else flags.data[0]
+    stages = runs.STAGES if flags.stage == "all" else (flags.stage,)
+    for flag, places in PLACES.items():
+        value = getattr(flags, flag)
+        for *parents, key in places:
+            group = settings[parents[0]] if parents else settings
+            if value is not None and not (len(places) > 1 and parents[0] not in stages):
+                group[key] = value
+    check(settings)
+    if settings["first_stage"] == "none":
+        if flags.stage in ("autoencoder", "latents"):
+            raise runs.RunError(f"--autoencoder none works in pixels and has no {flags.stage} stage: leave it out")
+        stages = ("diffusion",)
+    for stage in runs.STAGES:
+        refuse_change(run, stage, settings)
+    return run, stages, settings
+
+
+def merged(base, over):
+    """A deep copy of `base` with the values of `over` in their places."""
+    result = copy.deepcopy(base)
+    for key, value in over.items():
+        result[key] = merged(result[key], value) if isinstance(value, dict) and key in result else copy.deepcopy(value)
+    return result
+
+
+def check(settings):
+    """Refuse numbers that cannot be, before any work starts.
+
+    Raises:
+        RunError: naming the flag.
+    """
+    positive = {"image_size": settings["image_size"], "views": settings["latents"]["views"]}
+    for stage in ("autoencoder", "diffusion"):
+        group = settings[stage]
+        names = ("batch_size", "epochs", "learning_rate", "width", "blocks", "latent_channels", "num_codes", "head_size")
+        positive |= {name: group[name] for name in names if name in group}
+        group["steps_per_epoch"] = group["steps_per_epoch"] or None
+        if (group["steps_per_epoch"] or 1) < 1:
+            raise runs.RunError("--steps-per-epoch must be 0 (one pass) or more")
+        for name, value in positive.items():
+            if value <= 0:
+                raise runs.RunError(f"--{name.replace('_', '-')} must be more than 0, not {value}")
+    size, unet = settings["image_size"], settings["diffusion"]
+    if settings["first_stage"] != "none":
+        factor = settings["autoencoder"]["downsampling"]
+        if size % factor:
+            raise runs.RunError(f"--image-size {size} must be divisible by --downsampling {factor}")
+        size //= factor
+    halvings = 2 ** (len(unet["multipliers"]) - 1)
+    if size % halvings:
+        raise runs.RunError(
+            f"--multipliers with {len(unet['multipliers'])} levels do not fit {size}x{size}: give fewer, or another "
+            "--image-size"
+        )
+    for multiplier in unet["multipliers"]:
+        channels = unet["width"] * multiplier
+        if channels > unet["head_size"] and channels % unet["head_size"]:
+            raise runs.RunError(f"--width times {multiplier} is {channels}, not divisible by --head-size")
+
+
+def identity(settings, stage):
+    """The part of the settings that makes a stage's weights what they are; only epochs may change afterwards."""
+    common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
+    return common | {key: value for key, value in settings[stage].items() if key != "epochs"}
+
+
+def refuse_change(run, stage, settings):
+    """Raises:
+    RunError: if a stage was already begun with other settings.
+    """
+    stored = runs.load_json(run / f"{stage}.json")
+    if not stored:
+        return
+    before, now = identity(stored["settings"], stage), identity(settings, stage)
+    for key in now:
+        if before.get(key) != now[key]:
+            flag = "--autoencoder" if key == "first_stage" else f"--{key.replace('_', '-')}"
+            raise runs.RunError(
+                f"{run}: its {stage} stage was begun with {flag} {before.get(key)}, not {now[key]}: leave the flag out "
+                "to go on, or give the new run a name with --run"
+            )
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+def open_data(settings, dry_run=False):
+    """The source of slices, drawing the phantoms first where no data is named."""
+    if settings["data"] is None and not PHANTOM.exists():
+        if dry_run:
+            raise runs.RunError(f"{PHANTOM} is not drawn yet: `python dataset.py phantom --out {PHANTOM}` does it")
+        print(f"no --data given: drawing {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
+        dataset.write_phantoms(PHANTOM, people=PHANTOM_PEOPLE)
+    return dataset.open_source(settings["data"] or PHANTOM, seed=settings["seed"], axis=settings["axis"])
+
+
+def record(run, stage, settings, manifest, **more):
+    """Write `<stage>.json`, and refuse to mix data.
+
+    Raises:
+        RunError: if an earlier stage of this run saw other slices.
+    """
+    for earlier in runs.STAGES:
+        stored = runs.load_json(run / f"{earlier}.json")
+        if stored and stored["data"]["splits"] != manifest["splits"]:
+            raise runs.RunError(
+                f"{run}: its {earlier} stage was trained on {stored['data']['source']} with other people in its splits "
+                f"than {manifest['source']}: give the new run a name with --run"
+            )
+    runs.save_json(
+        run / f"{stage}.json",
+        {"stage": stage, "settings": settings, "versions": runs.versions(), "data": manifest, **more},
+    )
+
+
+def is_finished(run, stage, settings):
+    """Whether a stage was trained to the end for as many epochs as the settings ask for."""
+    stored = runs.load_json(run / f"{stage}.json") or {}
+    same = stage == "latents" or settings[stage]["epochs"] <= stored.get("epochs", 0)
+    return stored.get("finished", False) and same
+
+
+def make_optimizer(settings, steps, averaged):
+    """AdamW with warm-up and cosine decay; `averaged` adds a moving average of the weights.
+
+    The average looks back over about a twentieth of the training, so that it suits short runs and long ones
+    (arXiv 2312.02696, section 3, on widths relative to the training length).
+    """
+    peak = settings["learning_rate"]
+    warm_up = min(200, steps // 10)
+    decay = keras.optimizers.schedules.CosineDecay(
+        0.01 * peak, steps - warm_up, alpha=0.02, warmup_target=peak, warmup_steps=warm_up
+    )
+    momentum = 1.0 - 1.0 / max(2.0, 0.05 * steps)
+    return keras.optimizers.AdamW(
+        decay, beta_2=0.99, weight_decay=1e-4, use_ema=averaged, ema_momentum=momentum if averaged else 0.99
+    )
+
+
+def fit(model, run, stage, settings, train, validation, picture, averaged):
+    """Train a model to the end of its stage, going on from the last checkpoint.
+
+    Args:
+        model: built in the strategy's scope, not compiled.
+        settings: the stage's own.
+        train: callable start_step -> endless dataset of batches.
+        validation: dataset.
+        picture: callable (model for use, path) that draws what an epoch has reached.
+        averaged: keep a moving average of the weights, and validate with it.
+    """
+    epochs, steps = settings["epochs"], settings["steps_per_epoch"]
+    with model.distribute_strategy.scope():
+        optimizer = make_optimizer(settings, epochs * steps, averaged)
+        on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        model.compile(optimizer=optimizer, jit_compile=on_gpu)  # on CPUs XLA's convolutions are slower than oneDNN's
+        optimizer.build(model.trainable_variables)
+    done = runs.resume(model, run, stage, steps)
+    if done:
+        print(f"{stage}: going on after epoch {done} of {epochs}")
+    if done < epochs:
+        callbacks = [
+            *([keras.callbacks.SwapEMAWeights()] if averaged else []),  # validate with the averaged weights
+            keras.callbacks.CSVLogger(run / f"{stage}.csv", append=done > 0),
+            runs.Checkpoint(run, stage, MONITOR[stage]),
+            Picture(run / "pictures", stage, picture),
+            keras.callbacks.TensorBoard(run / "logs" / stage, write_graph=False),
+        ]
+        model.fit(
+            train(done * steps),
+            epochs=epochs,
+            initial_epoch=done,
+            steps_per_epoch=steps,
+            validation_data=validation,
+            callbacks=callbacks,
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    figures.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
+
+
+class Picture(keras.callbacks.Callback):
+    """After each epoch draw what the model for use can do, into `pictures/<stage>_epoch_NNN.png`."""
+
+    def __init__(self, folder, stage, draw):
+        super().__init__()
+        self.folder, self.stage, self.draw, self.copy = folder, stage, draw, None
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.copy = runs.copy_for_use(self.model, self.copy)
+        self.draw(self.copy, self.folder / f"{self.stage}_epoch_{epoch + 1:03d}.png")
+
+
+def train_autoencoder(run, settings, source, strategy):
+    """Stage 1: images -> `autoencoder.keras`, with the latents' statistics measured on the training split."""
+    stage = with_steps(settings["autoencoder"], source)
+    manifest = source.manifest()
+    record(run, "autoencoder", settings, manifest, finished=False)
+    with strategy.scope():
+        model = make_autoencoder(settings)
+
+    def slices(split, training, start_step=0):
+        options = {"seed": settings["seed"], "flip": settings["flip"], "start_step": start_step}
+        return dataset.make_dataset(source, split, settings["image_size"], stage["batch_size"], training, **options)
+
+    validation = slices("validate", training=False)
+    shown = spread(validation, 8)
+
+    def picture(model, path):
+        reconstruct = tf.function(model.call)
+        figures.reconstruction_sheet(path, shown["image"], np.clip(reconstruct(shown), -1, 1), shown["z"])
+
+    fit(model, run, "autoencoder", stage, lambda step: slices("train", True, step), validation, picture, averaged=False)
+    best = runs.load_model(run / "autoencoder.keras")
+    best.measure_latents(slices("train", training=False))
+    runs.write(run / "autoencoder.keras", best.save)
+    record(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"])
+
+
+def make_autoencoder(settings):
+    """The first stage that the settings describe, untrained."""
+    keras.utils.set_random_seed(settings["seed"])
+    group = settings["autoencoder"]
+    names = ["downsampling", "width", "blocks", "latent_channels", "condition_on_z"]
+    names += ["num_codes"] if settings["first_stage"] == "vqvae" else []
+    kind = {"vqvae": modules.VQVAE, "vae": modules.VAE}[settings["first_stage"]]
+    return kind(settings["image_size"], seed=settings["seed"], **{name: group[name] for name in names})
+
+
+def encode_latents(run, settings, source):
+    """Stage 2: images -> `latents/<split>.npz`, for the splits that training may see.
+
+    View 0 of a slice is the slice; the other views of a training slice are augmented, because the second stage has no
+    other augmentation.
+    """
+    autoencoder = runs.load_model(run / "autoencoder.keras")
+    encode = tf.function(autoencoder.encode, reduce_retracing=True)
+    for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
+        columns, latents = {}, []
+        for view in range(views):
+            part = []
+            plain = dataset.make_dataset(source, split, settings["image_size"], 64, training=False)
+            for number, batch in enumerate(plain):
+                images = batch["image"]
+                if view:
+                    rows = 64 * number + tf.range(tf.shape(images)[0], dtype=tf.int64)
+                    seeds = tf.stack([tf.fill(tf.shape(rows), settings["seed"] + np.int64(view)), rows], axis=-1)
+                    images = dataset.augment(images, seeds, settings["flip"])
+                else:
+                    for key in ("z", "label", "case"):
+                        columns.setdefault(key, []).append(batch[key].numpy())
+                part.append(encode(images, batch["z"]).numpy().astype("float16"))
+            latents.append(np.concatenate(part))
+            print(f"latents: {split}, view {view + 1} of {views}", flush=True)
+        arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
+        path = run / "latents" / f"{split}.npz"
+        runs.write(path, lambda temporary, **_: np.savez(temporary, latents=np.stack(latents), **arrays))  # noqa: B023
+    record(run, "latents", settings, source.manifest(), finished=True)
+
+
+def train_diffusion(run, settings, source, strategy):
+    """Stage 3: latents, or pixels -> `diffusion.keras`, with averaged weights."""
+    stage = with_steps(settings["diffusion"], source)
+    manifest = source.manifest()
+    pixels = settings["first_stage"] == "none"
+    autoencoder = None if pixels else runs.load_model(run / "autoencoder.keras")
+    record(run, "diffusion", settings, manifest, finished=False)
+    with strategy.scope():
+        model = make_diffusion(settings, len(source.label_names))
+
+    def batches(split, training, start_step=0):
+        options = {"seed": settings["seed"], "start_step": start_step}
+        if pixels:
+            size = settings["image_size"]
+            options["flip"] = settings["flip"]
+            return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
+        return dataset.make_latents_dataset(
+            run / "latents" / f"{split}.npz", stage["batch_size"], training, **options
+        )
+
+    validation = batches("validate", training=False)
+    shown = spread(validation, 8)
+
+    def picture(model, path):
+        draw = tf.function(model.denoise)
+        conditions = {key: tf.constant(shown[key]) for key in ("z", "label")}
+        x_T = keras.random.normal(shown["image"].shape, seed=settings["seed"])
+        for x_t, _ in samplers.ddim(lambda x, t: draw(x, t, conditions), x_T, model.schedule, steps=20):
+            pass
+        images = x_t if pixels else autoencoder.decode(x_t, conditions["z"])
+        figures.save_png(path, figures.sheet(figures.enlarge(np.clip(images, -1, 1)), columns=4))
+
+    fit(model, run, "diffusion", stage, lambda step: batches("train", True, step), validation, picture, averaged=True)
+    record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"])
+
+
+def make_diffusion(settings, num_labels):
+    """The diffusion model that the settings describe, untrained."""
+    keras.utils.set_random_seed(settings["seed"])
+    group, pixels = settings["diffusion"], settings["first_stage"] == "none"
+    size, channels = settings["image_size"], 1
+    if not pixels:
+        size, channels = size // settings["autoencoder"]["downsampling"], settings["autoencoder"]["latent_channels"]
+    names = ("width", "multipliers", "blocks", "attention", "head_size", "dropout")
+    unet = modules.UNet(size, channels, num_labels=num_labels, **{name: group[name] for name in names})
+    names = ("schedule", "prediction", "drop_conditions")
+    options = {name: group[name] for name in names}
+    return modules.DiffusionModel(unet, clip_x_0=pixels, seed=settings["seed"], **options)
+
+
+def with_steps(stage, source):
+    """The stage's settings with the number of steps that one pass over the training split takes, if none is set."""
+    one_pass = -(-len(source.select("train")) // stage["batch_size"])
+    return {**stage, "steps_per_epoch": stage["steps_per_epoch"] or one_pass}
+
+
+def spread(batches, count):
+    """`count` elements of a dataset, evenly spread over it, as one batch of NumPy arrays."""
+    whole = list(batches.unbatch().as_numpy_iterator())
+    chosen = [whole[i] for i in np.linspace(0, len(whole) - 1, count).round().astype(int)]
+    return {key: np.stack([element[key] for element in chosen]) for key in chosen[0]}
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def announce(flags, run, settings, source, strategy, precision):
+    """One line that says what is about to happen."""
+    sizes = []
+    if settings["first_stage"] != "none":
+        sizes.append(f"{settings['first_stage']} {make_autoencoder(settings).count_params() / 1e6:.1f} M")
+    sizes.append(f"U-Net {make_diffusion(settings, len(source.label_names)).count_params() / 1e6:.1f} M parameters")
+    people = {split: int(len(np.unique(source.case[source.split == split]))) for split in dataset.SPLITS}
+    print(
+        f"{flags.stage}: {source.path}, {len(source.entries)} slices, people {'/'.join(map(str, people.values()))} in "
+        f"train/validate/test | {settings['image_size']}x{settings['image_size']}, {', '.join(sizes)} | {precision}, "
+        f"{strategy.num_replicas_in_sync} replica(s) | {run}/",
+        flush=True,
+    )
+
+
+def work(flags):
+    """Do what the flags say; returns the exit status."""
+    run, stages, settings = resolve(flags)
+    strategy = distribution.make_strategy(flags.replicas)
+    for stage in ("autoencoder", "diffusion"):
+        if settings[stage]["batch_size"] % strategy.num_replicas_in_sync:
+            raise runs.RunError(
+                f"--batch-size {settings[stage]['batch_size']} must be divisible by the "
+                f"{strategy.num_replicas_in_sync} replicas"
+            )
+    precision = distribution.set_precision(flags.precision)
+    source = open_data(settings, flags.dry_run)
+    announce(flags, run, settings, source, strategy, precision)
+    if flags.dry_run:
+        print(runs.json.dumps(settings, indent=2))
+        return 0
+    for stage in stages:
+        if is_finished(run, stage, settings):
+            print(f"{stage}: finished before; its result is in {run}/")
+            continue
+        start = time.time()
+        with dataset.data_errors(source):
+            if stage == "autoencoder":
+                train_autoencoder(run, settings, source, strategy)
+            elif stage == "latents":
+                encode_latents(run, settings, source)
+            else:
+                train_diffusion(run, settings, source, strategy)
+        print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
+    following = {"autoencoder": f"train.py latents --run {run.name}", "latents": f"train.py diffusion --run {run.name}"}
+    print(f"next: python {following.get(stages[-1], f'predict.py --run {run.name}')}")
+    return 0
+
+
+def main(argv=None):
+    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    flags = parser().parse_args(argv)
+    try:
+        return work(flags)
+    except (dataset.DataError, runs.RunError) as mistake:
+        print(f"train.py: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; all finished epochs are saved: run the same command to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
