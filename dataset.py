@@ -277,7 +277,7 @@ def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int
 
 
 def _decode(data, code, shape):
-    """One encoded slice -> (H, W, 1) float32 grey levels in [0, 255].
+    """One encoded slice -> (H, W, 1) uint8 grey levels.
 
     8-bit files keep their levels. In 16-bit files the DEEP_WHITE-th percentile of the non-zero pixels becomes white, as
     nothing in the file says what its largest value means. In JPEGs levels up to JPEG_NOISE become black.
@@ -286,43 +286,59 @@ def _decode(data, code, shape):
     def grey(image):  # integer weights with the sum 256, so that grey stored as colour comes back exactly
         return tf.reduce_sum(tf.cast(image, tf.float32) * [77.0, 150.0, 29.0], axis=-1, keepdims=True) / 256.0
 
+    def eight_bit(image):
+        return tf.cast(tf.round(image), tf.uint8)
+
     def deep(image):
         positive = tf.sort(tf.boolean_mask(image, image > 0))
         last = tf.cast(tf.shape(positive)[0] - 1, tf.float32)
         white = tf.concat([positive, [1.0]], 0)[tf.cast(tf.round(tf.maximum(last, 0.0) * DEEP_WHITE / 100), tf.int32)]
-        return tf.minimum(image * (255.0 / white), 255.0)
+        return eight_bit(tf.minimum(image * (255.0 / white), 255.0))
 
     def jpeg():
-        image = tf.cast(tf.io.decode_jpeg(data, channels=1, dct_method="INTEGER_ACCURATE"), tf.float32)
-        return tf.where(image <= JPEG_NOISE, 0.0, image)
+        image = tf.io.decode_jpeg(data, channels=1, dct_method="INTEGER_ACCURATE")
+        return tf.where(image <= JPEG_NOISE, tf.zeros_like(image), image)
 
     return tf.switch_case(
         code,
         {
-            archive.GREY8: lambda: tf.cast(tf.io.decode_png(data, channels=1), tf.float32),
-            archive.COLOUR8: lambda: grey(tf.io.decode_png(data, channels=3)),
+            archive.GREY8: lambda: tf.io.decode_png(data, channels=1),
+            archive.COLOUR8: lambda: eight_bit(grey(tf.io.decode_png(data, channels=3))),
             archive.GREY16: lambda: deep(tf.cast(tf.io.decode_png(data, channels=1, dtype=tf.uint16), tf.float32)),
             archive.COLOUR16: lambda: deep(grey(tf.io.decode_png(data, channels=3, dtype=tf.uint16))),
             archive.JPEG: jpeg,
-            archive.RAW: lambda: tf.cast(
-                tf.reshape(tf.io.decode_raw(data, tf.uint8), [shape[0], shape[1], 1]), tf.float32
-            ),
+            archive.RAW: lambda: tf.reshape(tf.io.decode_raw(data, tf.uint8), [shape[0], shape[1], 1]),
         },
     )
 
 
 def _fit(image, size: int):
-    """(H, W, 1) float32 in [0, 255] -> (size, size, 1) uint8: black margins to a square, then an antialiased resize.
+    """(H, W, 1) uint8 -> (size, size, 1) uint8: black margins to a square, then an antialiased bilinear resize.
 
+    A resize is linear in rows and in columns, so it is one matrix on each side, and the margins are the matrices'
+    columns that are left out. This is what `tf.image.resize(..., antialias=True)` computes, in a third of the time.
     The triangle filter has no negative lobes, so there is no ringing and black stays exactly 0.
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     side = tf.maximum(height, width)
-    image = tf.image.pad_to_bounding_box(image, (side - height) // 2, (side - width) // 2, side, side)
-    image = tf.cond(
-        side == size, lambda: image, lambda: tf.image.resize(image, [size, size], "bilinear", antialias=True)
-    )
-    return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), [size, size, 1])
+
+    def weights(length):
+        """(size, length): the part of each of `length` source pixels, centred in `side`, in each target pixel."""
+        scale = tf.cast(side, tf.float32) / size
+        target = (tf.range(size, dtype=tf.float32) + 0.5) * scale
+        source = tf.range(tf.cast(side, tf.float32)) + 0.5
+        triangle = tf.nn.relu(1.0 - tf.abs(target[:, None] - source) / tf.maximum(scale, 1.0))
+        triangle /= tf.reduce_sum(triangle, axis=1, keepdims=True)
+        start = (side - length) // 2
+        return triangle[:, start : start + length]
+
+    def resize():
+        pixels = tf.cast(image[:, :, 0], tf.float32)
+        pixels = tf.matmul(weights(height) @ pixels, weights(width), transpose_b=True)
+        return tf.cast(tf.round(pixels), tf.uint8)[:, :, None]
+
+    image = tf.cond((height == size) & (width == size), lambda: image, resize)
+    return tf.ensure_shape(image, [size, size, 1])
 
 
 def _read_pixels(source: Source, rows: tf.data.Dataset, size: int, batch_size: int) -> tf.data.Dataset:
