@@ -225,7 +225,9 @@ class VQVAE(Autoencoder):
 
     def record(self, values):
         health = {metric.name: metric.result() for metric in (self.usage, self.perplexity)}
-        return super().record(values) | health | ({"revived": self.revived.result()} if "gradient_norm" in values else {})
+        return (
+            super().record(values) | health | ({"revived": self.revived.result()} if "gradient_norm" in values else {})
+        )
 
     def snap(self, raw):
         return self.quantizer.decode(self.quantizer.encode(raw))
@@ -317,7 +319,7 @@ class UNet(keras.Model):
         size: pixels a side of what is denoised (image or latents).
         channels: of what is denoised.
         width: channels of the first level.
-        multipliers: channels of each level, as multiples of `width`; one level is half the resolution of the one before.
+        multipliers: channels of each level, as multiples of `width`; each level halves the resolution.
         blocks: residual blocks per level on the way down (one more on the way up).
         attention: resolutions, in pixels a side, at which attention blocks follow residual blocks.
         head_size: channels per attention head.
@@ -508,7 +510,9 @@ class DiffusionModel(keras.Model):
         split = tf.random.experimental.stateless_split(seed, 4)
 
         def times(n):
-            grid = (tf.cast(tf.range(n), tf.float32) + tf.random.stateless_uniform((), split[0])) / tf.cast(n, tf.float32)
+            grid = (tf.cast(tf.range(n), tf.float32) + tf.random.stateless_uniform((), split[0])) / tf.cast(
+                n, tf.float32
+            )
             return tf.random.experimental.stateless_shuffle(grid, split[3])
 
         t = distribution.global_rows(times, rows)
@@ -526,9 +530,7 @@ class DiffusionModel(keras.Model):
             loss = self.loss_at(batch, t, eps, keep, training=True)
             part = distribution.replica_loss(loss)
         variables = self.unet.trainable_variables
-        norm = distribution.apply_gradients(
-            self.optimizer, tape.gradient(part, variables), variables, self.clip_norm
-        )
+        norm = distribution.apply_gradients(self.optimizer, tape.gradient(part, variables), variables, self.clip_norm)
         return self.record({"loss": loss, "gradient_norm": norm})
 
     def test_step(self, batch):

@@ -118,7 +118,9 @@ def parser():
 
     data = p.add_argument_group("data")
     data.add_argument("--image-size", type=int, help="pixels a side")
-    data.add_argument("--axis", type=int, choices=(0, 1, 2), help="axis of NIfTI volumes along which to slice (2: axial)")
+    data.add_argument(
+        "--axis", type=int, choices=(0, 1, 2), help="axis of NIfTI volumes along which to slice (2: axial)"
+    )
     data.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror training slices left to right")
 
     both = p.add_argument_group("training, of each stage that runs")
@@ -216,7 +218,16 @@ def check(settings):
     positive = {"image_size": settings["image_size"], "views": settings["latents"]["views"]}
     for stage in ("autoencoder", "diffusion"):
         group = settings[stage]
-        names = ("batch_size", "epochs", "learning_rate", "width", "blocks", "latent_channels", "num_codes", "head_size")
+        names = (
+            "batch_size",
+            "epochs",
+            "learning_rate",
+            "width",
+            "blocks",
+            "latent_channels",
+            "num_codes",
+            "head_size",
+        )
         positive |= {name: group[name] for name in names if name in group}
         group["steps_per_epoch"] = group["steps_per_epoch"] or None
         if (group["steps_per_epoch"] or 1) < 1:
@@ -356,6 +367,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged):
             steps_per_epoch=steps,
             validation_data=validation,
             callbacks=callbacks,
+            shuffle=False,  # the dataset has an order of its own
             verbose=1 if sys.stdout.isatty() else 2,
         )
     figures.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
@@ -456,9 +468,7 @@ def train_diffusion(run, settings, source, strategy):
             size = settings["image_size"]
             options["flip"] = settings["flip"]
             return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
-        return dataset.make_latents_dataset(
-            run / "latents" / f"{split}.npz", stage["batch_size"], training, **options
-        )
+        return dataset.make_latents_dataset(run / "latents" / f"{split}.npz", stage["batch_size"], training, **options)
 
     validation = batches("validate", training=False)
     shown = spread(validation, 8)
@@ -467,8 +477,7 @@ def train_diffusion(run, settings, source, strategy):
         draw = tf.function(model.denoise)
         conditions = {key: tf.constant(shown[key]) for key in ("z", "label")}
         x_T = keras.random.normal(shown["image"].shape, seed=settings["seed"])
-        for x_t, _ in samplers.ddim(lambda x, t: draw(x, t, conditions), x_T, model.schedule, steps=20):
-            pass
+        *_, (x_t, _) = samplers.ddim(lambda x, t: draw(x, t, conditions), x_T, model.schedule, steps=20)
         images = x_t if pixels else autoencoder.decode(x_t, conditions["z"])
         figures.save_png(path, figures.sheet(figures.enlarge(np.clip(images, -1, 1)), columns=4))
 

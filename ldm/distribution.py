@@ -15,8 +15,8 @@ import tensorflow as tf
 def make_strategy(replicas=None):
     """The strategy for this machine.
 
-    With TF_CONFIG set, MultiWorkerMirroredStrategy; otherwise MirroredStrategy over all visible GPUs, or over `replicas`
-    of them, or, without any GPU, over `replicas` logical CPU devices, which try out what several GPUs would do.
+    With TF_CONFIG set, MultiWorkerMirroredStrategy; otherwise MirroredStrategy over all visible GPUs, or over
+    `replicas` of them, or, without any GPU, over `replicas` logical CPU devices, which try out what several GPUs do.
 
     Args:
         replicas: number of devices; None takes all GPUs, or one CPU.

@@ -32,7 +32,7 @@ def sinusoidal_embedding(position, size, max_period=10_000.0):
 class Embedding(layers.Layer):
     """A number -> a token: sinusoidal features, then a two-layer MLP. For times and slice indices alike.
 
-    Being a smooth function of its input, it lets neighbouring slices share what they learn and can be asked between them.
+    Being smooth in its input, it lets neighbouring slices share what they learn.
 
     Args:
         size: width of the token.
@@ -61,7 +61,7 @@ class Embedding(layers.Layer):
 
 @register
 class GroupNorm(layers.Layer):
-    """Group normalisation (arXiv 1803.08494) with an optional FiLM modulation and activation, in two passes over memory.
+    """Group normalisation (arXiv 1803.08494) with optional FiLM and activation, in two passes over memory.
 
     The statistics are per-channel sums, combined per group; normalisation, the learned affine map and FiLM
     (arXiv 1709.07871) then collapse into one multiply-add per element:
@@ -114,7 +114,7 @@ class GroupNorm(layers.Layer):
 
 @register
 class ResBlock(layers.Layer):
-    """Residual block: norm, SiLU, 3x3 conv, twice; FiLM by the embedding in the second norm (arXiv 2105.05233, section 3).
+    """Residual block: norm, SiLU, 3x3 conv, twice; the embedding modulates the second norm (arXiv 2105.05233).
 
     The last convolution starts at zero, so that a fresh block is the identity.
 
@@ -205,7 +205,7 @@ class Attention(layers.Layer):
 class AttentionBlock(layers.Layer):
     """Self-attention over the pixels, then, with tokens, cross-attention to them, each residual.
 
-    The tokens (time, slice index, label) stand where a text-to-image model has its words (arXiv 2112.10752, section 3.3).
+    The tokens (time, slice index, label) stand where a text-to-image model has its words (arXiv 2112.10752).
 
     Args:
         head_size: channels per head.

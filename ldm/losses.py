@@ -1,4 +1,4 @@
-"""Differentiable formulas that compare two batches of images, (B, H, W, 1) in [-1, 1]. Each returns a scalar, float32."""
+"""Differentiable comparisons of two batches of images, (B, H, W, 1) in [-1, 1]. Each returns a float32 scalar."""
 
 from keras import ops
 

@@ -26,7 +26,7 @@ class VectorQuantizer(layers.Layer):
     codes (B, H, W) int32).
     """
 
-    def __init__(self, num_codes, size, decay=0.99, revival=0.03, **kwargs):
+    def __init__(self, num_codes, size, decay=0.97, revival=0.03, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})  # distances and averages must not be rounded
         self.num_codes, self.size, self.decay, self.revival = num_codes, size, decay, revival
 

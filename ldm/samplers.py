@@ -101,7 +101,7 @@ SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp}
 
 
 def _steps(schedule, steps):
-    """(t, alpha_t, sigma_t, alpha_s, sigma_s) of each step t -> s, as Python floats: no tensor arithmetic on scalars."""
+    """(t, alpha_t, sigma_t, alpha_s, sigma_s) of each step t -> s, as Python floats."""
     times = time_grid(steps)
     alpha, sigma = (ops.convert_to_numpy(value).astype("float64").tolist() for value in schedule(times))
     return [(float(times[i]), alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]) for i in range(steps)]

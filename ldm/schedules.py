@@ -38,7 +38,7 @@ def linear(t):
 
 
 def cosine(t):
-    """Cosine schedule: alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)), s = 0.008 (arXiv 2102.09672, eq. 17).
+    """Cosine schedule: alpha(t) = f(t) / f(0), f(t) = cos(pi/2 (t + 0.008) / 1.008) (arXiv 2102.09672, eq. 17).
 
     Args:
         t: float in [0, 1], any shape.

@@ -1,0 +1,269 @@
+"""Command line: pictures from a trained run.
+
+python predict.py                            noise -> slices: a PNG and a denoising GIF by DDIM, and by DDPM
+python predict.py --z sweep                  one slice per slice index, in order
+python predict.py reconstruct --data ...     real slices through the first stage: sheet and scores
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+import dataset
+from ldm import distribution, figures, metrics, runs, samplers
+
+STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20}  # network calls, unless --steps says otherwise
+BATCH = 32  # slices that are drawn at a time
+FRAMES = 40  # most frames of a GIF
+
+
+def parser():
+    p = argparse.ArgumentParser(
+        prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("task", nargs="?", default="sample", choices=("sample", "reconstruct"))
+    p.add_argument("--run", help="name of the run (default: the one that was trained last)")
+    p.add_argument("--out", default="samples", help="folder for the pictures (default: samples)")
+    p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
+
+    s = p.add_argument_group("sample")
+    s.add_argument("--sampler", nargs="+", default=["ddim", "ddpm"], choices=tuple(samplers.SAMPLERS))
+    s.add_argument("--steps", type=int, help=f"network calls (default: {STEPS})")
+    s.add_argument("--eta", type=float, default=0.0, help="DDIM's noise: 0 is deterministic, 1 is DDPM-like")
+    s.add_argument("--count", type=int, help="slices to draw (default: 16; with --z sweep, one per slice index)")
+    s.add_argument("--z", nargs="+", help="slice indices, repeated as needed, or 'sweep' (default: spread over all)")
+    s.add_argument("--label", help="a label of the training data, by name (default: labels in turn, if there are any)")
+    s.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
+    s.add_argument("--fps", type=float, default=12, help="frames per second of the GIF")
+    s.add_argument("--show-x0", action="store_true", help="put the predicted x_0 beside x_t in the GIF")
+
+    r = p.add_argument_group("reconstruct")
+    r.add_argument("--data", nargs="+", help="slices to reconstruct (default: the data that the run was trained on)")
+    r.add_argument("--split", default="test", choices=dataset.SPLITS)
+    return p
+
+
+# ---- sample ----------------------------------------------------------------------------------------------------------
+
+
+def sample(flags, run):
+    """Draw slices with each sampler that is asked for; write a PNG and a GIF for each."""
+    model = runs.load_model(run / "diffusion.keras")
+    about = runs.load_json(run / "diffusion.json")
+    conditions = choose_conditions(flags, about["data"])
+    pixels = about["settings"]["first_stage"] == "none"
+    autoencoder = None if pixels else runs.load_model(run / "autoencoder.keras")
+
+    shape = model.unet.input_shape["x"][1:]
+    count = len(conditions["z"])
+    x_T = np.stack([np.random.default_rng([flags.seed, i]).standard_normal(shape, "float32") for i in range(count)])
+    columns = 8 if flags.z == ["sweep"] else None
+    for name in flags.sampler:
+        steps = flags.steps or STEPS[name]
+        start = time.time()
+        films = draw(model, name, x_T, conditions, steps, flags)
+        films = [[to_images(x, autoencoder, conditions["z"]) for x in pair] for pair in films]
+        seconds = (time.time() - start) / count
+        out = Path(flags.out)
+        figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(films[-1][0]), columns))
+        frames = figures.denoising_frames(films, columns, with_prediction=flags.show_x0)
+        figures.save_gif(out / f"{name}.gif", frames, flags.fps)
+        print(
+            f"{name}: {count} slices, {steps} network calls each, {seconds:.2f} seconds per slice -> "
+            f"{out / name}.png, {out / name}.gif"
+        )
+
+
+def choose_conditions(flags, data):
+    """{"z", "label"}, int32 (count,) each, from the flags and from what the run was trained on.
+
+    Raises:
+        RunError: for slice indices or labels that the run does not know.
+    """
+    first, last = data["z"]
+    if flags.z == ["sweep"]:
+        z = np.linspace(first, last, flags.count or min(last - first + 1, 64))
+    elif flags.z:
+        try:
+            z = np.resize([int(value) for value in flags.z], flags.count or max(16, len(flags.z)))
+        except ValueError as error:
+            raise runs.RunError(f"--z takes slice indices or 'sweep', not {' '.join(flags.z)}") from error
+        if z.min() < first or z.max() > last:
+            raise runs.RunError(f"--z must lie between {first} and {last}, the slices that this run was trained on")
+    else:
+        z = np.linspace(first, last, flags.count or 16)
+    names = data["labels"]
+    if flags.label is None:
+        label = np.arange(len(z)) % len(names) if names else np.full(len(z), -1)
+    elif flags.label in names:
+        label = np.full(len(z), names.index(flags.label))
+    else:
+        raise runs.RunError(f"--label {flags.label}: this run knows {' and '.join(names) or 'no labels'}")
+    return {"z": np.round(z).astype("int32"), "label": label.astype("int32")}
+
+
+def draw(model, name, x_T, conditions, steps, flags):
+    """Run one sampler over all slices, BATCH at a time.
+
+    Returns:
+        List of (x_t, x_0), each (count, h, w, C): the steps that the film shows, the last among them.
+    """
+    denoise = tf.function(model.denoise, reduce_retracing=True)  # compiled once, whatever the sampler
+    options = {"eta": flags.eta} if name == "ddim" else {}
+    shown = set(np.linspace(0, steps - 1, min(steps, FRAMES)).round().astype(int).tolist())
+    batches = []
+    with tqdm(total=steps * -(-len(x_T) // BATCH), desc=name, unit="call") as bar:
+        for start in range(0, len(x_T), BATCH):
+            part = slice(start, start + BATCH)
+            told = {key: tf.constant(value[part]) for key, value in conditions.items()}
+            if name != "dpm_solver_pp":
+                options["seed"] = flags.seed + start
+            steps_of = samplers.SAMPLERS[name](
+                lambda x_t, t, told=told: denoise(x_t, t, told), x_T[part], model.schedule, steps, **options
+            )
+            film = []
+            for i, pair in enumerate(steps_of):
+                bar.update()
+                if i in shown:
+                    film.append([np.asarray(x) for x in pair])
+            batches.append(film)
+    return [[np.concatenate(x) for x in zip(*moment, strict=True)] for moment in zip(*batches, strict=True)]
+
+
+def to_images(x, autoencoder, z):
+    """Latents, or pixels, (N, h, w, C) -> images (N, H, W, 1) in [-1, 1]."""
+    if autoencoder is None:
+        return np.clip(x, -1, 1)
+    if not hasattr(autoencoder, "compiled_decode"):
+        autoencoder.compiled_decode = tf.function(autoencoder.decode, reduce_retracing=True)
+    parts = [slice(start, start + BATCH) for start in range(0, len(x), BATCH)]
+    return np.concatenate([autoencoder.compiled_decode(x[part], z[part]).numpy() for part in parts])
+
+
+# ---- reconstruct -----------------------------------------------------------------------------------------------------
+
+
+def reconstruct(flags, run):
+    """Real slices through the first stage, beside the two predictors that know nothing of the slice."""
+    autoencoder = runs.load_model(run / "autoencoder.keras")
+    about = runs.load_json(run / "autoencoder.json")
+    settings = about["settings"]
+    data = flags.data or settings["data"] or about["data"]["source"]
+    source = dataset.open_source(data, seed=settings["seed"], axis=settings["axis"])
+
+    def slices(split):
+        return dataset.make_dataset(source, split, autoencoder.image_size, BATCH, training=False)
+
+    chosen = slices(flags.split)
+    mean = metrics.mean_images((to_unit(batch["image"]), batch["z"].numpy()) for batch in slices("train"))
+
+    @tf.function(reduce_retracing=True)
+    def through(images, z):
+        return autoencoder.decode(autoencoder.encode(images, z), z)
+
+    real, fake, z, case = [], [], [], []
+    for batch in tqdm(chosen, desc="reconstruct", unit="batch"):
+        real.append(batch["image"].numpy())
+        fake.append(through(batch["image"], batch["z"]).numpy())
+        z.append(batch["z"].numpy())
+        case.append(batch["case"].numpy())
+    real, fake, z, case = (np.concatenate(parts) for parts in (real, fake, z, case))
+
+    rows = {
+        settings["first_stage"]: to_unit(fake),
+        "mean image per slice index": metrics.mean_image_prediction(mean, z),
+        "black": np.zeros_like(real),
+    }
+    scores = {name: score(to_unit(real), picture, case) for name, picture in rows.items()}
+    show_scores(scores, flags.split, len(np.unique(case)), len(real), bits(autoencoder))
+    out = Path(flags.out)
+    some = np.linspace(0, len(real) - 1, 8).round().astype(int)
+    figures.reconstruction_sheet(out / "reconstruct.png", real[some], fake[some], z[some])
+    runs.save_json(out / "reconstruct.json", {"run": str(run), "data": data, "split": flags.split, "scores": scores})
+    print(f"-> {out / 'reconstruct.png'}, {out / 'reconstruct.json'}")
+
+
+def to_unit(images):
+    """[-1, 1] -> [0, 1], the range of `ldm.metrics`."""
+    return np.clip((np.asarray(images) + 1) / 2, 0, 1)
+
+
+def bits(autoencoder):
+    """Bits that name one slice's codes; None for continuous latents."""
+    if not hasattr(autoencoder, "num_codes"):
+        return None
+    return autoencoder.latent_size**2 * float(np.log2(autoencoder.num_codes))
+
+
+def score(real, fake, case):
+    """{metric: [mean over slices, standard deviation over people]}."""
+    values = {
+        "SSIM": metrics.ssim(real, fake),
+        "foreground SSIM": metrics.foreground_ssim(real, fake),
+        "PSNR": metrics.psnr(real, fake),
+        "MAE": metrics.mae(real, fake),
+    }
+    result = {}
+    for name, value in values.items():
+        people = [np.nanmean(value[case == person]) for person in np.unique(case)]
+        result[name] = [float(np.nanmean(value)), float(np.std(people))]
+    return result
+
+
+def show_scores(scores, split, people, count, rate):
+    """Print the table."""
+    print(f"\n{split}: {count} slices of {people} people; SSIM: 11x11 Gaussian, sigma 1.5, range [0, 1], zero padding;")
+    print("foreground: the same map where the real slice is brighter than 0.05; +- is the deviation over people")
+    if rate:
+        print(f"rate: {rate:.0f} bits per slice")
+    names = list(next(iter(scores.values())))
+    print(" " * 28 + "".join(f"{name:>20}" for name in names))
+    for row, values in scores.items():
+        print(f"{row:28}" + "".join(f"{m:>13.3f} +- {s:5.3f}"[-20:].rjust(20) for m, s in values.values()))
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def check(flags):
+    """Refuse numbers that cannot be, before anything is loaded."""
+    for name, least in (("steps", 1), ("count", 1), ("seed", 0)):
+        value = getattr(flags, name)
+        if value is not None and value < least:
+            raise runs.RunError(f"--{name} must be at least {least}, not {value}")
+    if not 0 <= flags.eta <= 1:
+        raise runs.RunError(f"--eta must lie between 0 and 1, not {flags.eta}")
+    if flags.fps <= 0:
+        raise runs.RunError(f"--fps must be more than 0, not {flags.fps}")
+
+
+def main(argv=None):
+    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    flags = parser().parse_args(argv)
+    try:
+        check(flags)
+        stage = "autoencoder" if flags.task == "reconstruct" else "diffusion"
+        run = runs.folder(flags.run) if flags.run else runs.newest(stage)
+        print(f"{run}: {distribution.set_precision(flags.precision)}")
+        keras.utils.set_random_seed(flags.seed)
+        {"sample": sample, "reconstruct": reconstruct}[flags.task](flags, run)
+        return 0
+    except (dataset.DataError, runs.RunError) as mistake:
+        print(f"predict.py: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+#!/bin/sh
+# The one command that passes the tests: lint, tests, and a smoke run of the command lines on phantom brains.
+#     sh test.sh          under 15 minutes on 2 cores
+#     sh test.sh --all    also the slow tests
+# Where the packages are missing it makes a virtual environment, .venv, and installs them there.
+set -eu
+cd "$(dirname "$0")"
+
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    if [ -x .venv/bin/python ]; then python=.venv/bin/python
+    elif python3 -c "import tensorflow, keras, einops, nibabel, pytest, ruff, skimage" 2>/dev/null; then python=python3
+    else
+        echo "packages are missing: making .venv and installing requirements-test.txt"
+        python3 -m venv .venv
+        python=.venv/bin/python
+    fi
+fi
+if ! "$python" -c "import tensorflow, keras, einops, imageio, nibabel, scipy, pytest, ruff, skimage" 2>/dev/null; then
+    "$python" -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+fi
+export TF_CPP_MIN_LOG_LEVEL=3
+
+marker="not slow"
+[ "${1:-}" = "--all" ] && marker=""
+
+echo "== ruff"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+
+echo "== smoke run on phantoms: dataset, train, predict"
+smoke=$(mktemp -d)
+trap 'rm -rf "$smoke"' EXIT
+"$python" dataset.py phantom --people 8 --image-size 64 --out "$smoke/phantom.zip"
+tiny="--data $smoke/phantom.zip --run $smoke/run --image-size 32 --epochs 1 --steps-per-epoch 4 --batch-size 8 --width 32"
+"$python" train.py $tiny --views 2 --attention 4
+"$python" predict.py --run "$smoke/run" --out "$smoke/samples" --steps 3 --count 4 --show-x0
+"$python" predict.py reconstruct --run "$smoke/run" --out "$smoke/samples"
+for file in ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json; do
+    [ -s "$smoke/samples/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
+done
+"$python" train.py $tiny --run "$smoke/pixels" --autoencoder none --attention 8
+"$python" predict.py --run "$smoke/pixels" --out "$smoke/samples" --sampler dpm_solver_pp --steps 3 --count 4
+
+echo "== tests"
+"$python" -m pytest -q -m "$marker"
