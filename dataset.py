@@ -25,8 +25,8 @@ import json
 import os
 import re
 import sys
+import time
 import zipfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ CHECK_SAMPLE = 2_000  # larger ones by a seeded sample of this many; the rest is
 HASH_BYTES = 200 * 10**6
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
 DEEP_WHITE = 99.9  # percentile of a 16-bit slice's non-zero pixels that becomes white
+
+SHARPEN = np.outer(*2 * [[-0.112, 1.224, -0.112]]).astype(np.float32)  # a = (sqrt(3 / 2) - 1) / 2; see `augment`
 
 
 @dataclasses.dataclass(eq=False)
@@ -148,7 +150,7 @@ class Source:
             "source": self.path,
             "kind": self.kind,
             "bytes": size,
-            "modified": datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds"),
+            "modified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(modified)),
             "sha256": archive.fingerprint(files) if size < HASH_BYTES else None,
             "seed": self.seed,
             "axis": getattr(self.store, "axis", None),
@@ -461,20 +463,11 @@ def make_dataset(
         raise DataError("--image-size and --batch-size must be positive integers.")
     pixels = _decoded(source, split, image_size, cache_bytes)
 
-    @functools.lru_cache(maxsize=3)  # a batch may straddle epochs, and batches are made in parallel
-    def permutation(epoch):
-        return np.random.default_rng([seed, epoch]).permutation(len(rows))
+    order = _element_order(len(rows), batch_size, training, seed)
 
     def plan(step):
         """Step -> element numbers, places within the split and conditions, (B,) each. Reads nothing."""
-        n = np.arange(step * batch_size, (step + 1) * batch_size)
-        if training:
-            place = np.empty_like(n)
-            for epoch in np.unique(n // len(rows)).tolist():
-                here = n // len(rows) == epoch
-                place[here] = permutation(epoch)[n[here] % len(rows)]
-        else:
-            n = place = n[n < len(rows)]
+        n, place = order(step)
         row = rows[place]
         return n, place, row, source.z[row], source.label[row], source.case[row]
 
@@ -485,8 +478,7 @@ def make_dataset(
         values = tf.numpy_function(plan, [step], [tf.int64] * 3 + [tf.int32] * 3)
         return tuple(tf.ensure_shape(value, [full]) for value in values)
 
-    steps = 2**62 // batch_size if training else -(-len(rows) // batch_size)
-    plans = tf.data.Dataset.range(min(start_step, steps), steps).map(plan_op)
+    plans = _steps(len(rows), batch_size, training, start_step).map(plan_op)
     if pixels is not None:
         images = plans.map(
             lambda n, place, *_: tf.numpy_function(lambda p: pixels[p], [place], tf.uint8), num_parallel_calls=2
@@ -502,10 +494,75 @@ def make_dataset(
             image = _augment(image, tf.stack([tf.fill(tf.shape(n), tf.constant(seed, tf.int64)), n], axis=-1), flip)
         return {"image": image, "z": z, "label": label, "case": case}
 
+    return _in_order(tf.data.Dataset.zip(images, plans).map(finish, num_parallel_calls=tf.data.AUTOTUNE))
+
+
+def make_latents_dataset(path, batch_size: int, training: bool, *, seed: int = 0, start_step: int = 0):
+    """Batches of the latents that `train.py latents` has written, in the same order as `make_dataset` gives slices.
+
+    Args:
+        path: an .npz with latents (V, N, h, w, C), V views of N slices, and z, label, case (N,).
+        batch_size, training, seed, start_step: as in `make_dataset`. Training goes through the views, epoch by epoch;
+            otherwise it is view 0, the slices as they are.
+
+    Returns:
+        Dataset of {"image": (B, h, w, C) float32, the latents, "z", "label", "case": (B,) int32}.
+    """
+    with np.load(path) as file:
+        latents, z, label, case = (file[key] for key in ("latents", "z", "label", "case"))
+    views, count, *shape = latents.shape
+    order = _element_order(count, batch_size, training, seed)
+
+    def gather(step):
+        n, place = order(step)
+        view = (n // count + place) % views if training else 0
+        return latents[view, place].astype("float32"), z[place], label[place], case[place]
+
+    full = batch_size if training else None
+
+    def batch(step):
+        image, *conditions = tf.numpy_function(gather, [step], [tf.float32] + [tf.int32] * 3)
+        named = zip(("z", "label", "case"), conditions, strict=True)
+        return {
+            "image": tf.ensure_shape(image, [full, *shape]),
+            **{key: tf.ensure_shape(value, [full]) for key, value in named},
+        }
+
+    return _in_order(_steps(count, batch_size, training, start_step).map(batch))
+
+
+def _element_order(count: int, batch_size: int, training: bool, seed: int):
+    """The order of a split: a function step -> (element numbers n, their places within the split), (B,) each."""
+
+    @functools.lru_cache(maxsize=3)  # a batch may straddle epochs, and batches are made in parallel
+    def permutation(epoch):
+        return np.random.default_rng([seed, epoch]).permutation(count)
+
+    def order(step):
+        n = np.arange(step * batch_size, (step + 1) * batch_size)
+        if not training:
+            n = n[n < count]
+            return n, n
+        place = np.empty_like(n)
+        for epoch in np.unique(n // count).tolist():
+            here = n // count == epoch
+            place[here] = permutation(epoch)[n[here] % count]
+        return n, place
+
+    return order
+
+
+def _steps(count: int, batch_size: int, training: bool, start_step: int) -> tf.data.Dataset:
+    """Step numbers: without end in training, otherwise as many as it takes to see every element once."""
+    steps = 2**62 // batch_size if training else -(-count // batch_size)
+    return tf.data.Dataset.range(min(start_step, steps), steps)
+
+
+def _in_order(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Made ahead of their use, in their order, and shared out to replicas by batch, not by file."""
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    batches = tf.data.Dataset.zip(images, plans).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
     return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
@@ -514,6 +571,10 @@ def augment(images, seeds, flip: bool = False):
 
     Rotation up to 5 degrees, scale up to 5 %, shift up to 3 % of the side, a bend of the intensities
     `u + b u (1 - u)` with |b| <= 0.15 (black and white stay) and a gain up to 5 %.
+
+    Bilinear interpolation blurs: over all sub-pixel shifts it keeps (2 + cos w) / 3 of the power at frequency w, that
+    is, a third of the finest detail, and a generator would learn the blur. The filter before it, with the response
+    1 + 2 a (1 - cos w) and a such that the power at w = pi / 2 comes out as it went in, undoes this on average.
 
     Args:
         images: (B, H, W, 1) float32 in [-1, 1].
@@ -538,8 +599,9 @@ def augment(images, seeds, flip: bool = False):
     a2 = centre_x - a0 * centre_x - a1 * centre_y + 0.03 * right * tf.cast(width, tf.float32)
     b2 = centre_y - b0 * centre_x - b1 * centre_y + 0.03 * down * tf.cast(height, tf.float32)
     zero = tf.zeros_like(a0)
+    light = (images + 1.0) / 2.0  # black is 0 here, so that neither the warp's border nor the curve can lift it
     light = tf.raw_ops.ImageProjectiveTransformV3(
-        images=(images + 1.0) / 2.0,  # black is 0 here, so that neither the warp's border nor the curve can lift it
+        images=tf.nn.conv2d(light, rearrange(SHARPEN, "h w -> h w 1 1"), strides=1, padding="SAME"),
         transforms=tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=-1),
         output_shape=tf.shape(images)[1:3],
         fill_value=0.0,

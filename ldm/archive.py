@@ -94,13 +94,17 @@ class ZipStore:
             raise DataError(
                 f"{path} is not a readable zip file ({error}): it is damaged or incomplete, fetch it again."
             ) from error
-        self.names = [info.filename.replace("\\", "/") for info in infos]
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+        # Of two entries with one name the later one counts, as it does for unzip.
+        by_name = {info.filename.replace("\\", "/"): info for info in infos}
+        self.names, infos = list(by_name), list(by_name.values())
         self._check(infos)
         # Plain columns instead of 200,000 ZipInfo objects: a tenth of the memory.
         self._rows = {name: row for row, name in enumerate(self.names)}
         columns = ((i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type) for i in infos)
         self._table = np.fromiter(columns, dtype=np.dtype((np.int64, 5)), count=len(infos))
-        self._file = open(path, "rb")  # noqa: SIM115 - lives as long as the store does
+        self._file = open(path, "rb")  # open as long as the store lives
         self._lock = threading.Lock()
 
     def _check(self, infos: list[zipfile.ZipInfo]) -> None:
@@ -173,12 +177,16 @@ class FolderStore:
         pending = [""]
         while pending:
             below = pending.pop()
-            for item in os.scandir(path / below):
+            try:
+                items = list(os.scandir(path / below))
+            except OSError as error:
+                raise DataError(f"{path / below} cannot be read ({error.strerror}).") from error
+            for item in items:
                 name = below + item.name
                 if item.is_dir():
                     pending.append(name + "/")
-                    continue
-                sizes[name] = item.stat().st_size
+                elif item.is_file():  # a dangling link is neither
+                    sizes[name] = item.stat().st_size
         self.names = sorted(sizes)
         for name in self.names:
             if is_image(name) and sizes[name] > MAX_ENTRY_BYTES:
@@ -425,7 +433,11 @@ def parse_names(names: list[str], shown: str):
             "the brain slices (keras_png_slices_train, ...)."
         )
     if not rows:
-        raise DataError(f"--data {shown} holds no brain slices; expected are PNG or JPEG files, or NIfTI volumes.")
+        hint = "expected are PNG or JPEG files, or a folder of NIfTI volumes"
+        inner = next((name for name in names if name.lower().endswith((".zip", *VOLUME_SUFFIXES))), None)
+        if inner:
+            hint = f"point --data at {inner!r} inside it (unpacked, where it lies in a zip)"
+        raise DataError(f"--data {shown} holds no brain slices; {hint}.")
     return kind, rows, masks
 
 

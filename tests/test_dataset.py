@@ -163,6 +163,27 @@ def test_flat_folder_passes_over_other_files(tmp_path):
     assert (source.z == 0).all()
 
 
+def test_flat_slices_in_split_folders(tmp_path):
+    image = encode(brain(0))
+    people = {"train": range(3), "val": range(3, 5), "test": range(5, 7)}
+    entries = {f"slices/{split}/{case}_{z}.png": image for split in people for case in people[split] for z in (0, 1)}
+    source = open_source(write(tmp_path / "a.zip", entries))
+    assert source.label_names == () and set(source.made.values()) == {"archive"}
+    assert [len(source.select(split)) for split in dataset.SPLITS] == [6, 4, 4]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_later_of_two_equal_names_counts(tmp_path):
+    path = write(tmp_path / "a.zip", oasis_entries(THREE))
+    name = "keras_png_slices_data/keras_png_slices_train/case_001_slice_0.nii.png"
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(name, encode(brain(150)))
+    source = open_source(path)
+    assert len(source.entries) == 18
+    first = take(make_dataset(source, "train", 24, 1, False), 1)[0]["image"]
+    assert first.max() == pytest.approx(190 / 127.5 - 1)
+
+
 def test_labels_table(tmp_path):
     entries = oasis_entries(THREE) | {"keras_png_slices_data/labels.csv": b"case,label,age\n001,NC,70\n2,AD,71\n3,,4\n"}
     source = open_source(write(tmp_path / "a.zip", entries))
@@ -250,6 +271,8 @@ def test_paths_that_are_no_data(tmp_path):
     (tmp_path / "data.tar").write_bytes(b"x")
     refuse(tmp_path / "data.tar", "unsupported suffix", ".zip")
     refuse([], "--data")
+    refuse(write(tmp_path / "outer", {"inner/oasis.zip": b"x"}), "point --data at 'inner/oasis.zip'")
+    refuse(write(tmp_path / "volumes.zip", {"a.nii.gz": b"x", "b.nii.gz": b"x"}), "a.nii.gz", "unpacked")
 
 
 def test_case_in_two_splits(tmp_path):
@@ -625,6 +648,19 @@ def test_augment_leaves_background_black_and_stays_in_range():
     assert (augment(np.full((2, 16, 16, 1), -1.0, np.float32), seeds(2)).numpy() == -1).all()
     areas = (changed > -0.5).sum((1, 2, 3)) / (images > -0.5).sum((1, 2, 3))
     assert 0.85 < areas.min() < 0.95 and 1.05 < areas.max() < 1.15  # scale 5 %: area 10 %
+
+
+def test_augment_keeps_fine_detail():
+    rng = np.random.default_rng(0)
+    window = np.hanning(64)[:, None] * np.hanning(64)
+    images = (window * rng.uniform(0.4, 1.4, (64, 64, 64)) - 1).astype(np.float32)[..., None]
+
+    def power(pictures):  # between a quarter and the half of the sampling frequency; a bare warp keeps half of it
+        frequency = np.fft.fftfreq(64)
+        radius = np.hypot(frequency[:, None], frequency)
+        return (np.abs(np.fft.fft2(pictures[..., 0])) ** 2)[:, (radius > 0.25) & (radius < 0.5)].sum()
+
+    assert 0.75 < power(augment(images, seeds(64)).numpy()) / power(images) < 1.2
 
 
 def test_augment_flips_half_when_asked():
