@@ -1,0 +1,30 @@
+"""What every test starts from: two logical processors, no GPU, float32, fixed seeds."""
+
+import os
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # tests compare digits, which TF32 and cuDNN would round; subprocesses too
+
+import keras
+import pytest
+import tensorflow as tf
+
+# Before TensorFlow starts: two devices on one processor, so that two-replica tests run anywhere.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Seeds before each test; the float32 policy before and after it."""
+    keras.mixed_precision.set_dtype_policy("float32")
+    keras.utils.set_random_seed(0)
+    yield
+    keras.mixed_precision.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def bfloat16(fresh_state):
+    """The mixed_bfloat16 policy for one test."""
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
