@@ -86,6 +86,12 @@ def test_group_norm_of_constant_pictures_is_beta_with_a_finite_gradient():
     assert np.all(np.isfinite(tape.gradient(loss, x)))
 
 
+def test_group_norm_of_nearly_constant_pictures_is_finite():
+    """Here the variance, 1e-8, is less than the rounding of the squares, 1e-4, and comes out on either side of 0."""
+    x = np.linspace(20.0, 60.0, 99, dtype="float32")[:, None, None, None] + 1e-4 * normal(99, 7, 9, 6)
+    assert np.all(np.isfinite(layers.GroupNorm(2)(x)))
+
+
 def test_group_norm_lowers_the_number_of_groups_to_a_divisor_of_the_channels():
     x = normal(2, 4, 4, 12)
     layer = layers.GroupNorm(8)  # 6 is the largest divisor of 12 up to 8
