@@ -4,6 +4,7 @@ Here lives everything of ours that knows about `tf.distribute`: which strategy t
 which sums cross the replicas, and which rows of a random draw belong to whom.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -30,8 +31,13 @@ def make_strategy(replicas=None):
     if gpus:
         if replicas and replicas > len(gpus):
             raise ValueError(f"--replicas {replicas} asks for more GPUs than the {len(gpus)} that are visible")
-        return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[:replicas]])
-    return tf.distribute.MirroredStrategy([cpu.name for cpu in _logical_cpus(replicas or 1)])
+        return _mirrored(tuple(gpu.name for gpu in gpus[:replicas]))
+    return _mirrored(tuple(cpu.name for cpu in _logical_cpus(replicas or 1)))
+
+
+@functools.cache  # two strategies over the same devices number their collectives alike, and mix them up
+def _mirrored(devices):
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def _logical_cpus(count):

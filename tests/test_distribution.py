@@ -1,0 +1,160 @@
+"""ldm/distribution.py: what runs on N replicas must equal one replica at the same global batch."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ldm import distribution
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def everywhere(replicas, function, *arrays):
+    """Run `function` on each replica with its contiguous rows of the arrays; the list of the replicas' results."""
+    strategy = distribution.make_strategy(replicas)
+
+    def rows(array):
+        parts = np.split(np.asarray(array), replicas)
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+        )
+
+    results = tf.function(lambda *values: strategy.run(function, values))(*map(rows, arrays))
+    return [[np.asarray(part) for part in strategy.experimental_local_results(r)] for r in tf.nest.flatten(results)]
+
+
+def test_strategy_has_as_many_replicas_as_asked_for():
+    assert distribution.make_strategy().num_replicas_in_sync == 1
+    assert distribution.make_strategy(1).num_replicas_in_sync == 1
+    assert distribution.make_strategy(2).num_replicas_in_sync == 2
+
+
+def test_more_replicas_than_devices_are_refused():
+    with pytest.raises(ValueError, match="--replicas 64 asks for more"):
+        distribution.make_strategy(64)
+
+
+def steps_with(replicas, x, y, clip_norm, optimizer):
+    """Three steps of linear regression; the weights and the norms reported."""
+    strategy = distribution.make_strategy(replicas)
+    with strategy.scope():
+        weights = keras.Variable(normal(4, 1, seed=7), name="w")
+        optimizer = optimizer()
+        optimizer.build([weights])
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = distribution.replica_loss(tf.reduce_mean((x @ weights - y) ** 2))
+        gradients = tape.gradient(loss, [weights.value])
+        return distribution.apply_gradients(optimizer, gradients, [weights], clip_norm)
+
+    parts = [np.split(array, replicas) for array in (x, y)]
+    x, y = (
+        strategy.experimental_distribute_values_from_function(
+            lambda context, p=p: tf.constant(p[context.replica_id_in_sync_group])
+        )
+        for p in parts
+    )
+    run = tf.function(lambda: strategy.run(step, (x, y)))
+    norms = [[np.asarray(n) for n in strategy.experimental_local_results(run())] for _ in range(3)]
+    return np.asarray(weights), np.asarray(norms)
+
+
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.1),
+    "adamw": lambda: keras.optimizers.AdamW(0.1, epsilon=1e-2, weight_decay=0.1),  # a large epsilon feels the scale
+}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6], ids=["no clipping", "clipping", "clipping that is not reached"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_two_replicas_step_where_one_does(optimizer, clip_norm):
+    x, y = normal(8, 4), normal(8, 1, seed=1)
+    x[4:] *= 3.0  # the halves have different gradients: clipping each would turn the sum
+    one, norms_of_one = steps_with(1, x, y, clip_norm, optimizer)
+    two, norms_of_two = steps_with(2, x, y, clip_norm, optimizer)
+    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(norms_of_two, np.repeat(norms_of_one, 2, axis=1), rtol=1e-5)
+    assert norms_of_one[0, 0] > 1.0  # so that the clipping at 0.5 was active
+
+
+def test_one_step_is_gradient_descent_with_the_norm_clipped():
+    x, y, start = normal(8, 4), normal(8, 1, seed=1), normal(4, 1, seed=7)
+    gradient = 2.0 * x.T @ (x @ start - y) / 8
+    norm = np.linalg.norm(gradient)
+    _, norms = steps_with(1, x, y, 0.5, OPTIMIZERS["sgd"])
+    np.testing.assert_allclose(norms[0, 0], norm, rtol=1e-5)  # as it was before clipping
+
+    weights = keras.Variable(start)
+    optimizer = keras.optimizers.SGD(0.1)
+    distribution.apply_gradients(optimizer, [tf.constant(gradient)], [weights], 0.5)
+    np.testing.assert_allclose(weights, start - 0.1 * 0.5 * gradient / norm, atol=1e-6)
+
+
+def test_replica_losses_add_up_to_the_global_mean():
+    loss = normal(8)
+    (parts,) = everywhere(2, lambda part: distribution.replica_loss(tf.reduce_mean(part)), loss)
+    np.testing.assert_allclose(np.sum(parts), loss.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_sums_over_replicas_are_the_same_on_each(replicas):
+    x = normal(8, 3)
+    sums, ones = everywhere(
+        replicas, lambda part: distribution.sum_over_replicas((tf.reduce_sum(part, 0), tf.ones(2))), x
+    )
+    for total, count in zip(sums, ones, strict=True):
+        np.testing.assert_allclose(total, x.sum(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(count, [replicas, replicas])
+
+
+def test_global_rows_are_the_same_noise_on_one_replica_and_two():
+    def noise(part):
+        return distribution.global_rows(lambda n: tf.random.stateless_normal((n, 3), (1, 2)), tf.shape(part)[0])
+
+    (one,), (two,) = everywhere(1, noise, normal(8)), everywhere(2, noise, normal(8))
+    assert [part.shape for part in two] == [(4, 3), (4, 3)]
+    np.testing.assert_array_equal(np.concatenate(two), one[0])
+    assert np.abs(two[0] - two[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_picked_rows_are_those_of_the_global_batch(replicas):
+    flat, picks = normal(8, 3), np.array([7, 0, 3, 4, 4])
+
+    def pick(part):
+        return distribution.sum_over_replicas(distribution.pick_rows(part, tf.constant(picks, tf.int32)))
+
+    (results,) = everywhere(replicas, pick, flat)
+    for result in results:
+        np.testing.assert_array_equal(result, flat[picks])
+
+
+def test_precision_that_is_named_is_set():
+    assert distribution.set_precision("mixed_bfloat16") == "mixed_bfloat16"
+    assert keras.mixed_precision.dtype_policy().compute_dtype == "bfloat16"
+    assert distribution.set_precision("float32") == "float32"
+    assert keras.mixed_precision.dtype_policy().compute_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [("fpu sse avx2 avx512f", "float32"), ("avx512_bf16", "mixed_bfloat16"), ("fpu amx_bf16", "mixed_bfloat16")],
+)
+def test_precision_follows_the_processor(flags, policy, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self: f"flags : {flags}\n")
+    assert distribution.set_precision("auto") == policy
+    assert keras.mixed_precision.dtype_policy().name == policy
+
+
+def test_precision_is_float32_where_the_processor_cannot_be_asked(monkeypatch):
+    def missing(self):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert distribution.set_precision() == "float32"
