@@ -19,6 +19,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import dataset
+import modules  # noqa: F401  (registers the classes that a .keras file names)
 from ldm import distribution, figures, metrics, runs, samplers
 
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20}  # network calls, unless --steps says otherwise

@@ -279,11 +279,9 @@ def refuse_change(run, stage, settings):
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
 
-def open_data(settings, dry_run=False):
+def open_data(settings):
     """The source of slices, drawing the phantoms first where no data is named."""
     if settings["data"] is None and not PHANTOM.exists():
-        if dry_run:
-            raise runs.RunError(f"{PHANTOM} is not drawn yet: `python dataset.py phantom --out {PHANTOM}` does it")
         print(f"no --data given: drawing {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
         dataset.write_phantoms(PHANTOM, people=PHANTOM_PEOPLE)
     return dataset.open_source(settings["data"] or PHANTOM, seed=settings["seed"], axis=settings["axis"])
@@ -541,7 +539,7 @@ def work(flags):
                 f"{strategy.num_replicas_in_sync} replicas"
             )
     precision = distribution.set_precision(flags.precision)
-    source = open_data(settings, flags.dry_run)
+    source = open_data(settings)
     announce(flags, run, settings, source, strategy, precision)
     if flags.dry_run:
         print(runs.json.dumps(settings, indent=2))

@@ -1,0 +1,115 @@
+"""The command lines: a user's mistake costs one sentence and exit status 2, before any long work, and loses nothing."""
+
+import json
+
+import pytest
+
+import dataset
+import predict
+import train
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "phantom.zip"
+    dataset.write_phantoms(path, people=4, image_size=32)
+    return str(path)
+
+
+def refusal(main, argv, capsys):
+    """What `main` says when it refuses: one sentence, no traceback."""
+    assert main(argv) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["--data", "nowhere.zip"], "nowhere.zip"),
+        (["--image-size", "30"], "--image-size 30"),
+        (["--image-size", "0"], "--image-size"),
+        (["--epochs", "0"], "--epochs"),
+        (["--learning-rate", "-1"], "--learning-rate"),
+        (["--multipliers", "1", "2", "4", "4", "4", "4"], "--multipliers"),
+        (["--width", "100"], "--width"),
+        (["latents", "--autoencoder", "none"], "--autoencoder none"),
+        (["--batch-size", "3", "--replicas", "2"], "--batch-size 3"),
+    ],
+)
+def test_train_refuses_in_one_sentence_that_names_the_flag(argv, named, tmp_path, phantoms, capsys):
+    data = [] if "--data" in argv else ["--data", phantoms]
+    run = tmp_path / "run"
+    assert named in refusal(train.main, [*argv, *data, "--run", str(run)], capsys)
+    assert not run.exists()
+
+
+def test_a_stage_names_the_command_that_makes_what_it_misses(tmp_path, phantoms, capsys):
+    argv = ["diffusion", "--data", phantoms, "--run", str(tmp_path / "run"), "--image-size", "32"]
+    assert "python train.py autoencoder" in refusal(train.main, argv, capsys)
+
+
+def test_a_run_refuses_to_become_another(tmp_path, phantoms, capsys):
+    run = tmp_path / "run"
+    flags = train.parser().parse_args(["--run", str(run), "--image-size", "32", "--data", phantoms])
+    _, _, settings = train.resolve(flags)
+    run.mkdir()
+    stored = json.dumps({"settings": settings, "data": {}})
+    (run / "autoencoder.json").write_text(stored)
+    said = refusal(train.main, ["--run", str(run), "--num-codes", "7"], capsys)
+    assert "--num-codes 512, not 7" in said and "--run" in said
+    assert (run / "autoencoder.json").read_text() == stored
+
+
+def test_settings_come_from_preset_then_run_then_flags(tmp_path):
+    def settings(*argv):
+        return train.resolve(train.parser().parse_args(["--run", str(tmp_path / "run"), *argv]))[2]
+
+    preset = settings("--preset", "oasis-128")
+    assert preset["image_size"] == 128 and preset["autoencoder"]["num_codes"] == 1024
+    assert settings("--preset", "oasis-128", "--num-codes", "64")["autoencoder"]["num_codes"] == 64
+    only = settings("autoencoder", "--preset", "oasis-128", "--epochs", "3")
+    assert only["autoencoder"]["epochs"] == 3 and only["diffusion"]["epochs"] == preset["diffusion"]["epochs"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": only}))
+    assert settings("latents")["autoencoder"]["epochs"] == 3
+    assert settings("latents", "--views", "3")["latents"]["views"] == 3
+
+
+def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
+    run = tmp_path / "run"
+    argv = ["--dry-run", "--data", phantoms, "--run", str(run), "--image-size", "32", "--attention", "4"]
+    assert train.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "32x32" in said and "train/validate/test" in said and not run.exists()
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["--run", "nowhere"], "python train.py diffusion"),
+        (["reconstruct", "--run", "nowhere"], "python train.py autoencoder"),
+        (["--steps", "0"], "--steps"),
+        (["--eta", "2"], "--eta"),
+        (["--fps", "0"], "--fps"),
+    ],
+)
+def test_predict_refuses_in_one_sentence(argv, named, capsys):
+    assert named in refusal(predict.main, argv, capsys)
+
+
+@pytest.mark.parametrize(
+    "z, label, said",
+    [(["40"], None, "between 0 and 31"), (["x"], None, "--z takes"), (None, "MCI", "AD and NC")],
+)
+def test_predict_knows_what_the_run_was_trained_on(z, label, said):
+    argv = (["--z", *z] if z else []) + (["--label", label] if label else [])
+    with pytest.raises(predict.runs.RunError, match=said):
+        predict.choose_conditions(predict.parser().parse_args(argv), {"z": [0, 31], "labels": ["AD", "NC"]})
+
+
+def test_a_sweep_asks_for_every_slice_index_in_order():
+    flags = predict.parser().parse_args(["--z", "sweep", "--label", "NC"])
+    conditions = predict.choose_conditions(flags, {"z": [0, 31], "labels": ["AD", "NC"]})
+    assert conditions["z"].tolist() == list(range(32)) and set(conditions["label"].tolist()) == {1}
