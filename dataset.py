@@ -1,9 +1,9 @@
 """Slices in: a zip, a folder, class folders or NIfTI volumes -> a table of slices -> batches for training.
 
 What lives here: which person, slice index, label and split every entry of an archive belongs to (`open_source`), the
-`tf.data` pipeline that reads, decodes, resizes and augments them (`make_dataset`, `augment`), and the command line that
-writes phantom brains in the same layout. How bytes come out of a zip,
-and what names in it mean, is `ldm.archive`.
+`tf.data` pipeline that reads and decodes them (`make_dataset`), and the command line that writes phantom brains in the
+same layout. How bytes come out of a zip, and what names in it mean, is `ldm.archive`; resizing and augmentation are
+`ldm.transforms`.
 
     source = open_source("dataset/oasis.zip")
     for batch in make_dataset(source, "train", image_size=128, batch_size=32, training=True):
@@ -32,11 +32,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
-from ldm import archive, phantom
+from ldm import archive, phantom, transforms
 from ldm.archive import SPLITS, DataError
 
 CHECK_ALL = 20_000  # archives up to this many slices are checked whole when opened,
@@ -44,8 +43,6 @@ CHECK_SAMPLE = 2_000  # larger ones by a seeded sample of this many; the rest is
 HASH_BYTES = 200 * 10**6
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
 DEEP_WHITE = 99.9  # percentile of a 16-bit slice's non-zero pixels that becomes white
-
-SHARPEN = np.outer(*2 * [[-0.112, 1.224, -0.112]]).astype(np.float32)  # a = (sqrt(3 / 2) - 1) / 2; see `augment`
 
 
 @dataclasses.dataclass(eq=False)
@@ -328,35 +325,6 @@ def _decode(data, code, shape):
     )
 
 
-def _fit(image, size: int):
-    """(H, W, 1) uint8 -> (size, size, 1) uint8: black margins to a square, then an antialiased bilinear resize.
-
-    A resize is linear in rows and in columns, so it is one matrix on each side, and the margins are the matrices'
-    columns that are left out. This is what `tf.image.resize(..., antialias=True)` computes, in a third of the time.
-    The triangle filter has no negative lobes, so there is no ringing and black stays exactly 0.
-    """
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    side = tf.maximum(height, width)
-
-    def weights(length):
-        """(size, length): the part of each of `length` source pixels, centred in `side`, in each target pixel."""
-        scale = tf.cast(side, tf.float32) / size
-        target = (tf.range(size, dtype=tf.float32) + 0.5) * scale
-        source = tf.range(tf.cast(side, tf.float32)) + 0.5
-        triangle = tf.nn.relu(1.0 - tf.abs(target[:, None] - source) / tf.maximum(scale, 1.0))
-        triangle /= tf.reduce_sum(triangle, axis=1, keepdims=True)
-        start = (side - length) // 2
-        return triangle[:, start : start + length]
-
-    def resize():
-        pixels = tf.cast(image[:, :, 0], tf.float32)
-        pixels = tf.matmul(weights(height) @ pixels, weights(width), transpose_b=True)
-        return tf.cast(tf.round(pixels), tf.uint8)[:, :, None]
-
-    image = tf.cond((height == size) & (width == size), lambda: image, resize)
-    return tf.ensure_shape(image, [size, size, 1])
-
-
 def _read_pixels(source: Source, rows: tf.data.Dataset, size: int, batch_size: int) -> tf.data.Dataset:
     """Batches of row numbers (B,) -> batches of pixels (B, size, size, 1) uint8, in the same order.
 
@@ -375,7 +343,7 @@ def _read_pixels(source: Source, rows: tf.data.Dataset, size: int, batch_size: i
         return tf.ensure_shape(data, [None]), tf.ensure_shape(codes, [None]), tf.ensure_shape(shapes, [None, 2])
 
     slices = rows.map(fetch_op, num_parallel_calls=2).unbatch()
-    pixels = slices.map(lambda *item: _fit(_decode(*item), size), num_parallel_calls=tf.data.AUTOTUNE)
+    pixels = slices.map(lambda *item: transforms.fit(_decode(*item), size), num_parallel_calls=tf.data.AUTOTUNE)
     return pixels.batch(batch_size)
 
 
@@ -456,7 +424,7 @@ def make_dataset(
             may be smaller.
         seed: of order and augmentation. Element n of the training stream is a function of (seed, n) alone.
         start_step: batches to skip; nothing is read for them.
-        augment: whether training slices are augmented (see `augment`).
+        augment: whether training slices are augmented (see `ldm.transforms.augment`).
         flip: whether they are mirrored left to right at random, too.
         cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory; a larger
             one is read from the archive again every epoch. The batches are the same either way.
@@ -505,7 +473,8 @@ def make_dataset(
         image = tf.ensure_shape(image, [full, image_size, image_size, 1])
         image = tf.cast(image, tf.float32) / 127.5 - 1.0
         if changed:
-            image = _augment(image, tf.stack([tf.fill(tf.shape(n), tf.constant(seed, tf.int64)), n], axis=-1), flip)
+            seeds = tf.stack([tf.fill(tf.shape(n), tf.constant(seed, tf.int64)), n], axis=-1)
+            image = transforms.augment(image, seeds, flip)
         return {"image": image, "z": z, "label": label, "case": case}
 
     return _in_order(tf.data.Dataset.zip(images, plans).map(finish, num_parallel_calls=tf.data.AUTOTUNE))
@@ -578,56 +547,6 @@ def _in_order(batches: tf.data.Dataset) -> tf.data.Dataset:
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def augment(images, seeds, flip: bool = False):
-    """Small anatomical changes, each slice its own, in one bilinear warp; background stays exactly -1.
-
-    Rotation up to 5 degrees, scale up to 5 %, shift up to 3 % of the side, a bend of the intensities
-    `u + b u (1 - u)` with |b| <= 0.15 (black and white stay) and a gain up to 5 %.
-
-    Bilinear interpolation blurs: over all sub-pixel shifts it keeps (2 + cos w) / 3 of the power at frequency w, that
-    is, a third of the finest detail, and a generator would learn the blur. The filter before it, with the response
-    1 + 2 a (1 - cos w) and a such that the power at w = pi / 2 comes out as it went in, undoes this on average.
-
-    Args:
-        images: (B, H, W, 1) float32 in [-1, 1].
-        seeds: (B, 2) int32 or int64; equal seeds give equal changes, whatever else is in the batch.
-        flip: mirror left to right with probability 1/2.
-
-    Returns:
-        (B, H, W, 1) float32 in [-1, 1].
-    """
-    # (7, B): a generator per slice, so that a slice's change does not depend on its neighbours in the batch.
-    draws = tf.map_fn(
-        lambda key: tf.random.stateless_uniform([7], key, -1.0, 1.0), seeds, fn_output_signature=tf.float32
-    )
-    turn, zoom, right, down, bend, gain, mirror = tf.unstack(rearrange(draws, "b k -> k b"), num=7)
-    height, width = tf.shape(images)[1], tf.shape(images)[2]
-    centre_x, centre_y = tf.cast(width - 1, tf.float32) / 2, tf.cast(height - 1, tf.float32) / 2
-    angle, scale = turn * (np.pi / 36), 1.0 + 0.05 * zoom
-    cos, sin = tf.cos(angle) * scale, tf.sin(angle) * scale
-    sign = tf.where(mirror < 0, -1.0, 1.0) if flip else tf.ones_like(mirror)
-    # Output pixel -> input pixel, about the centre: x' = sign (cos x - sin y) + right, y' = sin x + cos y + down.
-    a0, a1, b0, b1 = sign * cos, -sign * sin, sin, cos
-    a2 = centre_x - a0 * centre_x - a1 * centre_y + 0.03 * right * tf.cast(width, tf.float32)
-    b2 = centre_y - b0 * centre_x - b1 * centre_y + 0.03 * down * tf.cast(height, tf.float32)
-    zero = tf.zeros_like(a0)
-    light = (images + 1.0) / 2.0  # black is 0 here, so that neither the warp's border nor the curve can lift it
-    light = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.nn.conv2d(light, rearrange(SHARPEN, "h w -> h w 1 1"), strides=1, padding="SAME"),
-        transforms=tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=-1),
-        output_shape=tf.shape(images)[1:3],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
-    bend, gain = (rearrange(value, "b -> b 1 1 1") for value in (0.15 * bend, 1.0 + 0.05 * gain))
-    light = gain * (light + bend * light * (1.0 - light))
-    return tf.clip_by_value(2.0 * light - 1.0, -1.0, 1.0)
-
-
-_augment = augment  # `make_dataset` has a flag of that name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import dataset
 import modules
-from ldm import distribution, figures, runs, samplers
+from ldm import distribution, figures, runs, samplers, transforms
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 
@@ -437,7 +437,7 @@ def encode_latents(run, settings, source):
                 if view:
                     rows = 64 * number + tf.range(tf.shape(images)[0], dtype=tf.int64)
                     seeds = tf.stack([tf.fill(tf.shape(rows), settings["seed"] + np.int64(view)), rows], axis=-1)
-                    images = dataset.augment(images, seeds, settings["flip"])
+                    images = transforms.augment(images, seeds, settings["flip"])
                 else:
                     for key in ("z", "label", "case"):
                         columns.setdefault(key, []).append(batch[key].numpy())
@@ -454,15 +454,15 @@ def train_diffusion(run, settings, source, strategy):
     """Stage 3: latents, or pixels -> `diffusion.keras`, with averaged weights."""
     stage = with_steps(settings["diffusion"], source)
     manifest = source.manifest()
-    pixels = settings["first_stage"] == "none"
-    autoencoder = None if pixels else runs.load_model(run / "autoencoder.keras")
+    in_pixels = settings["first_stage"] == "none"
+    autoencoder = None if in_pixels else runs.load_model(run / "autoencoder.keras")
     record(run, "diffusion", settings, manifest, finished=False)
     with strategy.scope():
         model = make_diffusion(settings, len(source.label_names))
 
     def batches(split, training, start_step=0):
         options = {"seed": settings["seed"], "start_step": start_step}
-        if pixels:
+        if in_pixels:
             size = settings["image_size"]
             options["flip"] = settings["flip"]
             return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
@@ -476,7 +476,7 @@ def train_diffusion(run, settings, source, strategy):
         conditions = {key: tf.constant(shown[key]) for key in ("z", "label")}
         x_T = keras.random.normal(shown["image"].shape, seed=settings["seed"])
         *_, (x_t, _) = samplers.ddim(lambda x, t: draw(x, t, conditions), x_T, model.schedule, steps=20)
-        images = x_t if pixels else autoencoder.decode(x_t, conditions["z"])
+        images = x_t if in_pixels else autoencoder.decode(x_t, conditions["z"])
         figures.save_png(path, figures.sheet(figures.enlarge(np.clip(images, -1, 1)), columns=4))
 
     fit(model, run, "diffusion", stage, lambda step: batches("train", True, step), validation, picture, averaged=True)
@@ -486,15 +486,15 @@ def train_diffusion(run, settings, source, strategy):
 def make_diffusion(settings, num_labels):
     """The diffusion model that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
-    group, pixels = settings["diffusion"], settings["first_stage"] == "none"
+    group, in_pixels = settings["diffusion"], settings["first_stage"] == "none"
     size, channels = settings["image_size"], 1
-    if not pixels:
+    if not in_pixels:
         size, channels = size // settings["autoencoder"]["downsampling"], settings["autoencoder"]["latent_channels"]
     names = ("width", "multipliers", "blocks", "attention", "head_size", "dropout")
     unet = modules.UNet(size, channels, num_labels=num_labels, **{name: group[name] for name in names})
     names = ("schedule", "prediction", "drop_conditions")
     options = {name: group[name] for name in names}
-    return modules.DiffusionModel(unet, clip_x_0=pixels, seed=settings["seed"], **options)
+    return modules.DiffusionModel(unet, clip_x_0=in_pixels, seed=settings["seed"], **options)
 
 
 def with_steps(stage, source):

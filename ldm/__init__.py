@@ -10,6 +10,7 @@
     runs          the run folder: names, checkpoints, resume, records
     metrics       how good are the pictures: functions on arrays
     figures       sheets, GIFs and curves (the only room that imports matplotlib)
+    transforms    a slice fitted to a square; augmentation
     archive       the bytes of a slice in a zip, a folder or a NIfTI volume; which name is whose slice
 
 Rooms import nothing of ours, except that samplers import schedules. Networks and samplers are written with

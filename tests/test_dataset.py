@@ -17,8 +17,9 @@ import tensorflow as tf
 from PIL import Image
 
 import dataset
-from dataset import DataError, augment, data_errors, make_dataset, open_source
+from dataset import DataError, data_errors, make_dataset, open_source
 from ldm import archive
+from ldm.transforms import augment
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real slices (shared/data beside the project) are absent")
