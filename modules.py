@@ -439,6 +439,12 @@ class DiffusionModel(keras.Model):
         self.built = True
 
     @property
+    def data_shape(self):
+        """(H, W, C) of what is denoised."""
+        size, channels = self.unet.arguments["size"], self.unet.arguments["channels"]
+        return (size, size, channels)
+
+    @property
     def schedule(self):
         """The function t -> (alpha, sigma)."""
         return schedules.SCHEDULES[self.schedule_name]

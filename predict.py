@@ -62,21 +62,25 @@ def sample(flags, run):
     about = runs.load_json(run / "diffusion.json")
     conditions = choose_conditions(flags, about["data"])
     pixels = about["settings"]["first_stage"] == "none"
-    autoencoder = None if pixels else runs.load_model(run / "autoencoder.keras")
+    # Compiled once, and used by every sampler and every frame.
+    denoise = tf.function(model.denoise, reduce_retracing=True)
+    decode = None
+    if not pixels:
+        decode = tf.function(runs.load_model(run / "autoencoder.keras").decode, reduce_retracing=True)
 
-    shape = model.unet.input_shape["x"][1:]
+    shape = model.data_shape
     count = len(conditions["z"])
     x_T = np.stack([np.random.default_rng([flags.seed, i]).standard_normal(shape, "float32") for i in range(count)])
     columns = 8 if flags.z == ["sweep"] else None
     for name in flags.sampler:
         steps = flags.steps or STEPS[name]
         start = time.time()
-        films = draw(model, name, x_T, conditions, steps, flags)
-        films = [[to_images(x, autoencoder, conditions["z"]) for x in pair] for pair in films]
+        film = draw(denoise, model.schedule, name, x_T, conditions, steps, flags)
+        film = [[to_images(x, decode, conditions["z"]) for x in pair] for pair in film]
         seconds = (time.time() - start) / count
         out = Path(flags.out)
-        figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(films[-1][0]), columns))
-        frames = figures.denoising_frames(films, columns, with_prediction=flags.show_x0)
+        figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(film[-1][0]), columns))
+        frames = figures.denoising_frames(film, columns, with_prediction=flags.show_x0)
         figures.save_gif(out / f"{name}.gif", frames, flags.fps)
         print(
             f"{name}: {count} slices, {steps} network calls each, {seconds:.2f} seconds per slice -> "
@@ -112,13 +116,12 @@ def choose_conditions(flags, data):
     return {"z": np.round(z).astype("int32"), "label": label.astype("int32")}
 
 
-def draw(model, name, x_T, conditions, steps, flags):
+def draw(denoise, schedule, name, x_T, conditions, steps, flags):
     """Run one sampler over all slices, BATCH at a time.
 
     Returns:
         List of (x_t, x_0), each (count, h, w, C): the steps that the film shows, the last among them.
     """
-    denoise = tf.function(model.denoise, reduce_retracing=True)  # compiled once, whatever the sampler
     options = {"eta": flags.eta} if name == "ddim" else {}
     shown = set(np.linspace(0, steps - 1, min(steps, FRAMES)).round().astype(int).tolist())
     batches = []
@@ -129,7 +132,7 @@ def draw(model, name, x_T, conditions, steps, flags):
             if name != "dpm_solver_pp":
                 options["seed"] = flags.seed + start
             steps_of = samplers.SAMPLERS[name](
-                lambda x_t, t, told=told: denoise(x_t, t, told), x_T[part], model.schedule, steps, **options
+                lambda x_t, t, told=told: denoise(x_t, t, told), x_T[part], schedule, steps, **options
             )
             film = []
             for i, pair in enumerate(steps_of):
@@ -140,14 +143,12 @@ def draw(model, name, x_T, conditions, steps, flags):
     return [[np.concatenate(x) for x in zip(*moment, strict=True)] for moment in zip(*batches, strict=True)]
 
 
-def to_images(x, autoencoder, z):
+def to_images(x, decode, z):
     """Latents, or pixels, (N, h, w, C) -> images (N, H, W, 1) in [-1, 1]."""
-    if autoencoder is None:
+    if decode is None:
         return np.clip(x, -1, 1)
-    if not hasattr(autoencoder, "compiled_decode"):
-        autoencoder.compiled_decode = tf.function(autoencoder.decode, reduce_retracing=True)
     parts = [slice(start, start + BATCH) for start in range(0, len(x), BATCH)]
-    return np.concatenate([autoencoder.compiled_decode(x[part], z[part]).numpy() for part in parts])
+    return np.concatenate([decode(x[part], z[part]).numpy() for part in parts])
 
 
 # ---- reconstruct -----------------------------------------------------------------------------------------------------
