@@ -55,8 +55,9 @@ PRESETS = {
     # an OASIS-like archive at 128x128, latents 32x32x4
     "oasis-128": {
         "image_size": 128,
-        "autoencoder": {"num_codes": 1024, "epochs": 20, "steps_per_epoch": 72},
-        "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 60, "steps_per_epoch": 100},
+        "autoencoder": {"epochs": 14, "steps_per_epoch": 72},
+        "latents": {"views": 4},
+        "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 34, "steps_per_epoch": 100},
     },
 }
 
