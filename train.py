@@ -339,7 +339,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged):
         settings: the stage's own.
         train: callable start_step -> endless dataset of batches.
         validation: dataset.
-        picture: callable (model for use, path) that draws what an epoch has reached.
+        picture: callable (model for use) -> callable (path) that draws what the epoch has reached.
         averaged: keep a moving average of the weights, and validate with it.
     """
     epochs, steps = settings["epochs"], settings["steps_per_epoch"]
@@ -375,13 +375,16 @@ def fit(model, run, stage, settings, train, validation, picture, averaged):
 class Picture(keras.callbacks.Callback):
     """After each epoch draw what the model for use can do, into `pictures/<stage>_epoch_NNN.png`."""
 
-    def __init__(self, folder, stage, draw):
+    def __init__(self, folder, stage, make_draw):
         super().__init__()
-        self.folder, self.stage, self.draw, self.copy = folder, stage, draw, None
+        self.folder, self.stage, self.make_draw, self.copy = folder, stage, make_draw, None
 
     def on_epoch_end(self, epoch, logs=None):
+        first = self.copy is None
         self.copy = runs.copy_for_use(self.model, self.copy)
-        self.draw(self.copy, self.folder / f"{self.stage}_epoch_{epoch + 1:03d}.png")
+        if first:
+            self.draw = self.make_draw(self.copy)
+        self.draw(self.folder / f"{self.stage}_epoch_{epoch + 1:03d}.png")
 
 
 def train_autoencoder(run, settings, source, strategy):
@@ -399,9 +402,13 @@ def train_autoencoder(run, settings, source, strategy):
     validation = slices("validate", training=False)
     shown = spread(validation, 8)
 
-    def picture(model, path):
+    def picture(model):
         reconstruct = tf.function(model.call)
-        figures.reconstruction_sheet(path, shown["image"], np.clip(reconstruct(shown), -1, 1), shown["z"])
+
+        def draw(path):
+            figures.reconstruction_sheet(path, shown["image"], np.clip(reconstruct(shown), -1, 1), shown["z"])
+
+        return draw
 
     fit(model, run, "autoencoder", stage, lambda step: slices("train", True, step), validation, picture, averaged=False)
     best = runs.load_model(run / "autoencoder.keras")
@@ -472,13 +479,17 @@ def train_diffusion(run, settings, source, strategy):
     validation = batches("validate", training=False)
     shown = spread(validation, 8)
 
-    def picture(model, path):
-        draw = tf.function(model.denoise)
+    def picture(model):
         conditions = {key: tf.constant(shown[key]) for key in ("z", "label")}
+        denoise = tf.function(lambda x_t, t: model.denoise(x_t, t, conditions))
         x_T = keras.random.normal(shown["image"].shape, seed=settings["seed"])
-        *_, (x_t, _) = samplers.ddim(lambda x, t: draw(x, t, conditions), x_T, model.schedule, steps=20)
-        images = x_t if in_pixels else autoencoder.decode(x_t, conditions["z"])
-        figures.save_png(path, figures.sheet(figures.enlarge(np.clip(images, -1, 1)), columns=4))
+
+        def draw(path):
+            *_, (x_t, _) = samplers.ddim(denoise, x_T, model.schedule, steps=20)
+            images = x_t if in_pixels else autoencoder.decode(x_t, conditions["z"])
+            figures.save_png(path, figures.sheet(figures.enlarge(np.clip(images, -1, 1)), columns=4))
+
+        return draw
 
     fit(model, run, "diffusion", stage, lambda step: batches("train", True, step), validation, picture, averaged=True)
     record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"])
