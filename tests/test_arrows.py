@@ -1,0 +1,101 @@
+"""DESIGN: which file may import which. Read off the source, so that a lazy import inside a function counts as well."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("train", "predict", "evaluate")
+ROOMS = sorted(path.stem for path in (ROOT / "ldm").glob("*.py") if path.stem != "__init__")
+OURS = {"dataset", "modules", *COMMANDS, "ldm", *(f"ldm.{room}" for room in ROOMS)}
+
+ALLOWED = {  # what each file may import of ours; a command line may import everything but another command line
+    **{f"ldm.{room}": set() for room in ROOMS},
+    "ldm.samplers": {"ldm.schedules"},
+    "dataset": {"ldm.phantom", "ldm.archive", "ldm.transforms"},
+    "modules": {"ldm.layers", "ldm.schedules", "ldm.losses", "ldm.quantizers", "ldm.distribution"},
+    **{command: OURS - set(COMMANDS) - {"ldm"} for command in COMMANDS},
+}
+
+
+def files():
+    """{module name: path} of everything that is ours and is not a test."""
+    rooms = {f"ldm.{room}": ROOT / "ldm" / f"{room}.py" for room in ROOMS}
+    return {path.stem: path for path in sorted(ROOT.glob("*.py"))} | rooms | {"ldm": ROOT / "ldm" / "__init__.py"}
+
+
+def imports(path):
+    """Dotted names of all modules that a file imports, wherever in it; "from ldm import x" counts as ldm.x."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ("ldm" if path.parent.name == "ldm" else "") if node.level else ""
+            base = ".".join(part for part in (base, node.module) if part)
+            names = {f"{base}.{alias.name}" if base else alias.name for alias in node.names}
+            found |= {name if name in OURS else base for name in names}
+    return found
+
+
+def test_the_walk_sees_every_way_to_import(tmp_path):
+    (tmp_path / "ldm").mkdir()
+    path = tmp_path / "ldm" / "room.py"
+    path.write_text(
+        "import numpy as np\nimport ldm.metrics\nfrom ldm import figures, layers\nfrom ldm.schedules import linear\n"
+        "def f():\n    import modules\n    from . import samplers\n    from .losses import mean_squared\n"
+    )
+    assert imports(path) == {
+        "numpy",
+        "modules",
+        *(f"ldm.{room}" for room in ("metrics", "figures", "layers", "schedules", "samplers", "losses")),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in files() if name in ALLOWED])
+def test_file_imports_only_what_the_design_allows(name):
+    ours = {module for module in imports(files()[name]) if module in OURS}
+    assert ours <= ALLOWED[name], f"{name} imports {ours - ALLOWED[name]}"
+
+
+def test_every_file_at_the_root_has_its_arrows():
+    assert set(files()) - {"ldm"} <= set(ALLOWED)
+
+
+def test_the_package_itself_imports_nothing():
+    assert imports(files()["ldm"]) == set()
+    assert ast.get_docstring(ast.parse(files()["ldm"].read_text()))
+
+
+def test_every_room_is_on_the_map():
+    listed = ast.get_docstring(ast.parse(files()["ldm"].read_text()))
+    for room in ROOMS:
+        assert f"    {room} " in listed, f"ldm/__init__.py does not say what {room} is"
+
+
+def test_only_figures_imports_matplotlib():
+    drawing = {name for name, path in files().items() if any(m.split(".")[0] == "matplotlib" for m in imports(path))}
+    assert drawing == {"ldm.figures"}
+
+
+def test_no_command_line_is_imported_by_the_program():
+    for name, path in files().items():
+        assert not imports(path) & set(COMMANDS), name
+
+
+def test_networks_and_samplers_are_free_of_tensorflow():
+    for room in ("layers", "schedules", "samplers", "losses", "quantizers"):
+        assert not {m for m in imports(files()[f"ldm.{room}"]) if m.split(".")[0] == "tensorflow"}, room
+
+
+def test_argparse_lives_in_the_files_at_the_root():
+    for room in ROOMS:
+        assert "argparse" not in imports(files()[f"ldm.{room}"]), room
+    assert "argparse" not in imports(files()["modules"])
+
+
+def test_no_file_is_named_after_nothing_in_particular():
+    for path in ROOT.rglob("*.py"):
+        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+            assert path.stem not in {"utils", "util", "common", "helpers", "helper", "misc", "tools"}, path
