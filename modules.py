@@ -29,10 +29,27 @@ from ldm.layers import (
 )
 from ldm.quantizers import CodebookUsage, VectorQuantizer
 
+
+class Reports:
+    """What a training or validation step reports: means over the epoch's examples, wherever they were computed."""
+
+    def record(self, values, rows=1):
+        """Feed the running means in `trackers`, weighted by the number of examples, and return them."""
+        for name, value in values.items():
+            self.trackers[name].update_state(value, sample_weight=tf.cast(rows, tf.float32))
+        return {name: self.trackers[name].result() for name in values}
+
+    def get_metrics_result(self):
+        """The metrics of the phase, added up over replicas; Keras uses them where the names are those of the step."""
+        training = float(ops.convert_to_numpy(self.trackers["gradient_norm"].count)) > 0
+        only_training = ("gradient_norm", "revived")
+        return {m.name: m.result() for m in self.metrics if training or m.name not in only_training}
+
+
 # ---- first stage -----------------------------------------------------------------------------------------------------
 
 
-class Autoencoder(keras.Model):
+class Autoencoder(Reports, keras.Model):
     """What VQ-VAE and KL-VAE share: networks, latent normalisation, training loop.
 
     A subclass says what happens in the middle: `bottleneck`, and optionally `after_step`.
@@ -105,11 +122,12 @@ class Autoencoder(keras.Model):
     def decode(self, latents, z):
         """Normalised latents (B, h, w, C), slice indices z (B,) -> images (B, H, W, 1) in [-1, 1]."""
         raw = self.snap(ops.cast(latents, "float32") * self.latent_std + self.latent_mean)
-        return ops.clip(self.decoder({"latents": raw, "z": z}), -1.0, 1.0)
+        return ops.clip(self.decoder({"latents": raw, "z": ops.convert_to_tensor(z)}), -1.0, 1.0)
 
     def raw_latents(self, images, z):
         """Latents before normalisation and quantisation (B, h, w, C)."""
-        return self.encoder({"image": images, "z": z})[..., : self.latent_channels]
+        inputs = {"image": ops.convert_to_tensor(images), "z": ops.convert_to_tensor(z)}
+        return self.encoder(inputs)[..., : self.latent_channels]
 
     def snap(self, raw):
         """Raw latents -> what the decoder was trained on; here, themselves."""
@@ -166,15 +184,10 @@ class Autoencoder(keras.Model):
         return self.record(values)
 
     def test_step(self, batch):
+        rows, batch = distribution.at_least_one_row(batch)
         values, state = self.forward(batch, training=False)
-        self.after_step(state, training=False)
-        return self.record(values)
-
-    def record(self, values):
-        """Feed the epoch's running means, and return them."""
-        for name, value in values.items():
-            self.trackers[name].update_state(value)
-        return {name: self.trackers[name].result() for name in values}
+        self.after_step(tuple(part[:rows] for part in state), training=False)
+        return self.record(values, rows)
 
 
 @register
@@ -223,11 +236,9 @@ class VQVAE(Autoencoder):
         revived = self.quantizer.update(*distribution.sum_over_replicas((counts, sums, candidates)))
         self.revived.update_state(distribution.replica_loss(revived))  # a Sum adds up over replicas
 
-    def record(self, values):
-        health = {metric.name: metric.result() for metric in (self.usage, self.perplexity)}
-        return (
-            super().record(values) | health | ({"revived": self.revived.result()} if "gradient_norm" in values else {})
-        )
+    def record(self, values, rows=1):
+        metrics = [self.usage, self.perplexity] + ([self.revived] if "gradient_norm" in values else [])
+        return super().record(values, rows) | {metric.name: metric.result() for metric in metrics}
 
     def snap(self, raw):
         return self.quantizer.decode(self.quantizer.encode(raw))
@@ -261,12 +272,12 @@ class VAE(Autoencoder):
         divergence = 0.5 * (ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
         kl = self.kl_weight * ops.mean(ops.sum(divergence, axis=(1, 2, 3)))
         if not training:
-            return mean, {"kl": kl}, None
+            return mean, {"kl": kl}, ()
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         noise = distribution.global_rows(
             lambda n: tf.random.stateless_normal((n, *self.latent_shape), seed), tf.shape(mean)[0]
         )
-        return mean + ops.exp(0.5 * log_variance) * noise, {"kl": kl}, None
+        return mean + ops.exp(0.5 * log_variance) * noise, {"kl": kl}, ()
 
 
 def encoder(image_size, widths, blocks, outputs, condition_on_z):
@@ -404,7 +415,7 @@ class UNet(keras.Model):
 
 
 @register
-class DiffusionModel(keras.Model):
+class DiffusionModel(Reports, keras.Model):
     """A denoising network with the process it inverts: trains it, and answers `denoise(x_t, t, conditions) -> x_0`.
 
     Args:
@@ -428,7 +439,7 @@ class DiffusionModel(keras.Model):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**{"autocast": False, **kwargs})  # bfloat16 would round t
         if schedule not in schedules.SCHEDULES:
             raise ValueError(f"schedule must be one of {tuple(schedules.SCHEDULES)}, not {schedule!r}")
         if prediction not in schedules.PREDICTIONS:
@@ -484,8 +495,9 @@ class DiffusionModel(keras.Model):
             "label": conditions.get("label", ops.full((rows,), -1, "int32")),
             "keep": ops.full((rows,), 1.0 if "z" in conditions else 0.0),
         }
-        alpha, sigma = self.coefficients(t)
-        x_0 = schedules.to_x_0(self.prediction, self.unet(inputs), x_t, alpha, sigma)
+        inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # Keras refuses a mixture
+        alpha, sigma = self.coefficients(inputs["t"])
+        x_0 = schedules.to_x_0(self.prediction, self.unet(inputs), inputs["x"], alpha, sigma)
         return ops.clip(x_0, -1.0, 1.0) if self.clip_x_0 else x_0
 
     def coefficients(self, t):
@@ -540,13 +552,8 @@ class DiffusionModel(keras.Model):
         return self.record({"loss": loss, "gradient_norm": norm})
 
     def test_step(self, batch):
+        rows, batch = distribution.at_least_one_row(batch)
         images = batch["image"]
         shape = (tf.shape(images)[0], *images.shape[1:])
         t, eps, _ = self.draw(shape, (self.seed, -1))  # the same noise and times in every epoch
-        return self.record({"loss": self.loss_at(batch, t, eps, tf.ones_like(t), training=False)})
-
-    def record(self, values):
-        """Feed the epoch's running means, and return them."""
-        for name, value in values.items():
-            self.trackers[name].update_state(value)
-        return {name: self.trackers[name].result() for name in values}
+        return self.record({"loss": self.loss_at(batch, t, eps, tf.ones_like(t), training=False)}, rows)

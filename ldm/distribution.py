@@ -40,6 +40,11 @@ def _mirrored(devices):
     return tf.distribute.MirroredStrategy(list(devices))
 
 
+def wait_for_all(strategy):
+    """Return when every machine has come to this line: before one reads what another wrote."""
+    strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones(())), axis=None)
+
+
 def _logical_cpus(count):
     cpu = tf.config.list_physical_devices("CPU")[0]
     made = tf.config.get_logical_device_configuration(cpu)
@@ -102,6 +107,22 @@ def global_rows(draw, rows):
         return draw(rows)
     start = context.replica_id_in_sync_group * rows
     return draw(rows * context.num_replicas_in_sync)[start : start + rows]
+
+
+def at_least_one_row(batch):
+    """A replica's part of the last, smaller batch may be empty, which convolutions refuse: one row of zeros instead.
+
+    Args:
+        batch: {name: tensor (B, ...)}.
+
+    Returns:
+        (B as it was, the batch): weigh what comes of the batch by B.
+    """
+    rows = tf.shape(tf.nest.flatten(batch)[0])[0]
+    missing = tf.maximum(1 - rows, 0)
+    return rows, {
+        name: tf.pad(value, [[0, missing]] + [[0, 0]] * (value.shape.rank - 1)) for name, value in batch.items()
+    }
 
 
 def pick_rows(flat, indices):

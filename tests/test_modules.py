@@ -1,0 +1,510 @@
+"""modules.py: replicas, latents, files, denoise, averages, and that training learns. Networks of a few channels."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import modules
+from ldm import distribution, runs, schedules
+
+SIZE = 16
+FIRST_STAGE = {"width": 8, "latent_channels": 3, "seed": 5}
+
+
+def images(count, size=SIZE, seed=0):
+    """Blobs of different place and brightness on -1."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    centre, height = rng.uniform(0.3, 0.7, (count, 2, 1, 1)), rng.uniform(0.8, 1.9, (count, 1, 1))
+    blob = height * np.exp(-((x - centre[:, 0]) ** 2 + (y - centre[:, 1]) ** 2) / 0.05)
+    return (blob - 1.0)[..., None].astype("float32")
+
+
+def batch_of(count, size=SIZE, channels=1, seed=0):
+    rng = np.random.default_rng(seed + 1)
+    values = images(count, size, seed) if channels == 1 else rng.normal(size=(count, size, size, channels))
+    return {
+        "image": values.astype("float32"),
+        "z": rng.integers(0, 40, count).astype("int32"),
+        "label": rng.integers(-1, 2, count).astype("int32"),
+        "case": np.arange(count, dtype="int32"),
+    }
+
+
+def dataset_of(count, batch_size, **options):
+    """Batches of one static size, or, where the count is not divisible, a smaller last one."""
+    batches = tf.data.Dataset.from_tensor_slices(batch_of(count, **options))
+    return batches.batch(batch_size, drop_remainder=count % batch_size == 0)
+
+
+def make_vqvae(**options):
+    return modules.VQVAE(SIZE, **{"num_codes": 16, **FIRST_STAGE, **options})
+
+
+def make_vae(**options):
+    return modules.VAE(SIZE, **{"kl_weight": 1e-3, **FIRST_STAGE, **options})
+
+
+def make_unet(**options):
+    arguments = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "head_size": 4, "num_labels": 2}
+    return modules.UNet(**{"size": 8, "channels": 2, **arguments, **options})
+
+
+def make_diffusion(unet=None, **options):
+    return modules.DiffusionModel(unet or make_unet(), **{"seed": 3, **options})
+
+
+def randomised(model, seed=0):
+    """Random weights, so that layers which start at zero hide nothing."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([(0.2 * rng.normal(size=w.shape) + (w.ndim == 1)).astype(w.dtype) for w in model.get_weights()])
+    return model
+
+
+def compiled(model, learning_rate=2e-3, **options):
+    optimizer = keras.optimizers.AdamW(learning_rate, epsilon=1e-4, **options)
+    model.compile(optimizer=optimizer, jit_compile=False)  # as train.py on a CPU
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+# ---- replicas --------------------------------------------------------------------------------------------------------
+
+
+def trained(replicas, make, data, averaged):
+    keras.utils.set_random_seed(1)
+    with distribution.make_strategy(replicas).scope():
+        options = {"use_ema": True, "ema_momentum": 0.7} if averaged else {}
+        model = compiled(make(), learning_rate=5e-3, **options)
+    train, validation = data
+    history = model.fit(train(), epochs=2, shuffle=False, verbose=0, validation_data=validation()).history
+    return model, history
+
+
+@pytest.mark.parametrize(
+    ("make", "averaged", "data"),
+    [
+        # of the last validation batch one replica gets one example, the other nothing
+        (make_vqvae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
+        (make_diffusion, True, (lambda: dataset_of(16, 8, size=8, channels=2),) * 2),
+    ],
+    ids=["vqvae", "diffusion"],
+)
+def test_two_replicas_give_the_weights_and_reports_of_one_at_the_same_global_batch(make, averaged, data):
+    """Four steps of fit: weights, codebook, averages, optimiser's averages, and every reported number."""
+    one, history_of_one = trained(1, make, data, averaged)
+    two, history_of_two = trained(2, make, data, averaged)
+    for weight, other in zip(one.weights, two.weights, strict=True):
+        np.testing.assert_allclose(other, weight, rtol=1e-4, atol=1e-5, err_msg=weight.path)
+    for variable, other in zip(one.optimizer.variables, two.optimizer.variables, strict=True):
+        np.testing.assert_allclose(other, variable, rtol=1e-3, atol=1e-5, err_msg=variable.path)
+    assert history_of_one.keys() == history_of_two.keys()
+    for name, values in history_of_one.items():
+        np.testing.assert_allclose(history_of_two[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert keras.ops.convert_to_numpy(two.optimizer.iterations) == 4
+    if make is make_vqvae:
+        copies = [[np.asarray(v) for v in weight.value.values] for weight in two.quantizer.weights]
+        for first, second in copies:  # the trap: replicas whose codebooks drift apart in silence
+            np.testing.assert_array_equal(first, second)
+        assert history_of_one["revived"][0] > 0
+
+
+# ---- first stage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [make_vqvae, make_vae])
+def test_latents_of_the_training_split_have_mean_0_and_deviation_1(make, tmp_path):
+    model, data = randomised(make()), dataset_of(24, 8)
+    model.measure_latents(data)
+    everything = batch_of(24)
+    latents = np.asarray(model.encode(everything["image"], everything["z"]))
+    assert latents.shape == (24, *model.latent_shape) and latents.dtype == np.float32
+    np.testing.assert_allclose(latents.mean((0, 1, 2)), 0.0, atol=1e-4)
+    np.testing.assert_allclose(latents.std((0, 1, 2)), 1.0, atol=1e-4)
+
+    model.save(tmp_path / "model.keras")
+    loaded = runs.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.latent_mean, model.latent_mean)
+    np.testing.assert_array_equal(loaded.latent_std, model.latent_std)
+    assert np.abs(np.asarray(loaded.latent_std) - 1.0).max() > 1e-3
+    np.testing.assert_allclose(loaded.encode(everything["image"], everything["z"]), latents, atol=1e-6)
+
+
+def test_latents_are_measured_over_batches_of_unequal_size():
+    model, data = randomised(make_vae()), batch_of(11)
+    model.measure_latents(dataset_of(11, 4))
+    latents = np.asarray(model.encode(data["image"], data["z"]))
+    np.testing.assert_allclose(latents.mean((0, 1, 2)), 0.0, atol=1e-4)
+    np.testing.assert_allclose(latents.std((0, 1, 2)), 1.0, atol=1e-4)
+
+
+def test_latents_pass_through_the_vqvae_as_in_one_call():
+    model, data = randomised(make_vqvae()), batch_of(6)
+    model.measure_latents(dataset_of(24, 8))
+    latents = model.encode(data["image"], data["z"])
+    expected = np.clip(model(data), -1.0, 1.0)
+    np.testing.assert_allclose(model.decode(latents, data["z"]), expected, atol=1e-4)
+
+
+def test_decoding_quantises_so_that_a_small_error_of_the_latents_vanishes():
+    model, data = randomised(make_vqvae()), batch_of(4)
+    codes = model.codes(data["image"], data["z"])
+    assert codes.dtype == tf.int32 and codes.shape == (4, 4, 4)
+    assert np.min(codes) >= 0 and np.max(codes) < 16 and len(np.unique(codes)) > 1
+    exact = model.quantizer.decode(codes)
+    np.testing.assert_array_equal(model.decode(exact + 1e-4, data["z"]), model.decode(exact, data["z"]))
+
+
+def test_vae_encodes_to_the_mean_without_sampling():
+    model, data = randomised(make_vae()), batch_of(4)
+    model.measure_latents(dataset_of(24, 8))
+    mean = model.encoder({"image": data["image"], "z": data["z"]})[..., :3]
+    latents = model.encode(data["image"], data["z"])
+    np.testing.assert_allclose(latents, (mean - model.latent_mean) / model.latent_std, atol=1e-6)
+    np.testing.assert_array_equal(model.encode(data["image"], data["z"]), latents)
+    np.testing.assert_allclose(model.decode(latents, data["z"]), np.clip(model(data), -1.0, 1.0), atol=1e-5)
+
+
+def test_vae_samples_in_training_and_its_kl_is_the_closed_form():
+    model = compiled(make_vae(kl_weight=0.5))
+    encoded = tf.concat([tf.fill((2, 4, 4, 3), 1.5), tf.fill((2, 4, 4, 3), np.log(4.0).astype("float32"))], axis=-1)
+    latents, extra, _ = model.bottleneck(encoded, training=False)
+    np.testing.assert_array_equal(latents, encoded[..., :3])
+    each = 0.5 * (1.5**2 + 4.0 - 1.0 - np.log(4.0))  # KL(N(1.5, 4) || N(0, 1))
+    np.testing.assert_allclose(extra["kl"], 0.5 * each * 4 * 4 * 3, rtol=1e-5)
+    sampled, _, _ = model.bottleneck(tf.repeat(encoded, 100, axis=0), training=True)
+    np.testing.assert_allclose(np.mean(sampled), 1.5, atol=0.1)
+    np.testing.assert_allclose(np.std(sampled), 2.0, atol=0.1)
+
+
+@pytest.mark.parametrize("make", [make_vqvae, make_vae])
+def test_decoded_images_are_in_range(make):
+    model = randomised(make())
+    decoded = np.asarray(model.decode(50.0 * np.random.default_rng(0).normal(size=(3, 4, 4, 3)), np.arange(3)))
+    assert decoded.shape == (3, SIZE, SIZE, 1) and decoded.dtype == np.float32
+    assert decoded.min() >= -1.0 and decoded.max() <= 1.0
+
+
+@pytest.mark.parametrize("condition_on_z", [True, False])
+def test_slice_index_matters_only_when_asked_for(condition_on_z):
+    model, data = randomised(make_vqvae(condition_on_z=condition_on_z)), batch_of(2)
+    first, second = (np.asarray(model.encode(data["image"], np.full(2, z))) for z in (3, 30))
+    assert (np.abs(first - second).max() > 1e-4) == condition_on_z
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((30, 4), "not divisible by the downsampling"), ((32, 5), "power of two"), ((32, 1), "power of two")],
+)
+def test_sizes_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        modules.VQVAE(*arguments[:1], downsampling=arguments[1])
+
+
+@pytest.mark.parametrize("make", [make_vqvae, make_vae])
+def test_first_stage_learns_one_batch(make):
+    model, data = compiled(make(width=16), learning_rate=5e-3), dataset_of(8, 8)
+    history = model.fit(data.repeat(), steps_per_epoch=30, epochs=3, verbose=0).history
+    assert history["reconstruction"][-1] < 0.5 * history["reconstruction"][0]
+    assert all(np.all(np.isfinite(values)) for values in history.values())
+    if make is make_vqvae:
+        assert 1 / 16 <= history["usage"][-1] <= 1.0
+        assert 2.0 < history["perplexity"][-1] <= 16.0
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+UNUSUAL = {
+    "vqvae": (
+        modules.VQVAE,
+        {
+            "image_size": 16,
+            "downsampling": 8,
+            "width": 12,
+            "blocks": 2,
+            "latent_channels": 5,
+            "condition_on_z": False,
+            "structure_weight": 0.7,
+            "clip_norm": 0.4,
+            "seed": 8,
+            "num_codes": 9,
+            "commitment": 0.6,
+        },
+    ),
+    "vae": (
+        modules.VAE,
+        {
+            "image_size": 16,
+            "downsampling": 2,
+            "width": 12,
+            "blocks": 2,
+            "latent_channels": 2,
+            "condition_on_z": False,
+            "structure_weight": 0.7,
+            "clip_norm": 0.4,
+            "seed": 8,
+            "kl_weight": 0.01,
+        },
+    ),
+    "unet": (
+        modules.UNet,
+        {
+            "size": 12,
+            "channels": 3,
+            "width": 12,
+            "multipliers": [1, 2, 3],
+            "blocks": 1,
+            "attention": [6],
+            "head_size": 6,
+            "num_labels": 3,
+            "dropout": 0.25,
+        },
+    ),
+    "diffusion": (
+        modules.DiffusionModel,
+        {
+            "schedule": "sigmoid",
+            "prediction": "eps",
+            "drop_conditions": 0.3,
+            "clip_x_0": True,
+            "clip_norm": None,
+            "seed": 8,
+        },
+    ),
+}
+
+
+def outputs(model):
+    """What a model says to one fixed input."""
+    if isinstance(model, modules.Autoencoder):
+        data = batch_of(3)
+        return [model(data), model.encode(data["image"], data["z"])]
+    unet = model if isinstance(model, modules.UNet) else model.unet
+    data = batch_of(3, unet.arguments["size"], unet.arguments["channels"])
+    inputs = {"x": data["image"], "t": np.array([0.1, 0.5, 1.0], "float32"), "keep": np.ones(3, "float32")}
+    said = [model(inputs | {"z": data["z"], "label": data["label"]})]
+    if model is not unet:
+        said.append(model.denoise(data["image"], inputs["t"], {"z": data["z"], "label": data["label"]}))
+    return said
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_model_comes_back_from_one_file_with_every_argument(name, tmp_path):
+    """Keras records the constructor arguments of a Layer by itself, but not those of a Model."""
+    kind, arguments = UNUSUAL[name]
+    more = {"unet": make_unet()} if name == "diffusion" else {}
+    model = randomised(kind(**arguments, **more))
+    model.save(tmp_path / "model.keras")
+    loaded = runs.load_model(tmp_path / "model.keras")
+    assert type(loaded) is kind and len(outputs(loaded)) == len(outputs(model))
+    for ours, theirs in zip(outputs(model), outputs(loaded), strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-6)
+    for argument, value in arguments.items():
+        stored = loaded.arguments[argument] if name == "unet" else loaded.get_config()[argument]
+        assert stored == value, argument
+    signature = set(kind.__init__.__code__.co_varnames[1 : kind.__init__.__code__.co_argcount])
+    if issubclass(kind, modules.Autoencoder):
+        base = modules.Autoencoder.__init__.__code__
+        signature |= set(base.co_varnames[1 : base.co_argcount])
+    assert signature == set(arguments) | set(more)  # a new argument must be added here, and to get_config
+
+
+class Averages(keras.callbacks.Callback):
+    """Averages by the definition, a <- 0.5 a + 0.5 w after each step, a <- w after the first; and a copy for use.
+
+    All while `fit` runs: at its end Keras overwrites the model's weights with the averages.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.averages = path, None
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.raw = [np.asarray(weight) for weight in self.model.trainable_variables]
+        self.averages = [0.5 * a + 0.5 * w for a, w in zip(self.averages or self.raw, self.raw, strict=True)]
+
+    def on_epoch_end(self, epoch, logs=None):
+        runs.export(self.model, self.path)
+        self.copy = runs.copy_for_use(self.model)
+        self.after = [np.asarray(weight) for weight in self.model.trainable_variables]
+
+
+def test_copy_for_use_holds_the_averaged_weights_and_not_the_raw_ones(tmp_path):
+    data = dataset_of(8, 8, size=8, channels=2).repeat()
+    model = compiled(make_diffusion(), learning_rate=1e-2, use_ema=True, ema_momentum=0.5)
+    seen = Averages(tmp_path / "diffusion.keras")
+    model.fit(data, steps_per_epoch=4, verbose=0, callbacks=[seen])
+    assert max(np.abs(a - w).max() for a, w in zip(seen.averages, seen.raw, strict=True)) > 1e-3
+    for copy in (seen.copy, runs.load_model(seen.path)):
+        for weight, average in zip(copy.trainable_variables, seen.averages, strict=True):
+            np.testing.assert_allclose(weight, average, atol=1e-6, err_msg=weight.path)
+    for before, after in zip(seen.raw, seen.after, strict=True):
+        np.testing.assert_array_equal(after, before)  # the model itself goes on with its own
+
+
+# ---- denoise ---------------------------------------------------------------------------------------------------------
+
+
+def noisy(count=4, size=8, channels=2):
+    rng = np.random.default_rng(2)
+    x_t = rng.normal(size=(count, size, size, channels)).astype("float32")
+    t = np.linspace(0.05, 0.95, count).astype("float32")
+    return x_t, t, {"z": np.arange(count, dtype="int32"), "label": np.zeros(count, "int32")}
+
+
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+@pytest.mark.parametrize("prediction", schedules.PREDICTIONS)
+def test_denoise_is_the_formula_of_the_raw_network_output(prediction, schedule):
+    model = make_diffusion(randomised(make_unet(width=4)), prediction=prediction, schedule=schedule)
+    x_t, t, conditions = noisy()
+    alpha, sigma = (np.asarray(v)[:, None, None, None] for v in schedules.SCHEDULES[schedule](t))
+    output = np.asarray(model.unet({"x": x_t, "t": t, "keep": np.ones(4, "float32"), **conditions}))
+    expected = {"eps": (x_t - sigma * output) / alpha, "v": alpha * x_t - sigma * output, "x_0": output}[prediction]
+    x_0 = model.denoise(x_t, t, conditions)
+    assert x_0.dtype == tf.float32
+    np.testing.assert_allclose(x_0, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_conditions_only_keep_is_0():
+    model = make_diffusion(randomised(make_unet()), prediction="x_0")
+    x_t, t, conditions = noisy()
+    dropped = model.unet({"x": x_t, "t": t, "keep": np.zeros(4, "float32"), **conditions})
+    np.testing.assert_array_equal(model.denoise(x_t, t), dropped)
+    np.testing.assert_array_equal(model.denoise(x_t, t, {}), dropped)
+    assert np.abs(model.denoise(x_t, t, conditions) - dropped).max() > 1e-3
+
+
+def test_unknown_label_is_minus_1_and_differs_from_known_ones():
+    model = make_diffusion(randomised(make_unet()), prediction="x_0")
+    x_t, t, conditions = noisy()
+    unknown, first, second = (
+        np.asarray(model.denoise(x_t, t, conditions | {"label": np.full(4, label)})) for label in (-1, 0, 1)
+    )
+    np.testing.assert_array_equal(model.denoise(x_t, t, {"z": conditions["z"]}), unknown)
+    assert np.abs(unknown - first).max() > 1e-4 and np.abs(first - second).max() > 1e-4
+    assert np.all(np.isfinite(unknown))
+
+
+def test_slice_index_and_time_reach_the_network():
+    model = make_diffusion(randomised(make_unet(num_labels=0)), prediction="x_0")
+    x_t, t, conditions = noisy()
+    here, there = (model.denoise(x_t, t, {"z": np.full(4, z)}) for z in (3, 30))
+    assert np.abs(here - there).max() > 1e-4
+    assert np.abs(here - model.denoise(x_t, t + 0.02, {"z": np.full(4, 3)})).max() > 1e-4
+
+
+@pytest.mark.parametrize("ask", ["unet", "model"])
+def test_times_closer_than_bfloat16_are_told_apart_under_mixed_bfloat16(bfloat16, ask):
+    """The autocast of a layer's inputs would make 0.5 and 0.5005 one time."""
+    model = make_diffusion(randomised(make_unet()))
+    x_t, t, conditions = noisy(2)
+    x_t = np.repeat(x_t[:1], 2, axis=0)
+    inputs = {
+        "x": x_t,
+        "t": np.array([0.5, 0.5005], "float32"),
+        "keep": np.ones(2, "float32"),
+        "z": np.zeros(2, "int32"),
+        "label": np.zeros(2, "int32"),
+    }
+    output = (model.unet if ask == "unet" else model)(inputs)
+    assert output.dtype == tf.float32
+    assert np.abs(output[0] - output[1]).max() > 1e-3
+
+
+def test_clipping_of_x_0_is_for_those_who_ask():
+    x_t, t, conditions = noisy()
+    unet = randomised(make_unet())
+    free = np.asarray(make_diffusion(unet, prediction="eps").denoise(x_t, t, conditions))
+    clipped = make_diffusion(unet, prediction="eps", clip_x_0=True).denoise(x_t, t, conditions)
+    assert np.abs(free).max() > 1.5
+    np.testing.assert_array_equal(clipped, np.clip(free, -1.0, 1.0))
+
+
+def test_unknown_schedule_or_prediction_is_refused():
+    unet = make_unet(width=4)
+    with pytest.raises(ValueError, match="schedule must be one of"):
+        make_diffusion(unet, schedule="quadratic")
+    with pytest.raises(ValueError, match="prediction must be one of"):
+        make_diffusion(unet, prediction="noise")
+
+
+def test_levels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="3 levels do not fit 6 pixels"):
+        make_unet(size=6, multipliers=(1, 2, 4))
+
+
+# ---- training of the second stage ------------------------------------------------------------------------------------
+
+
+def test_validation_is_the_same_when_repeated():
+    """Its noise and times are fixed: epochs can be compared."""
+    model, data = compiled(make_diffusion(randomised(make_unet()))), dataset_of(8, 4, size=8, channels=2)
+    first, second = (model.evaluate(data, return_dict=True, verbose=0) for _ in range(2))
+    assert first["loss"] == second["loss"]
+    model.optimizer.iterations.assign(77)
+    assert model.evaluate(data, return_dict=True, verbose=0)["loss"] == first["loss"]
+
+
+def test_training_draws_new_noise_at_each_step_and_times_that_cover_all_levels():
+    model = make_diffusion()
+    t, eps, uniform = model.draw((16, 8, 8, 2), (3, 1))
+    again, other = model.draw((16, 8, 8, 2), (3, 1)), model.draw((16, 8, 8, 2), (3, 2))
+    np.testing.assert_array_equal(eps, again[1])
+    assert np.abs(eps - other[1]).max() > 0.1 and np.abs(t - other[0]).max() > 1e-3
+    np.testing.assert_allclose(np.diff(np.sort(t)), 1 / 16, atol=1e-6)
+    assert 0.0 <= np.min(t) and np.max(t) < 1.0
+    assert not np.array_equal(np.sort(t), t)
+    assert abs(np.mean(eps)) < 0.1 and abs(np.std(eps) - 1.0) < 0.1
+    assert abs(np.corrcoef(t, uniform)[0, 1]) < 0.9
+
+
+def test_loss_is_the_mean_squared_error_of_the_prediction():
+    data, rng = tf.nest.map_structure(tf.constant, batch_of(4, 8, 2)), np.random.default_rng(4)
+    eps, t, keep = tf.constant(rng.normal(size=(4, 8, 8, 2)), "float32"), tf.fill((4,), 0.3), tf.ones(4)
+    alpha, sigma = (float(value) for value in schedules.cosine(0.3))
+    x_0, unet = data["image"], randomised(make_unet())
+    output = np.asarray(
+        unet({"x": alpha * x_0 + sigma * eps, "t": t, "z": data["z"], "label": data["label"], "keep": keep})
+    )
+    for prediction, target in (("eps", eps), ("v", alpha * eps - sigma * x_0), ("x_0", x_0)):
+        loss = make_diffusion(unet, prediction=prediction).loss_at(data, t, eps, keep, training=False)
+        np.testing.assert_allclose(loss, np.mean((output - target) ** 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("drop", [0.0, 1.0])
+def test_dropped_conditions_do_not_learn(drop):
+    """With drop_conditions = 1 the null token learns and the slice's embedding stays; with 0 the other way round."""
+    unet = randomised(make_unet(num_labels=0))
+    model = compiled(make_diffusion(unet, drop_conditions=drop), weight_decay=0.0)
+    null, slices = unet.get_layer("z_or_null"), unet.get_layer("slice")
+    before = [np.asarray(null.null), np.asarray(slices.out.kernel)]
+    model.fit(dataset_of(8, 8, size=8, channels=2), verbose=0)
+    moved = [np.abs(np.asarray(a) - b).max() > 0 for a, b in zip([null.null, slices.out.kernel], before, strict=True)]
+    assert moved == [drop == 1.0, drop == 0.0]
+
+
+def test_batch_of_another_size_than_the_first_works():
+    """Noise takes the tensor's own batch: the last batch of an epoch is smaller."""
+    model = compiled(make_diffusion())
+    data = dataset_of(7, 4, size=8, channels=2)
+    assert np.isfinite(model.fit(data, verbose=0).history["loss"][0])
+    first = compiled(make_vqvae())
+    history = first.fit(dataset_of(7, 4), verbose=0).history
+    assert np.isfinite(history["loss"][0])
+
+
+def test_diffusion_learns_one_batch():
+    model = compiled(make_diffusion(make_unet(width=16, channels=1)), learning_rate=5e-3)
+    history = model.fit(dataset_of(8, 8, size=8).repeat(), steps_per_epoch=40, epochs=3, verbose=0).history
+    assert history["loss"][-1] < 0.6 * history["loss"][0]
+
+
+def test_training_runs_under_mixed_bfloat16(bfloat16):
+    for model, data in (
+        (make_vqvae(), dataset_of(8, 4)),
+        (make_diffusion(), dataset_of(8, 4, size=8, channels=2)),
+    ):
+        history = compiled(model).fit(data, verbose=0, validation_data=data).history
+        assert all(np.all(np.isfinite(values)) for values in history.values())
+        assert {w.dtype for w in model.trainable_variables} == {"float32"}
