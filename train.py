@@ -39,17 +39,18 @@ PRESETS = {
             "num_codes": 512,
             "batch_size": 16,
             "epochs": 8,
-            "steps_per_epoch": 100,
-            "learning_rate": 6e-4,
+            "steps_per_epoch": 80,
+            "learning_rate": 8e-4,
         },
+        "latents": {"views": 2},
         "diffusion": {
             "multipliers": [1, 2],
             "blocks": 1,
             "attention": [8],
             "batch_size": 32,
             "epochs": 10,
-            "steps_per_epoch": 150,
-            "learning_rate": 6e-4,
+            "steps_per_epoch": 110,
+            "learning_rate": 8e-4,
         },
     },
     # an OASIS-like archive at 128x128, latents 32x32x4
@@ -57,7 +58,7 @@ PRESETS = {
         "image_size": 128,
         "autoencoder": {"epochs": 14, "steps_per_epoch": 72},
         "latents": {"views": 4},
-        "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 34, "steps_per_epoch": 100},
+        "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 26, "steps_per_epoch": 100},
     },
 }
 
@@ -352,13 +353,14 @@ def fit(model, run, stage, settings, train, validation, picture, averaged):
     if done:
         print(f"{stage}: going on after epoch {done} of {epochs}")
     if done < epochs:
-        callbacks = [
-            *([keras.callbacks.SwapEMAWeights()] if averaged else []),  # validate with the averaged weights
-            keras.callbacks.CSVLogger(run / f"{stage}.csv", append=done > 0),
-            runs.Checkpoint(run, stage, MONITOR[stage]),
-            Picture(run / "pictures", stage, picture),
-            keras.callbacks.TensorBoard(run / "logs" / stage, write_graph=False),
-        ]
+        callbacks = [keras.callbacks.SwapEMAWeights()] if averaged else []  # validate with the averaged weights
+        if runs.is_chief():
+            callbacks += [
+                keras.callbacks.CSVLogger(run / f"{stage}.csv", append=done > 0),
+                runs.Checkpoint(run, stage, MONITOR[stage]),
+                Picture(run / "pictures", stage, picture),
+                keras.callbacks.TensorBoard(run / "logs" / stage, write_graph=False),
+            ]
         model.fit(
             train(done * steps),
             epochs=epochs,
@@ -369,7 +371,9 @@ def fit(model, run, stage, settings, train, validation, picture, averaged):
             shuffle=False,  # the dataset has an order of its own
             verbose=1 if sys.stdout.isatty() else 2,
         )
-    figures.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
+    if runs.is_chief():
+        figures.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
+    distribution.wait_for_all(model.distribute_strategy)
 
 
 class Picture(keras.callbacks.Callback):
@@ -568,6 +572,7 @@ def work(flags):
                 encode_latents(run, settings, source)
             else:
                 train_diffusion(run, settings, source, strategy)
+        distribution.wait_for_all(strategy)
         print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
     following = {"autoencoder": f"train.py latents --run {run.name}", "latents": f"train.py diffusion --run {run.name}"}
     print(f"next: python {following.get(stages[-1], f'predict.py --run {run.name}')}")

@@ -42,7 +42,9 @@ def _mirrored(devices):
 
 def wait_for_all(strategy):
     """Return when every machine has come to this line: before one reads what another wrote."""
-    strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.ones(())), axis=None)
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        arrived = tf.function(lambda: strategy.run(lambda: tf.ones(())))
+        strategy.reduce(tf.distribute.ReduceOp.SUM, arrived(), axis=None)
 
 
 def _logical_cpus(count):

@@ -44,8 +44,18 @@ def newest(stage="diffusion"):
     return models[-1].parent
 
 
+def is_chief():
+    """Whether this process writes the run folder: of several machines (TF_CONFIG) only the first one does."""
+    config = json.loads(os.environ.get("TF_CONFIG") or "{}")
+    task = config.get("task", {"type": "chief"})
+    first = "chief" if "chief" in config.get("cluster", {"chief": []}) else "worker"
+    return task["type"] == first and task.get("index", 0) == 0
+
+
 def write(path, writer):
-    """Let `writer(temporary_path)` write a file, then put it in place in one step."""
+    """Let `writer(temporary_path)` write a file, then put it in place in one step. Only the chief writes."""
+    if not is_chief():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name("~" + path.name)  # the same suffix: Keras and NumPy choose the format by it
@@ -127,7 +137,8 @@ def resume(model, run, stage, steps_per_epoch):
     """
     path, history = run / f"{stage}.last.weights.h5", run / f"{stage}.csv"
     if not path.exists():
-        history.unlink(missing_ok=True)
+        if is_chief():
+            history.unlink(missing_ok=True)
         return 0
     model.load_weights(path)
     epochs = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
