@@ -111,7 +111,7 @@ def parser():
     )
     p.add_argument("stage", nargs="?", default="all", choices=("all", "autoencoder", "latents", "diffusion"))
     p.add_argument("--data", nargs="+", help="zip, folder, or NIfTI volumes (default: phantom brains)")
-    p.add_argument("--run", help="name of the run: its folder is checkpoint/<run> (default: the preset's name)")
+    p.add_argument("--run", help="name of the run, whose folder is checkpoint/<run> (default: the name of the data)")
     p.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from (default: phantom)")
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
@@ -177,8 +177,8 @@ def resolve(flags):
     Raises:
         RunError: flags that contradict each other or what the run already is.
     """
-    name = flags.run or flags.preset or "phantom"
-    run = runs.folder(name)
+    named_by_data = Path(flags.data[0]).name.split(".")[0] if flags.data else None
+    run = runs.folder(flags.run or named_by_data or flags.preset or "phantom")
     stored = next((found for stage in runs.STAGES if (found := runs.load_json(run / f"{stage}.json"))), None)
     settings = merged(DEFAULTS, PRESETS[flags.preset or "phantom"] if stored is None or flags.preset else {})
     if stored and not flags.preset:
