@@ -1,0 +1,233 @@
+"""ldm/runs.py: files whole or not at all, resume, the best and the last; and train.py killed and started again."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dataset
+import modules
+from ldm import runs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    runs.write(path, lambda temporary: temporary.write_text("old"))
+
+    def dies_half_way(temporary):
+        assert temporary != path and temporary.suffix == path.suffix and temporary.parent == path.parent
+        temporary.write_text("ne")
+        assert path.read_text() == "old"
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        runs.write(path, dies_half_way)
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["file.txt"]
+    runs.write(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new" and os.listdir(path.parent) == ["file.txt"]
+
+
+def test_json_comes_back_and_is_none_where_there_is_none(tmp_path):
+    runs.save_json(tmp_path / "a.json", {"a": [1, None, "ä"]})
+    assert runs.load_json(tmp_path / "a.json") == {"a": [1, None, "ä"]}
+    assert runs.load_json(tmp_path / "b.json") is None
+
+
+def test_a_run_is_a_name_under_checkpoint_or_a_path(tmp_path):
+    assert runs.folder("first") == Path("checkpoint/first")
+    assert runs.folder(str(tmp_path / "first")) == tmp_path / "first"
+
+
+def test_newest_run_is_the_one_trained_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    with pytest.raises(runs.RunError, match=r"run `python train.py` first"):
+        runs.newest()
+    for age, name in ((30, "b"), (10, "a"), (20, "c")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diffusion.keras").touch()
+        os.utime(tmp_path / name / "diffusion.keras", (time.time() - age,) * 2)
+    (tmp_path / "d").mkdir()  # no model in it
+    assert runs.newest() == tmp_path / "a"
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_a_missing_model_names_the_command_that_makes_it(stage, tmp_path):
+    with pytest.raises(runs.RunError, match=f"run `python train.py {stage} --run mine` first"):
+        runs.load_model(tmp_path / "mine" / f"{stage}.keras")
+
+
+# ---- checkpoints of one stage ----------------------------------------------------------------------------------------
+
+
+def tiny_model(**options):
+    """y = w x, compiled."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
+    model.compile(keras.optimizers.Adam(0.1, **options), loss="mse", jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def write_history(path, values):
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["epoch", "val_loss"])
+        rows.writerows(enumerate(values))
+
+
+def test_a_run_without_checkpoint_starts_at_0_with_an_empty_history(tmp_path):
+    write_history(tmp_path / "diffusion.csv", [1.0])
+    assert runs.resume(tiny_model(), tmp_path, "diffusion", 5) == 0
+    assert not (tmp_path / "diffusion.csv").exists()
+    assert runs.read_history(tmp_path / "diffusion.csv") == []
+
+
+def test_resume_takes_weights_and_optimiser_and_drops_rows_that_the_checkpoint_does_not_hold(tmp_path):
+    x = np.ones((10, 1))
+    first = tiny_model(use_ema=True)
+    first.fit(x, 2 * x, batch_size=1, epochs=1, verbose=0)
+    first.fit(x, 2 * x, batch_size=1, epochs=1, verbose=0)
+    first.save_weights(tmp_path / "diffusion.last.weights.h5")
+    write_history(tmp_path / "diffusion.csv", [0.3, 0.2, 0.1])  # the third epoch was killed before its checkpoint
+
+    second = tiny_model(use_ema=True)
+    assert runs.resume(second, tmp_path, "diffusion", 10) == 2
+    for ours, theirs in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(first.optimizer.variables, second.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [row["val_loss"] for row in runs.read_history(tmp_path / "diffusion.csv")] == [0.3, 0.2]
+
+
+class Validation(keras.callbacks.Callback):
+    """Puts chosen validation losses into the logs, before the checkpoint looks at them."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_loss"] = self.values[epoch]
+
+
+def test_checkpoint_keeps_the_best_and_the_last(tmp_path):
+    model, x = tiny_model(), tf.ones((4, 1))
+    after = []
+    callbacks = [
+        Validation([0.5, 0.2, 0.3]),
+        runs.Checkpoint(tmp_path, "diffusion", "val_loss"),
+        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: after.append(float(model.weights[0][0, 0]))),
+    ]
+    model.fit(x, 2.0 * x, epochs=3, verbose=0, callbacks=callbacks)
+    assert len(set(after)) == 3
+    best = runs.load_model(tmp_path / "diffusion.keras")
+    np.testing.assert_allclose(best.weights[0], [[after[1]]])
+    last = tiny_model()
+    last.load_weights(tmp_path / "diffusion.last.weights.h5")
+    np.testing.assert_allclose(last.weights[0], [[after[2]]])
+    assert {path.name for path in tmp_path.iterdir()} == {"diffusion.keras", "diffusion.last.weights.h5"}
+
+
+def test_checkpoint_remembers_the_best_of_before_the_interruption(tmp_path):
+    write_history(tmp_path / "diffusion.csv", [0.5, 0.1])
+    model, x = tiny_model(), tf.ones((4, 1))
+    callbacks = [Validation([0.2]), runs.Checkpoint(tmp_path, "diffusion", "val_loss")]
+    model.fit(x, x, epochs=1, verbose=0, callbacks=callbacks)
+    assert not (tmp_path / "diffusion.keras").exists()  # 0.2 is no better than 0.1
+    assert (tmp_path / "diffusion.last.weights.h5").exists()
+
+
+# ---- killed and started again ----------------------------------------------------------------------------------------
+
+
+def train(*flags):
+    environment = os.environ | {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, flags), "--precision", "float32"]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def to_the_end(process):
+    output = process.communicate(timeout=600)[0].decode()
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_after_first_epoch(checkpoint, *flags):
+    """Start, and kill -9 as soon as the first checkpoint is there."""
+    process = train(*flags)
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def arrays(path):
+    """Every array of a weights file: the model's, and the optimiser's."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def interrupted_equals_unbroken(tmp_path, stage, *flags):
+    """Both runs, and the comparison: all weights, the codebook and averages, the optimiser, and the history."""
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    checkpoint = broken / f"{stage}.last.weights.h5"
+    unbroken = train(stage, "--run", whole, *flags)  # beside the other
+    kill_after_first_epoch(checkpoint, stage, "--run", broken, *flags)
+    assert runs.load_json(broken / f"{stage}.json")["finished"] is False
+    assert "going on after epoch" in to_the_end(train(stage, "--run", broken, *flags))
+    to_the_end(unbroken)
+
+    ours, theirs = arrays(checkpoint), arrays(whole / f"{stage}.last.weights.h5")
+    assert ours.keys() == theirs.keys() and any("optimizer" in name for name in ours)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    histories = [runs.read_history(run / f"{stage}.csv") for run in (broken, whole)]
+    assert [row["epoch"] for row in histories[0]] == [0, 1, 2]
+    for ours, theirs in zip(*histories, strict=True):
+        assert ours.keys() == theirs.keys()
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5, atol=1e-6)
+    best, other = (runs.load_model(run / f"{stage}.keras") for run in (broken, whole))
+    assert type(best) is {"autoencoder": modules.VQVAE, "diffusion": modules.DiffusionModel}[stage]
+    for ours, theirs in zip(best.weights, other.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=ours.path)
+    assert runs.load_json(broken / f"{stage}.json")["finished"] is True
+    assert not list(broken.rglob("~*"))
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    path = tmp_path_factory.mktemp("phantoms") / "phantom.zip"
+    dataset.write_phantoms(path, people=4, image_size=32)
+    return path
+
+
+SMALL = ("--epochs", 3, "--steps-per-epoch", 3, "--batch-size", 8, "--seed", 1)
+
+
+def test_killed_first_stage_goes_on_to_where_an_unbroken_run_ends(tmp_path, phantoms):
+    more = ("--image-size", 16, "--downsampling", 4, "--num-codes", 16, "--flip")
+    interrupted_equals_unbroken(tmp_path, "autoencoder", "--data", phantoms, *SMALL, *more)
+
+
+@pytest.mark.slow
+def test_killed_diffusion_goes_on_to_where_an_unbroken_run_ends(tmp_path, phantoms):
+    more = ("--autoencoder", "none", "--image-size", 16, "--width", 8, "--multipliers", 1, "--blocks", 1)
+    more += ("--attention", "--head-size", 8)
+    interrupted_equals_unbroken(tmp_path, "diffusion", "--data", phantoms, *SMALL, *more)
