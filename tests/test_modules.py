@@ -55,6 +55,11 @@ def make_diffusion(unet=None, **options):
     return modules.DiffusionModel(unet or make_unet(), **{"seed": 3, **options})
 
 
+def make_small_diffusion(**options):
+    """For training: fewer layers are traced sooner."""
+    return make_diffusion(make_unet(multipliers=(1,), attention=(), num_labels=0), **options)
+
+
 def randomised(model, seed=0):
     """Random weights, so that layers which start at zero hide nothing."""
     rng = np.random.default_rng(seed)
@@ -87,7 +92,7 @@ def trained(replicas, make, data, averaged):
     [
         # of the last validation batch one replica gets one example, the other nothing
         (make_vqvae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
-        (make_diffusion, True, (lambda: dataset_of(16, 8, size=8, channels=2),) * 2),
+        (make_small_diffusion, True, (lambda: dataset_of(16, 8, size=8, channels=2),) * 2),
     ],
     ids=["vqvae", "diffusion"],
 )
@@ -332,7 +337,7 @@ class Averages(keras.callbacks.Callback):
 
 def test_copy_for_use_holds_the_averaged_weights_and_not_the_raw_ones(tmp_path):
     data = dataset_of(8, 8, size=8, channels=2).repeat()
-    model = compiled(make_diffusion(), learning_rate=1e-2, use_ema=True, ema_momentum=0.5)
+    model = compiled(make_small_diffusion(), learning_rate=1e-2, use_ema=True, ema_momentum=0.5)
     seen = Averages(tmp_path / "diffusion.keras")
     model.fit(data, steps_per_epoch=4, verbose=0, callbacks=[seen])
     assert max(np.abs(a - w).max() for a, w in zip(seen.averages, seen.raw, strict=True)) > 1e-3
@@ -475,7 +480,7 @@ def test_loss_is_the_mean_squared_error_of_the_prediction():
 @pytest.mark.parametrize("drop", [0.0, 1.0])
 def test_dropped_conditions_do_not_learn(drop):
     """With drop_conditions = 1 the null token learns and the slice's embedding stays; with 0 the other way round."""
-    unet = randomised(make_unet(num_labels=0))
+    unet = randomised(make_unet(multipliers=(1,), attention=(), num_labels=0))
     model = compiled(make_diffusion(unet, drop_conditions=drop), weight_decay=0.0)
     null, slices = unet.get_layer("z_or_null"), unet.get_layer("slice")
     before = [np.asarray(null.null), np.asarray(slices.out.kernel)]
@@ -486,7 +491,7 @@ def test_dropped_conditions_do_not_learn(drop):
 
 def test_batch_of_another_size_than_the_first_works():
     """Noise takes the tensor's own batch: the last batch of an epoch is smaller."""
-    model = compiled(make_diffusion())
+    model = compiled(make_small_diffusion())
     data = dataset_of(7, 4, size=8, channels=2)
     assert np.isfinite(model.fit(data, verbose=0).history["loss"][0])
     first = compiled(make_vqvae())
@@ -495,7 +500,9 @@ def test_batch_of_another_size_than_the_first_works():
 
 
 def test_diffusion_learns_one_batch():
-    model = compiled(make_diffusion(make_unet(width=16, channels=1)), learning_rate=5e-3)
+    model = compiled(
+        make_diffusion(make_unet(width=16, channels=1, multipliers=(1,), attention=())), learning_rate=5e-3
+    )
     history = model.fit(dataset_of(8, 8, size=8).repeat(), steps_per_epoch=40, epochs=3, verbose=0).history
     assert history["loss"][-1] < 0.6 * history["loss"][0]
 
@@ -503,7 +510,7 @@ def test_diffusion_learns_one_batch():
 def test_training_runs_under_mixed_bfloat16(bfloat16):
     for model, data in (
         (make_vqvae(), dataset_of(8, 4)),
-        (make_diffusion(), dataset_of(8, 4, size=8, channels=2)),
+        (make_small_diffusion(), dataset_of(8, 4, size=8, channels=2)),
     ):
         history = compiled(model).fit(data, verbose=0, validation_data=data).history
         assert all(np.all(np.isfinite(values)) for values in history.values())
