@@ -58,7 +58,7 @@ PRESETS = {
         "image_size": 128,
         "autoencoder": {"epochs": 14, "steps_per_epoch": 72},
         "latents": {"views": 4},
-        "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 26, "steps_per_epoch": 100},
+        "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 22, "steps_per_epoch": 100},
     },
 }
 
