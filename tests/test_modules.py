@@ -209,8 +209,8 @@ def test_sizes_that_do_not_fit_are_refused(arguments, message):
 
 @pytest.mark.parametrize("make", [make_vqvae, make_vae])
 def test_first_stage_learns_one_batch(make):
-    model, data = compiled(make(width=16), learning_rate=5e-3), dataset_of(8, 8)
-    history = model.fit(data.repeat(), steps_per_epoch=30, epochs=3, verbose=0).history
+    model, data = compiled(make(), learning_rate=1e-2), dataset_of(8, 8)
+    history = model.fit(data.repeat(), steps_per_epoch=20, epochs=3, verbose=0).history
     assert history["reconstruction"][-1] < 0.5 * history["reconstruction"][0]
     assert all(np.all(np.isfinite(values)) for values in history.values())
     if make is make_vqvae:
@@ -494,9 +494,6 @@ def test_batch_of_another_size_than_the_first_works():
     model = compiled(make_small_diffusion())
     data = dataset_of(7, 4, size=8, channels=2)
     assert np.isfinite(model.fit(data, verbose=0).history["loss"][0])
-    first = compiled(make_vqvae())
-    history = first.fit(dataset_of(7, 4), verbose=0).history
-    assert np.isfinite(history["loss"][0])
 
 
 def test_diffusion_learns_one_batch():
