@@ -13,8 +13,9 @@ class VectorQuantizer(layers.Layer):
 
     No gradient reaches the codebook. Each training step gathers `statistics`; the caller sums them over all replicas
     and hands the sums to `update`, so that the codebook is the same everywhere and the same as on one device.
-    A code that is used less than `revival` times the even share is dead, and is moved onto a latent of the batch. At
-    the start every code is dead, so the first batch initialises the codebook with data.
+    A code that is used less than `revival` times the even share is dead, and is moved onto a latent of the batch. The
+    averages start at zero, so after the first batch all codes but the few that were used much are dead: the codebook
+    is initialised with data.
 
     Args:
         num_codes: K.
