@@ -4,6 +4,7 @@
     schedules     alpha(t), sigma(t); eps, v and x_0 turned into one another
     samplers      noise -> picture, given any denoise(x_t, t) -> x_0
     layers        the blocks that the networks are built of
+    normalization group normalisation with FiLM and SiLU, in few passes over memory
     quantizers    codebooks
     losses        differentiable formulas that compare two batches of images
     distribution  what a train_step needs to be right on several replicas
@@ -13,6 +14,7 @@
     transforms    a slice fitted to a square; augmentation
     archive       the bytes of a slice in a zip, a folder or a NIfTI volume; which name is whose slice
 
-Rooms import nothing of ours, except that samplers import schedules. Networks and samplers are written with
-`keras.ops`; `distribution` and `runs` are TensorFlow's.
+Rooms import nothing of ours, except that samplers import schedules and layers import normalization. Networks and
+samplers are written with `keras.ops`; `distribution` and `runs` are TensorFlow's, and so is the fast half of
+`normalization`.
 """

@@ -9,6 +9,8 @@ import numpy as np
 from einops import rearrange
 from keras import layers, ops
 
+from ldm.normalization import group_norm
+
 register = keras.saving.register_keras_serializable("ldm")
 
 
@@ -61,25 +63,22 @@ class Embedding(layers.Layer):
 
 @register
 class GroupNorm(layers.Layer):
-    """Group normalisation (arXiv 1803.08494) with optional FiLM and activation, in two passes over memory.
-
-    The statistics are per-channel sums, combined per group; normalisation, the learned affine map and FiLM
-    (arXiv 1709.07871) then collapse into one multiply-add per element:
-
-        y = act(x * a + b),   a = gamma (1 + scale) / std,   b = (beta - mean gamma / std) (1 + scale) + shift
+    """Group normalisation (arXiv 1803.08494) with optional FiLM (arXiv 1709.07871) and SiLU, in few passes over memory.
 
     Args:
         groups: number of groups; lowered to the largest divisor of the channels when it does not divide them.
-        activation: name of a Keras activation, or None.
+        activation: "silu" or None.
         epsilon: added to the variance.
 
-    Call arguments: x (B, H, W, C) or (B, N, C); film (B, 2C) holding scale and shift, or None.
+    Call arguments: x (B, H, W, C) or (B, N, C); film (B, 2C) holding scale and shift, or None: then
+    y = act((gamma x^ + beta) (1 + scale) + shift), x^ the normalised x.
     """
 
     def __init__(self, groups=32, activation=None, epsilon=1e-5, **kwargs):
         super().__init__(**kwargs)
-        self.groups, self.epsilon = groups, epsilon
-        self.activation = keras.activations.get(activation)
+        if activation not in (None, "silu"):
+            raise ValueError(f"activation must be 'silu' or None, not {activation!r}")
+        self.groups, self.activation, self.epsilon = groups, activation, epsilon
 
     def build(self, x_shape, film_shape=None):
         channels = x_shape[-1]
@@ -88,25 +87,12 @@ class GroupNorm(layers.Layer):
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
 
     def call(self, x, film=None):
-        pixels = tuple(range(1, len(x.shape) - 1))
-        exact = ops.cast(x, "float32")
-        mean = rearrange(ops.mean(exact, pixels), "b (g c) -> b g c", g=self.divisor)
-        mean_of_squares = rearrange(ops.mean(ops.square(exact), pixels), "b (g c) -> b g c", g=self.divisor)
-        group_mean = ops.mean(mean, -1, keepdims=True)
-        variance = ops.mean(mean_of_squares, -1, keepdims=True) - ops.square(group_mean)
-        inverse = ops.rsqrt(ops.maximum(variance, 0.0) + self.epsilon)  # (B, g, 1)
-        group_mean, inverse = (
-            rearrange(ops.broadcast_to(s, ops.shape(mean)), "b g c -> b (g c)") for s in (group_mean, inverse)
-        )
-
-        factor = inverse * ops.cast(self.gamma, "float32")  # (B, C)
-        offset = ops.cast(self.beta, "float32") - group_mean * factor
+        rows = ops.ones((ops.shape(x)[0], 1))
+        gamma, beta = (rows * ops.cast(v, "float32") for v in (self.gamma, self.beta))  # (B, C)
         if film is not None:
             scale, shift = ops.split(ops.cast(film, "float32"), 2, axis=-1)
-            factor, offset = factor * (1.0 + scale), offset * (1.0 + scale) + shift
-        for _ in pixels:
-            factor, offset = factor[:, None], offset[:, None]
-        return self.activation(x * ops.cast(factor, x.dtype) + ops.cast(offset, x.dtype))
+            gamma, beta = gamma * (1.0 + scale), beta * (1.0 + scale) + shift
+        return group_norm(x, gamma, beta, self.divisor, self.epsilon, self.activation == "silu")
 
     def compute_output_shape(self, x_shape, film_shape=None):
         return x_shape

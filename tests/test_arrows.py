@@ -13,6 +13,7 @@ OURS = {"dataset", "modules", *COMMANDS, "ldm", *(f"ldm.{room}" for room in ROOM
 ALLOWED = {  # what each file may import of ours; a command line may import everything but another command line
     **{f"ldm.{room}": set() for room in ROOMS},
     "ldm.samplers": {"ldm.schedules"},
+    "ldm.layers": {"ldm.normalization"},
     "dataset": {"ldm.phantom", "ldm.archive", "ldm.transforms"},
     "modules": {"ldm.layers", "ldm.schedules", "ldm.losses", "ldm.quantizers", "ldm.distribution"},
     **{command: OURS - set(COMMANDS) - {"ldm"} for command in COMMANDS},
@@ -87,6 +88,15 @@ def test_no_command_line_is_imported_by_the_program():
 def test_networks_and_samplers_are_free_of_tensorflow():
     for room in ("layers", "schedules", "samplers", "losses", "quantizers"):
         assert not {m for m in imports(files()[f"ldm.{room}"]) if m.split(".")[0] == "tensorflow"}, room
+
+
+def test_normalization_needs_tensorflow_only_where_it_is_the_backend():
+    tree = ast.parse((ROOT / "ldm" / "normalization.py").read_text())
+    guards = [node for node in tree.body if isinstance(node, ast.If)]
+    assert [ast.unparse(guard.test) for guard in guards] == ["keras.backend.backend() == 'tensorflow'"]
+    used = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "tf"}
+    assert used
+    assert min(used) > guards[0].lineno
 
 
 def test_argparse_lives_in_the_files_at_the_root():

@@ -1,0 +1,119 @@
+"""Group normalisation, FiLM and SiLU as one function: `group_norm`, in few passes over memory.
+
+The formula, in `keras.ops`, is `plain_group_norm`. Most backends compile it into few kernels by themselves. TensorFlow
+on a CPU runs one op at a time, each a pass over memory, and keeps a float32 copy of x for the gradient: for it,
+`fused_group_norm` states the same formula as compiled pieces with a gradient written by hand, which keeps x alone.
+"""
+
+import keras
+from einops import rearrange
+from keras import ops
+
+
+def plain_group_norm(x, gamma, beta, groups, epsilon, silu):
+    """act(gamma x^ + beta), with x^ = (x - mean) / std of each group of channels (arXiv 1803.08494, eq. 1 to 7).
+
+    Args:
+        x: (B, H, W, C) or (B, N, C).
+        gamma, beta: (B, C) float32; a FiLM (arXiv 1709.07871) is multiplied in.
+        groups: number of groups; divides C.
+        epsilon: added to the variance.
+        silu: whether SiLU follows.
+
+    Returns:
+        As x. Statistics and arithmetic are float32.
+    """
+    exact = ops.cast(x, "float32")
+    a, b, _, _ = _collapse(_pixel_mean(exact), _pixel_mean(ops.square(exact)), gamma, beta, groups, epsilon)
+    return affine(x, a, b, silu)
+
+
+def affine(x, a, b, silu):
+    """act(x a + b), computed in float32: x (B, ..., C), a and b (B, C) float32 -> as x."""
+    u = ops.cast(x, "float32") * _spread(a, x) + _spread(b, x)
+    return ops.cast(ops.silu(u) if silu else u, x.dtype)
+
+
+def _collapse(mean, mean_of_squares, gamma, beta, groups, epsilon):
+    """Moments of each channel -> a, b with gamma x^ + beta = x a + b, and the groups' mean and 1 / std; all (B, C)."""
+    mean = _per_group(mean, groups)
+    variance = ops.maximum(_per_group(mean_of_squares, groups) - ops.square(mean), 0.0)
+    inverse = ops.rsqrt(variance + epsilon)
+    a = gamma * inverse
+    return a, beta - a * mean, mean, inverse
+
+
+def _per_group(values, groups):
+    """(B, C) -> the mean over each group of neighbouring channels, told to each of them, (B, C)."""
+    mean = ops.mean(rearrange(values, "b (g c) -> b g c", g=groups), -1)
+    return ops.repeat(mean, values.shape[-1] // groups, axis=-1)
+
+
+def _pixel_mean(x):
+    """(B, ..., C) float32 -> (B, C)."""
+    return ops.mean(x, tuple(range(1, len(x.shape) - 1)))
+
+
+def _spread(values, x):
+    """(B, C) -> (B, 1, ..., C), to meet x (B, ..., C)."""
+    return rearrange(values, f"b c -> b {'1 ' * (len(x.shape) - 2)}c")
+
+
+group_norm = plain_group_norm
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    _affine = tf.function(affine, jit_compile=True)
+
+    def _row_mean(x):
+        """(B, ..., C) -> (B, C) float32: rows in the precision of x, then in float32.
+
+        A float32 copy of x would cost more than it is worth: the rounding errors of the rows cancel out.
+        """
+        if len(x.shape) == 4:
+            x = tf.reduce_mean(x, 2)
+        return tf.reduce_mean(tf.cast(x, tf.float32), 1)
+
+    @tf.function(jit_compile=True)
+    def _affine_gradient(x, dy, a, b, silu):
+        """dL/dy of `affine` -> du = dL/d(x a + b), and du x; as x."""
+        exact, du = tf.cast(x, tf.float32), tf.cast(dy, tf.float32)
+        if silu:  # (u s)' = s (1 + u (1 - s)) with s = sigmoid(u)
+            u = exact * _spread(a, x) + _spread(b, x)
+            s = tf.sigmoid(u)
+            du *= s * (1.0 + u * (1.0 - s))
+        return tf.cast(du, x.dtype), tf.cast(du * exact, x.dtype)
+
+    @tf.function(jit_compile=True)
+    def _combine(du, a, x, c, d):
+        """du a + x c + d, as x."""
+        total = tf.cast(du, tf.float32) * _spread(a, x) + tf.cast(x, tf.float32) * _spread(c, x) + _spread(d, x)
+        return tf.cast(total, x.dtype)
+
+    def fused_group_norm(x, gamma, beta, groups, epsilon, silu):
+        """As `plain_group_norm`.
+
+        With u = gamma x^ + beta, and <.> the mean over a group's pixels and channels, its gradient is
+        dL/dx = (gamma du - <gamma du> - x^ <gamma du x^>) / std.
+        """
+
+        @tf.custom_gradient
+        def fused(x, gamma, beta):
+            moments = _row_mean(x), _row_mean(tf.square(x))
+            a, b, mean, inverse = _collapse(*moments, gamma, beta, groups, epsilon)
+
+            def gradient(dy):
+                du, du_x = _affine_gradient(x, dy, a, b, silu)
+                du_mean = _row_mean(du)
+                du_normal = (_row_mean(du_x) - mean * du_mean) * inverse  # mean over pixels of du x^
+                c = -(inverse**2) * _per_group(gamma * du_normal, groups)
+                d = -inverse * _per_group(gamma * du_mean, groups) - c * mean
+                pixels = tf.cast(tf.reduce_prod(tf.shape(x)[1:-1]), tf.float32)
+                return _combine(du, a, x, c, d), du_normal * pixels, du_mean * pixels
+
+            return _affine(x, a, b, silu), gradient
+
+        return fused(x, gamma, beta)
+
+    group_norm = fused_group_norm

@@ -1,0 +1,71 @@
+"""The benchmarks run at a tiny size: our side always, the peers where they are installed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PEERS = BENCHMARKS / ".venv" / "bin" / "python"
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from serving import Worker
+
+    return lambda *options: Worker([sys.executable, BENCHMARKS / "ours.py", *options])
+
+
+def test_unet_worker_does_every_task_and_counts_its_operations(worker):
+    unet = worker(*"unet --image-size 16 --batch-size 2 --width 32 --multipliers 1 2 --steps 2".split())
+    assert unet.startup > 0
+    assert unet.about["parameters"] > 100_000
+    for task in ("train", "forward", "ddim", "calls"):
+        answer = unet.run(task)
+        assert 0 < answer["seconds"] < 60
+        assert answer["peak_mib"] > 100
+    first_convolution = 2 * 9 * 32 * 16 * 16 * 2  # 1 -> 32 channels, a batch of 2: a floor for the whole network
+    assert unet.run("count")["flops"] > 100 * first_convolution
+    unet.close()
+
+
+def test_first_stage_worker(worker):
+    stage = worker(*"first_stage --image-size 32 --batch-size 2 --width 32".split())
+    for task in ("train", "encode"):
+        assert stage.run(task)["seconds"] > 0
+    stage.close()
+
+
+def test_loader_worker_reads_batches(worker, tmp_path):
+    import dataset
+
+    dataset.write_phantoms(tmp_path / "phantom.zip", people=4, image_size=32)
+    loader = worker("loader", "--data", str(tmp_path / "phantom.zip"), *"--image-size 32 --steps 3".split())
+    assert loader.run("start")["first_batch_s"] > 0
+    assert loader.run("read")["seconds"] > 0
+    loader.close()
+
+
+def test_worker_that_fails_says_so(worker):
+    with pytest.raises(SystemExit, match="a worker ended with status 2"):
+        worker("nonsense")
+
+
+@pytest.mark.slow
+def test_scaling_prints_a_line_per_point():
+    out = subprocess.run(
+        [sys.executable, BENCHMARKS / "scaling.py", "--tiny", "--repeats", "1"], capture_output=True, text=True
+    )
+    assert out.returncode == 0, out.stderr
+    assert len(re.findall(r"^ +16 +[24] +32 +1 .*% of \d+$", out.stdout, re.MULTILINE)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.exists(), reason="the peers are not installed: run benchmarks/throughput.py once")
+def test_throughput_prints_ratios():
+    out = subprocess.run([sys.executable, BENCHMARKS / "throughput.py", "--tiny"], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert len(re.findall(r"ratio \d", out.stdout)) >= 6
