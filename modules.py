@@ -39,6 +39,9 @@ class Reports:
             self.trackers[name].update_state(value, sample_weight=tf.cast(rows, tf.float32))
         return {name: self.trackers[name].result() for name in values}
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Our models are built before `fit`; Keras' attempt to build them fails with several workers (Keras 3.15)."""
+
     def get_metrics_result(self):
         """The metrics of the phase, added up over replicas; Keras uses them where the names are those of the step."""
         training = float(ops.convert_to_numpy(self.trackers["gradient_norm"].count)) > 0
@@ -181,13 +184,13 @@ class Autoencoder(Reports, keras.Model):
             self.optimizer, tape.gradient(loss, variables), variables, self.clip_norm
         )
         self.after_step(state, training=True)
-        return self.record(values)
+        return distribution.for_logs(self.record(values))
 
     def test_step(self, batch):
         rows, batch = distribution.at_least_one_row(batch)
         values, state = self.forward(batch, training=False)
         self.after_step(tuple(part[:rows] for part in state), training=False)
-        return self.record(values, rows)
+        return distribution.for_logs(self.record(values, rows))
 
 
 @register
@@ -549,11 +552,12 @@ class DiffusionModel(Reports, keras.Model):
             part = distribution.replica_loss(loss)
         variables = self.unet.trainable_variables
         norm = distribution.apply_gradients(self.optimizer, tape.gradient(part, variables), variables, self.clip_norm)
-        return self.record({"loss": loss, "gradient_norm": norm})
+        return distribution.for_logs(self.record({"loss": loss, "gradient_norm": norm}))
 
     def test_step(self, batch):
         rows, batch = distribution.at_least_one_row(batch)
         images = batch["image"]
         shape = (tf.shape(images)[0], *images.shape[1:])
         t, eps, _ = self.draw(shape, (self.seed, -1))  # the same noise and times in every epoch
-        return self.record({"loss": self.loss_at(batch, t, eps, tf.ones_like(t), training=False)}, rows)
+        loss = self.loss_at(batch, t, eps, tf.ones_like(t), training=False)
+        return distribution.for_logs(self.record({"loss": loss}, rows))

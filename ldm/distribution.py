@@ -43,8 +43,18 @@ def _mirrored(devices):
 def wait_for_all(strategy):
     """Return when every machine has come to this line: before one reads what another wrote."""
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        arrived = tf.function(lambda: strategy.run(lambda: tf.ones(())))
-        strategy.reduce(tf.distribute.ReduceOp.SUM, arrived(), axis=None)
+        strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(_arrive), axis=None)
+
+
+@tf.function
+def _arrive():
+    return tf.ones(())
+
+
+def for_logs(values):
+    """{name: scalar} as a `train_step` must return it: Keras 3.15 averages over several machines along an axis."""
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {name: value[None] for name, value in values.items()} if several else values
 
 
 def _logical_cpus(count):

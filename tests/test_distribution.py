@@ -1,5 +1,10 @@
 """ldm/distribution.py: what runs on N replicas must equal one replica at the same global batch."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -7,7 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import dataset
 from ldm import distribution
+
+ROOT = Path(__file__).parents[1]
 
 
 def normal(*shape, seed=0):
@@ -158,3 +166,32 @@ def test_precision_is_float32_where_the_processor_cannot_be_asked(monkeypatch):
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert distribution.set_precision() == "float32"
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one(tmp_path):
+    """Two processes under TF_CONFIG, each a worker, end with the losses of one process at the same global batch."""
+    archive = tmp_path / "phantom.zip"
+    dataset.write_phantoms(archive, people=4, image_size=32)
+    flags = "--autoencoder none --image-size 32 --multipliers 1 2 --attention 16 --width 16 --head-size 16"
+    flags += " --epochs 1 --steps-per-epoch 2 --batch-size 4 --precision float32"
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            ports.append(f"localhost:{free.getsockname()[1]}")
+
+    def start(run, config=None):
+        environment = os.environ | ({"TF_CONFIG": json.dumps(config)} if config else {})
+        command = [sys.executable, ROOT / "train.py", "--data", archive, "--run", tmp_path / run, *flags.split()]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    workers = [
+        start("two", {"cluster": {"worker": ports}, "task": {"type": "worker", "index": index}}) for index in range(2)
+    ]
+    for process in (*workers, start("one")):
+        assert process.communicate(timeout=300)[1] is not None
+        assert process.returncode == 0
+    one, two = (np.genfromtxt(tmp_path / run / "diffusion.csv", delimiter=",", names=True) for run in ("one", "two"))
+    for name in ("loss", "val_loss", "gradient_norm"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4)
