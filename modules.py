@@ -27,7 +27,7 @@ from ldm.layers import (
     register,
     upsample,
 )
-from ldm.quantizers import CodebookUsage, VectorQuantizer
+from ldm.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer
 
 
 class Reports:
@@ -195,52 +195,75 @@ class Autoencoder(Reports, keras.Model):
 
 @register
 class VQVAE(Autoencoder):
-    """VQ-VAE (arXiv 1711.00937) with a codebook of moving averages and revival of dead codes.
+    """VQ-VAE (arXiv 1711.00937), with a learned codebook or a fixed grid of codes.
 
     `encode` returns the latents before quantisation, `decode` quantises: a diffusion model then works in a continuous
     space, and its small errors vanish in the codebook (arXiv 2112.10752, section 3.1).
 
     Args:
-        num_codes: size of the codebook.
-        commitment: weight of the loss that keeps the encoder near its codes (beta, 0.25 in the paper).
+        quantizer: "ema", a codebook of moving averages with revival of dead codes; or "fsq", finite scalar
+            quantisation.
+        num_codes: size of the learned codebook.
+        levels: of finite scalar quantisation, one per latent channel.
+        commitment: weight of the loss that keeps the encoder near its learned codes (beta, 0.25 in the paper).
         Others: as `Autoencoder`.
     """
 
-    arguments = (*Autoencoder.arguments, "num_codes", "commitment")
+    arguments = (*Autoencoder.arguments, "quantizer", "num_codes", "levels", "commitment")
 
-    def __init__(self, image_size, num_codes=1024, commitment=0.25, **kwargs):
+    def __init__(self, image_size, quantizer="ema", num_codes=1024, levels=(8, 5, 5, 5), commitment=0.25, **kwargs):
+        if quantizer not in ("ema", "fsq"):
+            raise ValueError(f"quantizer must be 'ema' or 'fsq', not {quantizer!r}")
+        if quantizer == "fsq":
+            kwargs["latent_channels"] = len(levels)
         super().__init__(image_size, **kwargs)
-        self.num_codes, self.commitment = num_codes, commitment
-        self.quantizer = VectorQuantizer(num_codes, self.latent_channels)
-        self.quantizer.build((None, *self.latent_shape))
-        self.trackers["commitment"] = keras.metrics.Mean(name="commitment")
-        self.usage = CodebookUsage(num_codes, "usage")
-        self.perplexity = CodebookUsage(num_codes, "perplexity")
-        self.revived = keras.metrics.Sum(name="revived")
+        self.kind, self.levels, self.commitment = quantizer, list(levels), commitment
+        if self.kind == "ema":
+            self.quantizer = VectorQuantizer(num_codes, self.latent_channels)
+            self.quantizer.build((None, *self.latent_shape))
+            self.trackers["commitment"] = keras.metrics.Mean(name="commitment")
+            self.revived = keras.metrics.Sum(name="revived")
+        else:
+            self.quantizer = FiniteScalarQuantizer(levels)
+        self.num_codes = self.quantizer.num_codes
+        self.usage = CodebookUsage(self.num_codes, "usage")
+        self.perplexity = CodebookUsage(self.num_codes, "perplexity")
         self.built = True
 
+    def get_config(self):
+        return {**super().get_config(), "quantizer": self.kind}
+
+    def raw_latents(self, images, z):
+        return self.quantizer.bound(super().raw_latents(images, z))
+
     def bottleneck(self, encoded, training):
-        vectors, codes = self.quantizer(encoded)
-        commitment = self.commitment * losses.mean_squared(encoded, ops.stop_gradient(vectors))
-        return vectors, {"commitment": commitment}, (ops.stop_gradient(encoded), codes)
+        latents = self.quantizer.bound(encoded)
+        vectors, codes = self.quantizer(latents)
+        extra = {}
+        if self.kind == "ema":
+            extra["commitment"] = self.commitment * losses.mean_squared(latents, ops.stop_gradient(vectors))
+        return vectors, extra, (ops.stop_gradient(latents), codes)
 
     def after_step(self, state, training):
-        encoded, codes = state
-        counts, sums = self.quantizer.statistics(encoded, codes)
+        latents, codes = state
+        counts = self.quantizer.count(codes)
         self.usage.update_state(counts)
         self.perplexity.update_state(counts)
-        if not training:
+        if self.kind == "fsq" or not training:
             return
-        flat = rearrange(encoded, "b h w c -> (b h w) c")
+        flat = rearrange(latents, "b h w c -> (b h w) c")
         everywhere = tf.shape(flat)[0] * tf.distribute.get_replica_context().num_replicas_in_sync
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         picks = tf.random.stateless_uniform((self.num_codes,), seed, 0, everywhere, dtype=tf.int32)
         candidates = distribution.pick_rows(flat, picks)
+        sums = self.quantizer.sum(latents, codes)
         revived = self.quantizer.update(*distribution.sum_over_replicas((counts, sums, candidates)))
         self.revived.update_state(distribution.replica_loss(revived))  # a Sum adds up over replicas
 
     def record(self, values, rows=1):
-        metrics = [self.usage, self.perplexity] + ([self.revived] if "gradient_norm" in values else [])
+        metrics = [self.usage, self.perplexity]
+        if self.kind == "ema" and "gradient_norm" in values:
+            metrics.append(self.revived)
         return super().record(values, rows) | {metric.name: metric.result() for metric in metrics}
 
     def snap(self, raw):

@@ -74,7 +74,9 @@ DEFAULTS = {
         "width": 64,
         "blocks": 1,
         "latent_channels": 4,
+        "quantizer": "ema",
         "num_codes": 1024,
+        "levels": [8, 5, 5, 5],
         "condition_on_z": True,
         "batch_size": 16,
         "epochs": 20,
@@ -135,7 +137,9 @@ def parser():
     first.add_argument("--autoencoder", choices=("vqvae", "vae", "none"), help="none: diffusion straight in pixels")
     first.add_argument("--downsampling", type=int, choices=(4, 8, 16), help="image pixels per latent pixel, a side")
     first.add_argument("--latent-channels", type=int)
-    first.add_argument("--num-codes", type=int, help="size of the VQ-VAE's codebook")
+    first.add_argument("--quantizer", choices=("ema", "fsq"), help="of the VQ-VAE: learned codebook, or fixed grid")
+    first.add_argument("--num-codes", type=int, help="size of the learned codebook")
+    first.add_argument("--levels", type=int, nargs="+", help="fsq: levels of each latent channel")
     first.add_argument("--condition-on-z", action=argparse.BooleanOptionalAction, help="tell it the slice index")
 
     second = p.add_argument_group("diffusion")
@@ -162,7 +166,10 @@ PLACES = {
         flag: [("autoencoder", flag), ("diffusion", flag)]
         for flag in ("batch_size", "epochs", "steps_per_epoch", "learning_rate")
     },
-    **{flag: [("autoencoder", flag)] for flag in ("downsampling", "latent_channels", "num_codes", "condition_on_z")},
+    **{
+        flag: [("autoencoder", flag)]
+        for flag in "downsampling latent_channels quantizer num_codes levels condition_on_z".split()
+    },
     "views": [("latents", "views")],
     **{
         flag: [("diffusion", flag)]
@@ -193,6 +200,9 @@ def resolve(flags):
             group = settings[parents[0]] if parents else settings
             if value is not None and not (len(places) > 1 and parents[0] not in stages):
                 group[key] = value
+    first = settings["autoencoder"]
+    if settings["first_stage"] == "vqvae" and first["quantizer"] == "fsq":
+        first["latent_channels"] = len(first["levels"])
     check(settings)
     if settings["first_stage"] == "none":
         if flags.stage in ("autoencoder", "latents"):
@@ -237,6 +247,8 @@ def check(settings):
         for name, value in positive.items():
             if value <= 0:
                 raise runs.RunError(f"--{name.replace('_', '-')} must be more than 0, not {value}")
+    if min(settings["autoencoder"]["levels"]) < 2:
+        raise runs.RunError("--levels must be 2 or more each")
     size, unet = settings["image_size"], settings["diffusion"]
     if settings["first_stage"] != "none":
         factor = settings["autoencoder"]["downsampling"]
@@ -270,7 +282,7 @@ def refuse_change(run, stage, settings):
         return
     before, now = identity(stored["settings"], stage), identity(settings, stage)
     for key in now:
-        if before.get(key) != now[key]:
+        if key in before and before[key] != now[key]:  # what an older version did not know was its default
             flag = "--autoencoder" if key == "first_stage" else f"--{key.replace('_', '-')}"
             raise runs.RunError(
                 f"{run}: its {stage} stage was begun with {flag} {before.get(key)}, not {now[key]}: leave the flag out "
@@ -426,7 +438,7 @@ def make_autoencoder(settings):
     keras.utils.set_random_seed(settings["seed"])
     group = settings["autoencoder"]
     names = ["downsampling", "width", "blocks", "latent_channels", "condition_on_z"]
-    names += ["num_codes"] if settings["first_stage"] == "vqvae" else []
+    names += ["quantizer", "num_codes", "levels"] if settings["first_stage"] == "vqvae" else []
     kind = {"vqvae": modules.VQVAE, "vae": modules.VAE}[settings["first_stage"]]
     return kind(settings["image_size"], seed=settings["seed"], **{name: group[name] for name in names})
 

@@ -1,6 +1,14 @@
-"""Codebooks: continuous latents -> the nearest of K learned vectors."""
+"""Codebooks: continuous latents -> the nearest of K vectors.
+
+A quantizer is called with the encoder's output and answers with vectors and codes; `bound` is what it does to that
+output first, and `encode`, `decode` turn bounded latents into codes and codes into vectors.
+
+    VectorQuantizer           K learned vectors, which follow moving averages of the latents
+    FiniteScalarQuantizer     a fixed grid: nothing to learn, nothing that can die
+"""
 
 import keras
+import numpy as np
 from einops import rearrange
 from keras import layers, ops
 
@@ -11,8 +19,8 @@ register = keras.saving.register_keras_serializable("ldm")
 class VectorQuantizer(layers.Layer):
     """Vector quantisation with a codebook that follows moving averages (arXiv 1711.00937, appendix A.1).
 
-    No gradient reaches the codebook. Each training step gathers `statistics`; the caller sums them over all replicas
-    and hands the sums to `update`, so that the codebook is the same everywhere and the same as on one device.
+    No gradient reaches the codebook. Each training step takes `count` and `sum`; the caller adds them up over all
+    replicas and hands them to `update`, so that the codebook is the same everywhere and the same as on one device.
     A code that is used less than `revival` times the even share is dead, and is moved onto a latent of the batch. The
     averages start at zero, so after the first batch all codes but the few that were used much are dead: the codebook
     is initialised with data.
@@ -44,6 +52,10 @@ class VectorQuantizer(layers.Layer):
         vectors = self.decode(codes)
         return latents + ops.stop_gradient(vectors - latents), codes
 
+    def bound(self, encoded):
+        """Encoder output -> latents: themselves."""
+        return encoded
+
     def encode(self, latents):
         """(B, H, W, D) -> (B, H, W) int32: |z - e|^2 = |z|^2 - 2 z.e + |e|^2, whose first term does not matter."""
         codebook = ops.convert_to_tensor(self.codebook)
@@ -54,13 +66,14 @@ class VectorQuantizer(layers.Layer):
         """(B, H, W) int32 -> (B, H, W, D)."""
         return ops.take(self.codebook, codes, axis=0)
 
-    def statistics(self, latents, codes):
-        """What `update` needs of one batch, to be summed over replicas: counts (K,) and sums (K, D) per code."""
-        flat = rearrange(latents, "b h w d -> (b h w) d")
-        codes = ops.reshape(codes, (-1,))
-        return ops.segment_sum(ops.ones_like(flat[:, 0]), codes, self.num_codes), ops.segment_sum(
-            flat, codes, self.num_codes
-        )
+    def count(self, codes):
+        """(B, H, W) int32 -> how often each code was used (K,) float32."""
+        flat = ops.reshape(codes, (-1,))
+        return ops.segment_sum(ops.ones_like(flat, dtype="float32"), flat, self.num_codes)
+
+    def sum(self, latents, codes):
+        """(B, H, W, D), (B, H, W) -> sum of the latents that chose each code (K, D)."""
+        return ops.segment_sum(rearrange(latents, "b h w d -> (b h w) d"), ops.reshape(codes, (-1,)), self.num_codes)
 
     def update(self, counts, sums, candidates):
         """Move the averages, and revive dead codes.
@@ -83,6 +96,61 @@ class VectorQuantizer(layers.Layer):
         self.average_sum.assign(total)
         self.codebook.assign(total / count[:, None])
         return ops.sum(ops.cast(dead, "float32"))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape, input_shape[:-1]
+
+
+@register
+class FiniteScalarQuantizer(layers.Layer):
+    """Finite scalar quantisation (arXiv 2309.15505): each channel is rounded to one of a few levels.
+
+    The codebook is the grid of all combinations of levels. The encoder's output goes through tanh, so that it can
+    reach every level and nothing else; rounding passes the gradient straight through.
+
+    Args:
+        levels: number of levels per channel, each at least 2; their product is the number of codes.
+
+    Call arguments: latents (B, H, W, D) float32 out of `bound` -> (rounded latents (B, H, W, D) with the
+    straight-through gradient, codes (B, H, W) int32).
+    """
+
+    def __init__(self, levels, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        if any(level < 2 for level in levels):
+            raise ValueError(f"each channel needs at least 2 levels, not {list(levels)}")
+        self.levels, self.num_codes = list(levels), int(np.prod(levels))
+        self.half = np.array([level // 2 for level in levels], "float32")  # level 0 of a channel lies at -1
+        self.basis = np.cumprod([1, *levels[:-1]]).astype("int32")
+
+    def build(self, input_shape):
+        pass
+
+    def bound(self, encoded):
+        """Encoder output -> latents within half a level of the grid's ends, 0 -> 0 (section 3 and its listing)."""
+        width = (np.array(self.levels, "float32") - 1.0) * (1.0 + 1e-3) / 2.0
+        offset = np.where(np.array(self.levels) % 2 == 0, 0.5, 0.0).astype("float32")
+        return (ops.tanh(encoded + np.arctanh(offset / width)) * width - offset) / self.half
+
+    def call(self, latents):
+        rounded = ops.round(latents * self.half) / self.half
+        return latents + ops.stop_gradient(rounded - latents), self.encode(latents)
+
+    def encode(self, latents):
+        """(B, H, W, D) -> (B, H, W) int32, the number whose digits are the levels."""
+        top = np.array(self.levels, "float32") - 1.0
+        digits = ops.clip(ops.round(latents * self.half) + self.half, 0.0, top)
+        return ops.sum(ops.cast(digits, "int32") * self.basis, axis=-1)
+
+    def decode(self, codes):
+        """(B, H, W) int32 -> (B, H, W, D)."""
+        digits = (codes[..., None] // self.basis) % np.array(self.levels, "int32")
+        return (ops.cast(digits, "float32") - self.half) / self.half
+
+    def count(self, codes):
+        """(B, H, W) int32 -> how often each code was used (K,) float32."""
+        flat = ops.reshape(codes, (-1,))
+        return ops.segment_sum(ops.ones_like(flat, dtype="float32"), flat, self.num_codes)
 
     def compute_output_shape(self, input_shape):
         return input_shape, input_shape[:-1]

@@ -42,6 +42,10 @@ def make_vqvae(**options):
     return modules.VQVAE(SIZE, **{"num_codes": 16, **FIRST_STAGE, **options})
 
 
+def make_fsq(**options):
+    return make_vqvae(**{"quantizer": "fsq", "levels": (5, 4, 3), **options})
+
+
 def make_vae(**options):
     return modules.VAE(SIZE, **{"kl_weight": 1e-3, **FIRST_STAGE, **options})
 
@@ -118,7 +122,7 @@ def test_two_replicas_give_the_weights_and_reports_of_one_at_the_same_global_bat
 # ---- first stage -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [make_vqvae, make_vae])
+@pytest.mark.parametrize("make", [make_vqvae, make_fsq, make_vae])
 def test_latents_of_the_training_split_have_mean_0_and_deviation_1(make, tmp_path):
     model, data = randomised(make()), dataset_of(24, 8)
     model.measure_latents(data)
@@ -183,7 +187,7 @@ def test_vae_samples_in_training_and_its_kl_is_the_closed_form():
     np.testing.assert_allclose(np.std(sampled), 2.0, atol=0.1)
 
 
-@pytest.mark.parametrize("make", [make_vqvae, make_vae])
+@pytest.mark.parametrize("make", [make_vqvae, make_fsq, make_vae])
 def test_decoded_images_are_in_range(make):
     model = randomised(make())
     decoded = np.asarray(model.decode(50.0 * np.random.default_rng(0).normal(size=(3, 4, 4, 3)), np.arange(3)))
@@ -207,7 +211,7 @@ def test_sizes_that_do_not_fit_are_refused(arguments, message):
         modules.VQVAE(*arguments[:1], downsampling=arguments[1])
 
 
-@pytest.mark.parametrize("make", [make_vqvae, make_vae])
+@pytest.mark.parametrize("make", [make_vqvae, make_fsq, make_vae])
 def test_first_stage_learns_one_batch(make):
     model, data = compiled(make(), learning_rate=1e-2), dataset_of(8, 8)
     history = model.fit(data.repeat(), steps_per_epoch=20, epochs=3, verbose=0).history
@@ -233,7 +237,27 @@ UNUSUAL = {
             "structure_weight": 0.7,
             "clip_norm": 0.4,
             "seed": 8,
+            "quantizer": "ema",
             "num_codes": 9,
+            "levels": [3, 2],
+            "commitment": 0.6,
+        },
+    ),
+    "fsq": (
+        modules.VQVAE,
+        {
+            "image_size": 16,
+            "downsampling": 8,
+            "width": 12,
+            "blocks": 2,
+            "latent_channels": 3,
+            "condition_on_z": False,
+            "structure_weight": 0.7,
+            "clip_norm": 0.4,
+            "seed": 8,
+            "quantizer": "fsq",
+            "num_codes": 24,
+            "levels": [4, 3, 2],
             "commitment": 0.6,
         },
     ),

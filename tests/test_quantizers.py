@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ldm.quantizers import CodebookUsage, VectorQuantizer
+from ldm.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer
 
 
 def normal(*shape, seed=0):
@@ -67,7 +67,7 @@ def test_gradient_passes_straight_through_and_none_reaches_the_codebook():
 def test_statistics_are_counts_and_sums_per_code():
     layer, latents = made(), normal(2, 4, 4, 3)
     codes = np.asarray(layer.encode(latents))
-    counts, sums = layer.statistics(latents, codes)
+    counts, sums = layer.count(codes), layer.sum(latents, codes)
     for code in range(6):
         chosen = latents[codes == code]
         assert counts[code] == len(chosen)
@@ -119,7 +119,7 @@ def test_first_update_puts_every_code_among_the_data():
     flat = latents.reshape(-1, 3)
     codes = layer.encode(latents)
     assert len(np.unique(codes)) < 6  # some would stay unused for ever
-    layer.update(*layer.statistics(latents, codes), flat[:6])
+    layer.update(layer.count(codes), layer.sum(latents, codes), flat[:6])
     codebook = np.asarray(layer.codebook)
     assert np.all(codebook >= flat.min(0)) and np.all(codebook <= flat.max(0))
     assert len(np.unique(layer.encode(latents))) >= 5
@@ -130,7 +130,8 @@ def test_codebook_and_averages_come_back_from_disk(tmp_path):
     layer = VectorQuantizer(6, 3, decay=0.8, revival=0.2)
     model = keras.Model(latents, layer(latents))
     x = normal(2, 4, 4, 3)
-    layer.update(*layer.statistics(x, layer.encode(x)), normal(6, 3))
+    codes = layer.encode(x)
+    layer.update(layer.count(codes), layer.sum(x, codes), normal(6, 3))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
@@ -164,3 +165,57 @@ def test_usage_adds_up_over_batches_and_forgets_at_reset():
         metric.reset_state()
         metric.update_state(np.array([0, 0, 0, 2], "float32"))
         np.testing.assert_allclose(metric.result(), 0.25 if metric is usage else 1.0, rtol=1e-5)
+
+
+# ---- finite scalar quantisation --------------------------------------------------------------------------------------
+
+LEVELS = [[3, 5, 4], [8, 5, 5, 5], [2, 2], [7]]
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_codes_number_the_whole_grid(levels):
+    """Every code stands for a point of the grid of its own, and comes back from it (arXiv 2309.15505, section 3)."""
+    layer = FiniteScalarQuantizer(levels)
+    codes = np.arange(np.prod(levels), dtype="int32")
+    vectors = np.asarray(layer.decode(codes))
+    assert layer.num_codes == len(np.unique(vectors, axis=0)) == np.prod(levels)
+    np.testing.assert_array_equal(layer.encode(vectors), codes)
+    for channel, level in enumerate(levels):
+        steps = np.arange(level) - level // 2
+        np.testing.assert_allclose(np.unique(vectors[:, channel]), steps / (level // 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_bounded_latents_reach_every_level_and_no_other(levels):
+    layer = FiniteScalarQuantizer(levels)
+    sweep = np.linspace(-8, 8, 4001, dtype="float32")
+    vectors, codes = layer(layer.bound(np.repeat(sweep[:, None], len(levels), axis=1)))
+    for channel, level in enumerate(levels):
+        assert len(np.unique(np.round(np.asarray(vectors)[:, channel], 4))) == level
+    assert 0 <= np.min(codes) and np.max(codes) < layer.num_codes
+    np.testing.assert_allclose(layer.decode(codes), vectors, atol=1e-6)
+
+
+def test_zero_is_bounded_to_the_middle_of_a_channel():
+    """The shift of the paper's listing: an encoder that says nothing says 0, also where the levels are even."""
+    for levels in LEVELS:
+        np.testing.assert_allclose(FiniteScalarQuantizer(levels).bound(np.zeros((1, len(levels)))), 0.0, atol=1e-6)
+
+
+def test_gradient_passes_rounding_straight_through():
+    layer, weight = FiniteScalarQuantizer([5, 4]), normal(2, 4, 4, 2)
+    latents = tf.constant(np.clip(normal(2, 4, 4, 2, seed=1) / 3, -1, 1))
+    with tf.GradientTape() as tape:
+        tape.watch(latents)
+        loss = tf.reduce_sum(weight * layer(latents)[0])
+    np.testing.assert_array_equal(tape.gradient(loss, latents), weight)
+
+
+def test_count_of_the_grid_is_a_histogram():
+    layer = FiniteScalarQuantizer([3, 2])
+    np.testing.assert_array_equal(layer.count(np.array([[0, 5, 5], [1, 5, 0]])), [2, 1, 0, 0, 0, 3])
+
+
+def test_a_channel_of_one_level_is_refused():
+    with pytest.raises(ValueError, match="at least 2 levels"):
+        FiniteScalarQuantizer([8, 1])
