@@ -121,7 +121,16 @@ def first_stage(flags):
     def encode():
         compiled(images, z).numpy()
 
-    return {"train": train, "encode": encode}, model
+    tasks = {"train": train, "encode": encode}
+    if flags.data:  # the same step, fed by the loader
+        slices = dataset.make_dataset(flags.data, "train", size, rows, training=True)
+        iterator = iter(model.distribute_strategy.experimental_distribute_dataset(slices))
+
+        def train_from_archive():
+            float(model.train_function(iterator)["loss"])
+
+        tasks["train_from_archive"] = train_from_archive
+    return tasks, model
 
 
 def loader(flags):
@@ -146,9 +155,17 @@ def loader(flags):
     return {"start": start, "read": read}, None
 
 
+def archive(flags):
+    """Opening an archive: its listing read and checked, no picture decoded."""
+    return {"open": lambda: {"slices": len(dataset.open_source(flags.data).entries)}}, None
+
+
+WORK = {"unet": unet, "first_stage": first_stage, "loader": loader, "archive": archive}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("what", choices=("unet", "first_stage", "loader"))
+    p.add_argument("what", choices=tuple(WORK))
     p.add_argument("--image-size", type=int, default=64)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--width", type=int, default=64)
@@ -161,7 +178,7 @@ def main():
     p.add_argument("--precision", default="auto")
     flags = p.parse_args()
     precision = distribution.set_precision(flags.precision)
-    tasks, model = {"unet": unet, "first_stage": first_stage, "loader": loader}[flags.what](flags)
+    tasks, model = WORK[flags.what](flags)
     parameters = model.count_params() if model else 0
     serving.serve(tasks, parameters=parameters, precision=precision, version=f"TensorFlow {tf.__version__}")
 

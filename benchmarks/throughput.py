@@ -14,9 +14,12 @@ import datetime
 import os
 import platform
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
 
 from serving import Worker
@@ -118,6 +121,43 @@ def loaders(flags, data):
         worker.close()
 
 
+def loader_in_training(flags, data):
+    """What the loader, with augmentation, adds to the step of the first stage."""
+    options = ["--image-size", flags.image_size or 256, "--batch-size", flags.batch_size or 8, "--data", data]
+    options += ["--width", "32"] if flags.tiny else []
+    worker = Worker([sys.executable, HERE / "ours.py", "first_stage", *options])
+    seconds = {"train": [], "train_from_archive": []}
+    for name in seconds:
+        worker.run(name)
+    for _ in range(2 if flags.tiny else 4 * flags.rounds):
+        for name, values in seconds.items():
+            values.append(worker.run(name)["seconds"])
+    added = statistics.median(seconds["train_from_archive"]) / statistics.median(seconds["train"]) - 1
+    print(f"loader       added to a training step of the first stage: {100 * added:+.1f} %")
+    worker.close()
+
+
+def large_archive(flags, folder):
+    """Open a synthetic archive of 200,000 slices, in a process of its own."""
+    count, path = 2000 if flags.tiny else 200_000, Path(folder) / "large.zip"
+    size = 8
+    rows = b"".join(b"\0" + bytes(size) for _ in range(size))
+    png = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        png += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(count):
+            case, z = divmod(i, 32)
+            split = ("train", "validate", "test")[case % 3]
+            archive.writestr(f"keras_png_slices_{split}/case_{case:05d}_slice_{z}.nii.png", png)
+    worker = Worker([sys.executable, HERE / "ours.py", "archive", "--data", path])
+    answer = worker.run("open")
+    memory = answer["peak_mib"]
+    print(f"archive      {answer['slices']} slices opened in {answer['seconds']:.1f} s, {memory:.0f} MiB in all")
+    worker.close()
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("table", nargs="*", default=["unet", "first_stage", "loader"])
@@ -153,6 +193,8 @@ def main():
                 command = [sys.executable, HERE.parent / "dataset.py", "phantom", "--people", people, "--out", data]
                 subprocess.run([str(c) for c in command], check=True, stdout=subprocess.DEVNULL)
             loaders(flags, data)
+            loader_in_training(flags, data)
+            large_archive(flags, folder)
 
 
 def model_name():
