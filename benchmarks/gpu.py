@@ -27,6 +27,7 @@ def jax_side(flags):
         import tensorflow  # noqa: F401
     except ImportError:  # `modules` imports it for its train_step, which is not used here
         sys.modules["tensorflow"] = types.ModuleType("tensorflow")
+        sys.modules["tensorflow"].function = lambda plain: plain
     import jax
     import keras
     import numpy as np
@@ -35,6 +36,9 @@ def jax_side(flags):
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
     import modules
     from ldm import samplers, schedules
+
+    if not hasattr(sys.modules["tensorflow"], "Tensor"):
+        del sys.modules["tensorflow"]  # einops would take it for the real one
 
     device = jax.devices("cpu" if flags.device == "cpu" else None)[0]
     size, rows = flags.image_size, flags.batch_size
@@ -157,8 +161,9 @@ def worker(flags):
     import serving
 
     tasks, about = {"jax": jax_side, "torch": torch_side}[flags.side](flags)
-    for task in tasks.values():  # compile
-        task()
+    for task in tasks.values():
+        for _ in range(2):  # compile; the second step of the optimiser sees types of its own
+            task()
     serving.serve(tasks, **about)
 
 

@@ -15,17 +15,21 @@ def serve(tasks, **about):
     """Answer requests until standard input ends: a task's name per line -> {"seconds", "peak_mib"} per line.
 
     Args:
-        tasks: {name: callable doing one unit of work}.
+        tasks: {name: callable doing one unit of work}; a dict that it returns joins the answer.
         about: facts that the first line tells (parameters, versions).
     """
     out, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not break the protocol
     print(json.dumps({"ready": True, **about}), file=out, flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
-        extra = tasks[line.strip()]() or {}
+        extra = tasks[line.strip()]()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak, **extra}), file=out, flush=True)
+        print(
+            json.dumps({"seconds": seconds, "peak_mib": peak, **(extra if isinstance(extra, dict) else {})}),
+            file=out,
+            flush=True,
+        )
 
 
 class Worker:
