@@ -36,10 +36,9 @@ PRESETS = {
         "image_size": 64,
         "autoencoder": {
             "downsampling": 4,
-            "num_codes": 512,
-            "batch_size": 16,
+            "batch_size": 8,
             "epochs": 10,
-            "steps_per_epoch": 80,
+            "steps_per_epoch": 160,
             "learning_rate": 8e-4,
         },
         "latents": {"views": 2},
