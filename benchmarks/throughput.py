@@ -97,7 +97,7 @@ def networks(what, flags, tasks, options):
 def loaders(flags, data):
     """The table of the loaders: slices per second, first batch, memory."""
     options = ["--data", data, "--image-size", flags.image_size or 256, "--batch-size", flags.batch_size or 16]
-    options = [str(o) for o in [*options, "--steps", 50 if not flags.tiny else 2]]
+    options = [str(o) for o in [*options, "--steps", 2 if flags.tiny else 400]]  # far more than is prefetched
     python = peer_python(flags.peers)
     sides = {
         "ours": Worker([sys.executable, HERE / "ours.py", "loader", *options]),
