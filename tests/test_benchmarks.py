@@ -54,7 +54,6 @@ def test_worker_that_fails_says_so(worker):
         worker("nonsense")
 
 
-@pytest.mark.slow
 def test_scaling_prints_a_line_per_point():
     out = subprocess.run(
         [sys.executable, BENCHMARKS / "scaling.py", "--tiny", "--repeats", "1"], capture_output=True, text=True
@@ -69,3 +68,12 @@ def test_throughput_prints_ratios():
     out = subprocess.run([sys.executable, BENCHMARKS / "throughput.py", "--tiny"], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert len(re.findall(r"ratio \d", out.stdout)) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.exists(), reason="the peers are not installed: run benchmarks/throughput.py once")
+def test_networks_and_samplers_run_on_jax_without_tensorflow():
+    command = [PEERS, BENCHMARKS / "gpu.py", "--device", "cpu", "--tiny"]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert len(re.findall(r"^ratio ", out.stdout, re.MULTILINE)) == 3
