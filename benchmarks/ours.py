@@ -177,6 +177,7 @@ def main():
     p.add_argument("--cache-bytes", type=int, default=2 * 2**30)
     p.add_argument("--precision", default="auto")
     flags = p.parse_args()
+    tf.get_logger().setLevel("ERROR")
     precision = distribution.set_precision(flags.precision)
     tasks, model = WORK[flags.what](flags)
     parameters = model.count_params() if model else 0

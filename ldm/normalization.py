@@ -24,8 +24,9 @@ def plain_group_norm(x, gamma, beta, groups, epsilon, silu):
         As x. Statistics and arithmetic are float32.
     """
     exact = ops.cast(x, "float32")
-    a, b, _, _ = _collapse(_pixel_mean(exact), _pixel_mean(ops.square(exact)), gamma, beta, groups, epsilon)
-    return affine(x, a, b, silu)
+    mean = _per_group(_pixel_mean(exact), groups)
+    variance = _per_group(_pixel_mean(ops.square(exact - _spread(mean, x))), groups)
+    return affine(x, *_collapse(mean, ops.rsqrt(variance + epsilon), gamma, beta), silu)
 
 
 def affine(x, a, b, silu):
@@ -34,13 +35,10 @@ def affine(x, a, b, silu):
     return ops.cast(ops.silu(u) if silu else u, x.dtype)
 
 
-def _collapse(mean, mean_of_squares, gamma, beta, groups, epsilon):
-    """Moments of each channel -> a, b with gamma x^ + beta = x a + b, and the groups' mean and 1 / std; all (B, C)."""
-    mean = _per_group(mean, groups)
-    variance = ops.maximum(_per_group(mean_of_squares, groups) - ops.square(mean), 0.0)
-    inverse = ops.rsqrt(variance + epsilon)
+def _collapse(mean, inverse, gamma, beta):
+    """a, b (B, C) with gamma (x - mean) inverse + beta = x a + b."""
     a = gamma * inverse
-    return a, beta - a * mean, mean, inverse
+    return a, beta - a * mean
 
 
 def _per_group(values, groups):
@@ -67,23 +65,34 @@ if keras.backend.backend() == "tensorflow":
     _affine = tf.function(affine, jit_compile=True)
 
     def _row_mean(x):
-        """(B, ..., C) -> (B, C) float32: rows in the precision of x, then in float32.
+        """(B, ..., C) -> (B, C) float32; of bfloat16, the means of rows are rounded before they are averaged.
 
-        A float32 copy of x would cost more than it is worth: the rounding errors of the rows cancel out.
+        A float32 copy of x would cost more than it is worth: the rounding of a mean is as small as that of x itself.
+        What is squared is centred first, so no small difference of large numbers is ever taken.
         """
-        if len(x.shape) == 4:
+        if x.dtype == tf.bfloat16 and len(x.shape) == 4:
             x = tf.reduce_mean(x, 2)
-        return tf.reduce_mean(tf.cast(x, tf.float32), 1)
+        return tf.reduce_mean(tf.cast(x, tf.float32), list(range(1, len(x.shape) - 1)))
+
+    def _narrow(exact, like):
+        """float32 -> bfloat16 if `like` has 16 bits: bfloat16, unlike float16, has the range of float32."""
+        return exact if like.dtype == tf.float32 else tf.cast(exact, tf.bfloat16)
 
     @tf.function(jit_compile=True)
-    def _affine_gradient(x, dy, a, b, silu):
-        """dL/dy of `affine` -> du = dL/d(x a + b), and du x; as x."""
+    def _centred_squares(x, mean):
+        """(x - mean)^2."""
+        return _narrow(tf.square(tf.cast(x, tf.float32) - _spread(mean, x)), x)
+
+    @tf.function(jit_compile=True)
+    def _affine_gradient(x, dy, a, b, mean, inverse, silu):
+        """dL/dy of `affine` -> du = dL/du at u = x a + b, as x; and du x^."""
         exact, du = tf.cast(x, tf.float32), tf.cast(dy, tf.float32)
         if silu:  # (u s)' = s (1 + u (1 - s)) with s = sigmoid(u)
             u = exact * _spread(a, x) + _spread(b, x)
             s = tf.sigmoid(u)
             du *= s * (1.0 + u * (1.0 - s))
-        return tf.cast(du, x.dtype), tf.cast(du * exact, x.dtype)
+        normal = (exact - _spread(mean, x)) * _spread(inverse, x)
+        return tf.cast(du, x.dtype), _narrow(du * normal, x)
 
     @tf.function(jit_compile=True)
     def _combine(du, a, x, c, d):
@@ -92,7 +101,7 @@ if keras.backend.backend() == "tensorflow":
         return tf.cast(total, x.dtype)
 
     def fused_group_norm(x, gamma, beta, groups, epsilon, silu):
-        """As `plain_group_norm`.
+        """As `plain_group_norm`, but for the rounding that `_row_mean` tells of.
 
         With u = gamma x^ + beta, and <.> the mean over a group's pixels and channels, its gradient is
         dL/dx = (gamma du - <gamma du> - x^ <gamma du x^>) / std.
@@ -100,13 +109,13 @@ if keras.backend.backend() == "tensorflow":
 
         @tf.custom_gradient
         def fused(x, gamma, beta):
-            moments = _row_mean(x), _row_mean(tf.square(x))
-            a, b, mean, inverse = _collapse(*moments, gamma, beta, groups, epsilon)
+            mean = _per_group(_row_mean(x), groups)
+            inverse = tf.math.rsqrt(_per_group(_row_mean(_centred_squares(x, mean)), groups) + epsilon)
+            a, b = _collapse(mean, inverse, gamma, beta)
 
             def gradient(dy):
-                du, du_x = _affine_gradient(x, dy, a, b, silu)
-                du_mean = _row_mean(du)
-                du_normal = (_row_mean(du_x) - mean * du_mean) * inverse  # mean over pixels of du x^
+                du, du_normal = _affine_gradient(x, dy, a, b, mean, inverse, silu)
+                du_mean, du_normal = _row_mean(du), _row_mean(du_normal)
                 c = -(inverse**2) * _per_group(gamma * du_normal, groups)
                 d = -inverse * _per_group(gamma * du_mean, groups) - c * mean
                 pixels = tf.cast(tf.reduce_prod(tf.shape(x)[1:-1]), tf.float32)

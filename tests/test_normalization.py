@@ -48,3 +48,36 @@ def test_bfloat16_costs_no_more_than_its_own_rounding():
     fast, plain = gradients(fused_group_norm, sources, weight, True), gradients(plain_group_norm, exact, weight, True)
     for ours, reference in zip(fast, plain, strict=True):
         assert float(tf.norm(tf.cast(ours, tf.float32) - reference) / tf.norm(reference)) < 2**-6
+
+
+@pytest.mark.parametrize("ratio", [4.0, 16.0, 32.0])
+def test_a_large_mean_does_not_drown_the_deviation(ratio):
+    """E[x^2] - E[x]^2 of bfloat16 squares would be off by tens of per cent here, or negative."""
+    x = tf.cast(rng.normal(ratio, 1.0, (2, 32, 32, 8)), tf.bfloat16)
+    ones, zeros = tf.ones((2, 8)), tf.zeros((2, 8))
+    exact = plain_group_norm(tf.cast(x, tf.float32), ones, zeros, 2, 1e-5, False)
+    y = tf.cast(fused_group_norm(x, ones, zeros, 2, 1e-5, False), tf.float32)
+    assert abs(float(tf.math.reduce_std(y) / tf.math.reduce_std(exact)) - 1.0) < 5e-3
+    assert abs(float(tf.reduce_mean(y - exact))) < 2**-8 * ratio
+
+
+def test_flat_background_is_normalised_as_by_the_formula():
+    picture = np.full((1, 64, 64, 8), 10.7, "float32")
+    picture[:, 20:40, 20:40] += rng.normal(0.0, 2.0, (1, 20, 20, 8))
+    x = tf.cast(picture, tf.bfloat16)
+    ones, zeros = tf.ones((1, 8)), tf.zeros((1, 8))
+    exact = plain_group_norm(tf.cast(x, tf.float32), ones, zeros, 2, 1e-5, False)
+    y = tf.cast(fused_group_norm(x, ones, zeros, 2, 1e-5, False), tf.float32)
+    assert float(tf.norm(y - exact) / tf.norm(exact)) < 0.02
+
+
+def test_float16_does_not_overflow():
+    sources = arguments((2, 8, 8, 8))
+    sources = (tf.cast(400.0 * sources[0], tf.float16), *sources[1:])
+    exact = (tf.cast(sources[0], tf.float32), *sources[1:])
+    y, reference = fused_group_norm(*sources, 4, 1e-5, True), plain_group_norm(*exact, 4, 1e-5, True)
+    np.testing.assert_allclose(tf.cast(y, tf.float32), reference, atol=0.03)
+    weight = rng.normal(size=(2, 8, 8, 8)).astype("float32")
+    fast, plain = gradients(fused_group_norm, sources, weight, True), gradients(plain_group_norm, exact, weight, True)
+    for ours, theirs in zip(fast, plain, strict=True):
+        assert float(tf.norm(tf.cast(ours, tf.float32) - theirs) / tf.norm(theirs)) < 0.02
