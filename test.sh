@@ -42,5 +42,8 @@ done
 "$python" train.py $tiny --run "$smoke/pixels" --autoencoder none --attention 8
 "$python" predict.py --run "$smoke/pixels" --out "$smoke/samples" --sampler dpm_solver_pp --steps 3 --count 4
 
+"$python" train.py autoencoder $tiny --run "$smoke/fsq" --quantizer fsq --levels 8 5 5
+"$python" predict.py reconstruct --run "$smoke/fsq" --out "$smoke/samples"
+
 echo "== tests"
 "$python" -m pytest -q -m "$marker"

@@ -70,10 +70,10 @@ DEFAULTS = {
     "seed": 0,
     "autoencoder": {
         "downsampling": 4,
+        "quantizer": "ema",
         "width": 64,
         "blocks": 1,
         "latent_channels": 4,
-        "quantizer": "ema",
         "num_codes": 1024,
         "levels": [8, 5, 5, 5],
         "condition_on_z": True,
@@ -199,9 +199,7 @@ def resolve(flags):
             group = settings[parents[0]] if parents else settings
             if value is not None and not (len(places) > 1 and parents[0] not in stages):
                 group[key] = value
-    first = settings["autoencoder"]
-    if settings["first_stage"] == "vqvae" and first["quantizer"] == "fsq":
-        first["latent_channels"] = len(first["levels"])
+    resolve_levels(flags, settings)
     check(settings)
     if settings["first_stage"] == "none":
         if flags.stage in ("autoencoder", "latents"):
@@ -210,6 +208,24 @@ def resolve(flags):
     for stage in runs.STAGES:
         refuse_change(run, stage, settings)
     return run, stages, settings
+
+
+def resolve_levels(flags, settings):
+    """Finite scalar quantisation has as many channels as levels, and no size of a codebook; the rest has no levels.
+
+    Raises:
+        RunError: for a flag that would have no effect.
+    """
+    group = settings["autoencoder"]
+    if settings["first_stage"] == "vqvae" and group["quantizer"] == "fsq":
+        for flag in ("num_codes", "latent_channels"):
+            if getattr(flags, flag) is not None:
+                raise runs.RunError(f"--{flag.replace('_', '-')} has no effect with --quantizer fsq: give --levels")
+        group["latent_channels"] = len(group["levels"])
+        if min(group["levels"]) < 3 or max(group["levels"]) > 256 or np.prod(group["levels"], dtype=float) > 2**20:
+            raise runs.RunError("--levels must lie between 3 and 256 each, and make at most 1048576 codes together")
+    elif flags.levels:
+        raise runs.RunError("--levels has no effect without --quantizer fsq: leave it out, or add that")
 
 
 def merged(base, over):
@@ -246,8 +262,6 @@ def check(settings):
         for name, value in positive.items():
             if value <= 0:
                 raise runs.RunError(f"--{name.replace('_', '-')} must be more than 0, not {value}")
-    if min(settings["autoencoder"]["levels"]) < 2:
-        raise runs.RunError("--levels must be 2 or more each")
     size, unet = settings["image_size"], settings["diffusion"]
     if settings["first_stage"] != "none":
         factor = settings["autoencoder"]["downsampling"]
@@ -279,9 +293,10 @@ def refuse_change(run, stage, settings):
     stored = runs.load_json(run / f"{stage}.json")
     if not stored:
         return
-    before, now = identity(stored["settings"], stage), identity(settings, stage)
+    known = merged(DEFAULTS, stored["settings"])  # what an older version did not write down was its default
+    before, now = identity(known, stage), identity(settings, stage)
     for key in now:
-        if key in before and before[key] != now[key]:  # what an older version did not know was its default
+        if before[key] != now[key]:
             flag = "--autoencoder" if key == "first_stage" else f"--{key.replace('_', '-')}"
             raise runs.RunError(
                 f"{run}: its {stage} stage was begun with {flag} {before.get(key)}, not {now[key]}: leave the flag out "

@@ -134,7 +134,7 @@ def first_stage(flags):
 
 
 def loader(flags):
-    """The training stream of one split, decoded and in order, without augmentation (the peers have none)."""
+    """The training stream of one split, decoded and shuffled, without augmentation (the peers have none)."""
     batches = None
 
     def start():

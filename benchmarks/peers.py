@@ -17,8 +17,11 @@ CHANNELS_LAST = torch.channels_last
 
 
 def autocast():
-    """bfloat16 where the processor multiplies it, as on our side."""
-    return torch.autocast("cpu", torch.bfloat16)
+    """bfloat16 where the processor multiplies it, as on our side (`distribution.set_precision`)."""
+    with open("/proc/cpuinfo") as lines:
+        flags = next((line for line in lines if line.startswith("flags")), "").split()
+    fast = "amx_bf16" in flags or "avx512_bf16" in flags
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
 
 
 def unet(flags):
@@ -145,7 +148,7 @@ class Slices(torch.utils.data.Dataset):
 
 
 def loader(flags):
-    """`DataLoader` with 2 workers, or, as "plain", one process and no workers at all."""
+    """`DataLoader` with worker processes, or, with 0 of them, one process that reads."""
     slices = Slices(flags.data)
     state = {}
 

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --out scaling.png
 
-Each point is a process of its own: the U-Net of `throughput.py` in pixels, one size changed at a time. Operations are
-TensorFlow's count of the forward pass, times three for a training step (backwards costs twice the forward pass); the
+Each point is a process of its own: the U-Net of `throughput.py`, but heads of 32, one size changed at a time.
+Operations are TensorFlow's count of the forward pass, times three for a training step (backwards costs twice that); the
 peak is that of a single 3x3 convolution, 128 -> 128 channels at 64x64, measured in the same process.
 """
 
@@ -23,8 +23,6 @@ TINY = {"image-size": 16, "batch-size": 2, "width": 32, "replicas": 1}
 def measure(sizes, repeats):
     """Train a few steps at these sizes; returns a dict of figures."""
     options = [str(part) for name, value in sizes.items() for part in (f"--{name}", value)]
-    if sizes["replicas"] == 1:
-        options = options[: options.index("--replicas")]
     worker = Worker([sys.executable, HERE / "ours.py", "unet", *options, "--head-size", "32"])
     flops = 3 * worker.run("count")["flops"]
     worker.run("train")

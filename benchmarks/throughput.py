@@ -160,7 +160,8 @@ def large_archive(flags, folder):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("table", nargs="*", default=["unet", "first_stage", "loader"])
+    tables = ("unet", "first_stage", "loader")
+    p.add_argument("table", nargs="*", default=tables, help=f"which of {', '.join(tables)}; all, unless named")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=50, help="of DDIM")
     p.add_argument("--image-size", type=int)
@@ -169,6 +170,8 @@ def main():
     p.add_argument("--peers", help="a Python that has PyTorch and diffusers")
     p.add_argument("--tiny", action="store_true", help="tiny sizes: to see that it runs")
     flags = p.parse_args()
+    if set(flags.table) - set(tables):
+        p.error(f"no such table: {', '.join(set(flags.table) - set(tables))}")
     sys.stdout.reconfigure(line_buffering=True)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     cores = len(os.sched_getaffinity(0))

@@ -1,7 +1,7 @@
 """The blocks that the networks are built of.
 
-Feature maps are (B, H, W, C). All layers run under `mixed_bfloat16`; what must not be rounded (normalisation
-statistics, attention weights, embeddings of time) is computed in float32 inside the layer and cast back.
+Feature maps are (B, H, W, C). All layers run under `mixed_bfloat16`; what must not be rounded (attention weights,
+embeddings of time, and what `normalization` says of its statistics) is computed in float32 and cast back.
 """
 
 import keras

@@ -109,7 +109,7 @@ class FiniteScalarQuantizer(layers.Layer):
     reach every level and nothing else; rounding passes the gradient straight through.
 
     Args:
-        levels: number of levels per channel, each at least 2; their product is the number of codes.
+        levels: number of levels per channel, 3 to 256 each; their product, the number of codes, is at most 2^20.
 
     Call arguments: latents (B, H, W, D) float32 out of `bound` -> (rounded latents (B, H, W, D) with the
     straight-through gradient, codes (B, H, W) int32).
@@ -117,8 +117,8 @@ class FiniteScalarQuantizer(layers.Layer):
 
     def __init__(self, levels, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
-        if any(level < 2 for level in levels):
-            raise ValueError(f"each channel needs at least 2 levels, not {list(levels)}")
+        if min(levels) < 3 or max(levels) > 256 or np.prod(levels, dtype=float) > 2**20:
+            raise ValueError(f"levels must be 3 to 256 each, with a product of at most 2^20, not {list(levels)}")
         self.levels, self.num_codes = list(levels), int(np.prod(levels))
         self.half = np.array([level // 2 for level in levels], "float32")  # level 0 of a channel lies at -1
         self.basis = np.cumprod([1, *levels[:-1]]).astype("int32")
@@ -127,7 +127,11 @@ class FiniteScalarQuantizer(layers.Layer):
         pass
 
     def bound(self, encoded):
-        """Encoder output -> latents within half a level of the grid's ends, 0 -> 0 (section 3 and its listing)."""
+        """Encoder output -> latents within half a level of the grid's ends, 0 -> 0.
+
+        The shift by half a level for even numbers of levels is the paper's (its listing in the appendix), but exact:
+        arctanh where the listing has tan.
+        """
         width = (np.array(self.levels, "float32") - 1.0) * (1.0 + 1e-3) / 2.0
         offset = np.where(np.array(self.levels) % 2 == 0, 0.5, 0.0).astype("float32")
         return (ops.tanh(encoded + np.arctanh(offset / width)) * width - offset) / self.half

@@ -35,6 +35,11 @@ def refusal(main, argv, capsys):
         (["--multipliers", "1", "2", "4", "4", "4", "4"], "--multipliers"),
         (["--width", "100"], "--width"),
         (["latents", "--autoencoder", "none"], "--autoencoder none"),
+        (["--levels", "5", "5"], "--levels has no effect"),
+        (["--quantizer", "fsq", "--levels", "8", "2"], "--levels must"),
+        (["--quantizer", "fsq", "--levels", *["8"] * 11], "--levels must"),
+        (["--quantizer", "fsq", "--num-codes", "64"], "--num-codes has no effect"),
+        (["--quantizer", "fsq", "--latent-channels", "8"], "--latent-channels has no effect"),
         (["--batch-size", "3", "--replicas", "2"], "--batch-size 3"),
     ],
 )
@@ -58,7 +63,7 @@ def test_a_run_refuses_to_become_another(tmp_path, phantoms, capsys):
     stored = json.dumps({"settings": settings, "data": {}})
     (run / "autoencoder.json").write_text(stored)
     said = refusal(train.main, ["--run", str(run), "--num-codes", "7"], capsys)
-    assert "--num-codes 512, not 7" in said and "--run" in said
+    assert "--num-codes 1024, not 7" in said and "--run" in said
     assert (run / "autoencoder.json").read_text() == stored
 
 

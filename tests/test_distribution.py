@@ -184,14 +184,17 @@ def test_two_machines_train_as_one(tmp_path):
     def start(run, config=None):
         environment = os.environ | ({"TF_CONFIG": json.dumps(config)} if config else {})
         command = [sys.executable, ROOT / "train.py", "--data", archive, "--run", tmp_path / run, *flags.split()]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
     workers = [
         start("two", {"cluster": {"worker": ports}, "task": {"type": "worker", "index": index}}) for index in range(2)
     ]
-    for process in (*workers, start("one")):
-        assert process.communicate(timeout=300)[1] is not None
-        assert process.returncode == 0
+    try:
+        for process in (*workers, start("one")):
+            assert process.wait(timeout=300) == 0
+    finally:
+        for process in workers:  # one that has lost its peer would wait for ever
+            process.kill()
     one, two = (np.genfromtxt(tmp_path / run / "diffusion.csv", delimiter=",", names=True) for run in ("one", "two"))
     for name in ("loss", "val_loss", "gradient_norm"):
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4)

@@ -96,9 +96,10 @@ def trained(replicas, make, data, averaged):
     [
         # of the last validation batch one replica gets one example, the other nothing
         (make_vqvae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
+        (make_fsq, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
         (make_small_diffusion, True, (lambda: dataset_of(16, 8, size=8, channels=2),) * 2),
     ],
-    ids=["vqvae", "diffusion"],
+    ids=["vqvae", "fsq", "diffusion"],
 )
 def test_two_replicas_give_the_weights_and_reports_of_one_at_the_same_global_batch(make, averaged, data):
     """Four steps of fit: weights, codebook, averages, optimiser's averages, and every reported number."""
@@ -256,8 +257,8 @@ UNUSUAL = {
             "clip_norm": 0.4,
             "seed": 8,
             "quantizer": "fsq",
-            "num_codes": 24,
-            "levels": [4, 3, 2],
+            "num_codes": 60,
+            "levels": [5, 4, 3],
             "commitment": 0.6,
         },
     ),

@@ -169,7 +169,7 @@ def test_usage_adds_up_over_batches_and_forgets_at_reset():
 
 # ---- finite scalar quantisation --------------------------------------------------------------------------------------
 
-LEVELS = [[3, 5, 4], [8, 5, 5, 5], [2, 2], [7]]
+LEVELS = [[3, 5, 4], [8, 5, 5, 5], [3, 3], [7], [256]]
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -188,7 +188,7 @@ def test_codes_number_the_whole_grid(levels):
 @pytest.mark.parametrize("levels", LEVELS)
 def test_bounded_latents_reach_every_level_and_no_other(levels):
     layer = FiniteScalarQuantizer(levels)
-    sweep = np.linspace(-8, 8, 4001, dtype="float32")
+    sweep = np.linspace(-8, 8, 40001, dtype="float32")
     vectors, codes = layer(layer.bound(np.repeat(sweep[:, None], len(levels), axis=1)))
     for channel, level in enumerate(levels):
         assert len(np.unique(np.round(np.asarray(vectors)[:, channel], 4))) == level
@@ -197,7 +197,7 @@ def test_bounded_latents_reach_every_level_and_no_other(levels):
 
 
 def test_zero_is_bounded_to_the_middle_of_a_channel():
-    """The shift of the paper's listing: an encoder that says nothing says 0, also where the levels are even."""
+    """An encoder that says nothing says 0, also where the number of levels is even."""
     for levels in LEVELS:
         np.testing.assert_allclose(FiniteScalarQuantizer(levels).bound(np.zeros((1, len(levels)))), 0.0, atol=1e-6)
 
@@ -212,10 +212,11 @@ def test_gradient_passes_rounding_straight_through():
 
 
 def test_count_of_the_grid_is_a_histogram():
-    layer = FiniteScalarQuantizer([3, 2])
-    np.testing.assert_array_equal(layer.count(np.array([[0, 5, 5], [1, 5, 0]])), [2, 1, 0, 0, 0, 3])
+    layer = FiniteScalarQuantizer([3, 3])
+    np.testing.assert_array_equal(layer.count(np.array([[0, 5, 5], [1, 5, 0]])), [2, 1, 0, 0, 0, 3, 0, 0, 0])
 
 
-def test_a_channel_of_one_level_is_refused():
-    with pytest.raises(ValueError, match="at least 2 levels"):
-        FiniteScalarQuantizer([8, 1])
+@pytest.mark.parametrize("levels", [[8, 2], [257], [8] * 7])
+def test_levels_that_cannot_be_are_refused(levels):
+    with pytest.raises(ValueError, match="levels must be 3 to 256 each"):
+        FiniteScalarQuantizer(levels)
