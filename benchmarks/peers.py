@@ -24,6 +24,15 @@ def autocast():
     return torch.autocast("cpu", torch.bfloat16, enabled=fast)
 
 
+def descend(loss, model, optimizer):
+    """One optimiser step, clipped as on our side."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    loss.item()
+
+
 def unet(flags):
     """`UNet2DModel`, told the slice index as a class."""
     from diffusers import UNet2DModel
@@ -54,11 +63,7 @@ def unet(flags):
         with autocast():
             out = model(a.sqrt() * x_0 + (1 - a).sqrt() * eps, t, class_labels=z).sample
         loss = torch.nn.functional.mse_loss(out.float(), eps)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
+        descend(loss, model, optimizer)
 
     @torch.inference_mode()
     def denoise(x_t, t):
@@ -111,11 +116,7 @@ def first_stage(flags):
             out = model(images)
         fake = out.sample.float()
         loss = (fake - images).abs().mean() + (fake - images).square().mean() + out.commit_loss.float().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
+        descend(loss, model, optimizer)
 
     @torch.inference_mode()
     def encode():
