@@ -42,6 +42,7 @@ CHECK_ALL = 20_000  # archives up to this many slices are checked whole when ope
 CHECK_SAMPLE = 2_000  # larger ones by a seeded sample of this many; the rest is checked as it is read
 HASH_BYTES = 200 * 10**6
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
+MASK_LEVELS = (0, 85, 170, 255)  # of a tissue mask: background, CSF, grey matter, white matter
 DEEP_WHITE = 99.9  # percentile of a 16-bit slice's non-zero pixels that becomes white
 
 
@@ -365,6 +366,53 @@ def _decoded(source: Source, split: str, size: int, budget: int) -> np.ndarray |
     return source._decoded[split, size]
 
 
+def _read_mask(source: Source, row: int, size: int) -> np.ndarray:
+    """The tissue classes of one slice, (size, size) int8 as in `make_dataset`; -1 throughout where it has no mask.
+
+    Each class is fitted to the square as its slice is, with Pillow's antialiased triangle filter, which is that of
+    `transforms.fit`; a pixel belongs to the class that covers most of it, the first of two that cover half each.
+
+    Raises:
+        DataError: names the mask that is damaged, or not an 8-bit grey PNG of MASK_LEVELS.
+    """
+    entry = source.masks.get(source.entries[row])
+    if entry is None:
+        return np.full((size, size), -1, np.int8)
+    data, code = source.read(entry)
+    try:
+        levels = np.asarray(Image.open(io.BytesIO(data)))
+    except (OSError, SyntaxError) as error:  # Pillow's ways to say that a PNG is broken
+        raise DataError(f"{source.path}: {entry!r} cannot be decoded; replace it or remove it.") from error
+    if code != archive.GREY8 or levels.ndim != 2 or not np.isin(levels, MASK_LEVELS).all():
+        raise DataError(
+            f"{source.path}: {entry!r} is no tissue mask: it must be an 8-bit grey PNG with the levels "
+            f"{', '.join(map(str, MASK_LEVELS))} for background, CSF, grey and white matter; leave --segment out, or "
+            "mend it."
+        )
+    side = max(levels.shape)
+    square = np.zeros((side, side), np.uint8)
+    top, left = ((side - length) // 2 for length in levels.shape)
+    square[top : top + levels.shape[0], left : left + levels.shape[1]] = levels
+    cover = [Image.fromarray((square == level).astype(np.float32)) for level in MASK_LEVELS]
+    return np.argmax([image.resize((size, size), Image.Resampling.BILINEAR) for image in cover], axis=0).astype(np.int8)
+
+
+def _masks(source: Source, split: str, size: int, budget: int):
+    """A function: places within the split (B,) -> classes (B, size, size) int32. Read at once if the budget allows."""
+    rows = source.select(split)
+    if not source.masks:
+        raise DataError(
+            f"{source.path} has no tissue masks: leave --segment out, or use an archive with keras_png_slices_seg_* "
+            "folders."
+        )
+    if len(rows) * size * size > budget:
+        return lambda places: np.stack([_read_mask(source, rows[place], size) for place in places]).astype(np.int32)
+    key = (f"{split} masks", size)
+    if key not in source._decoded:
+        source._decoded[key] = np.stack([_read_mask(source, row, size) for row in tqdm(rows, desc=key[0], delay=5)])
+    return lambda places: source._decoded[key][places].astype(np.int32)
+
+
 @contextlib.contextmanager
 def data_errors(source: Source | None = None):
     """Turns what a damaged slice raises inside `tf.data` back into the DataError that names it.
@@ -410,6 +458,7 @@ def make_dataset(
     start_step: int = 0,
     augment: bool = True,
     flip: bool = False,
+    masks: bool = False,
     cache_bytes: int = 2 * 2**30,
 ) -> tf.data.Dataset:
     """Batches of slices, in an order and with pixels that depend on the arguments only.
@@ -426,23 +475,27 @@ def make_dataset(
         start_step: batches to skip; nothing is read for them.
         augment: whether training slices are augmented (see `ldm.transforms.augment`).
         flip: whether they are mirrored left to right at random, too.
-        cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory; a larger
-            one is read from the archive again every epoch. The batches are the same either way.
+        masks: whether tissue masks come along.
+        cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory (so are its
+            masks, as much again); a larger one is read from the archive again every epoch. The batches are the same
+            either way.
 
     Returns:
         Dataset of {"image": (B, S, S, 1) float32 in [-1, 1] with background exactly -1, "z": (B,) int32,
-        "label": (B,) int32, -1 = unknown, "case": (B,) int32}. Replica r of R under `experimental_distribute_dataset`
-        gets the r-th part of every batch.
+        "label": (B,) int32, -1 = unknown, "case": (B,) int32}; with masks also "mask": (B, S, S) int32, 0 background,
+        1 CSF, 2 grey matter, 3 white matter, and -1 throughout for a slice without a mask. Replica r of R under
+        `experimental_distribute_dataset` gets the r-th part of every batch.
 
     Raises:
-        DataError: an empty split, or a slice that cannot be decoded. What shows only while a split larger than
-            `cache_bytes` is read comes out of the iteration: put `data_errors(source)` around it.
+        DataError: an empty split, a slice that cannot be decoded, or masks where there are none. What shows only while
+            a split larger than `cache_bytes` is read comes out of the iteration: put `data_errors(source)` around it.
     """
     _check_seed(seed)
     source = open_source(source, seed)
     rows = source.select(split)
     if image_size < 1 or batch_size < 1:
         raise DataError("--image-size and --batch-size must be positive integers.")
+    classes = _masks(source, split, image_size, cache_bytes) if masks else None
     pixels = _decoded(source, split, image_size, cache_bytes)
 
     order = _element_order(len(rows), batch_size, training, seed)
@@ -469,13 +522,18 @@ def make_dataset(
         images = _read_pixels(source, plans.map(lambda n, place, row, *_: row), image_size, batch_size)
 
     def finish(image, planned):
-        n, _, _, z, label, case = planned
+        n, place, _, z, label, case = planned
         image = tf.ensure_shape(image, [full, image_size, image_size, 1])
         image = tf.cast(image, tf.float32) / 127.5 - 1.0
+        mask = None
+        if masks:
+            mask = tf.numpy_function(classes, [place], tf.int32)
+            mask = tf.ensure_shape(mask, [full, image_size, image_size])
         if changed:
             seeds = tf.stack([tf.fill(tf.shape(n), tf.constant(seed, tf.int64)), n], axis=-1)
-            image = transforms.augment(image, seeds, flip)
-        return {"image": image, "z": z, "label": label, "case": case}
+            image = transforms.augment(image, seeds, flip, mask)
+            image, mask = image if masks else (image, None)
+        return {"image": image, "z": z, "label": label, "case": case, **({"mask": mask} if masks else {})}
 
     return _in_order(tf.data.Dataset.zip(images, plans).map(finish, num_parallel_calls=tf.data.AUTOTUNE))
 

@@ -1,6 +1,8 @@
 """Every `keras.Model` of the project, with its losses and its `train_step`.
 
     VQVAE, VAE       first stage: images <-> latents
+    Discriminator    judges the first stage's pictures, patch by patch
+    AdversarialTraining    a first stage and its discriminator: how the two are trained
     UNet             attention U-Net with time embedding, the denoising network
     DiffusionModel   the U-Net with its schedule and prediction: training, and denoise(x_t, t) -> x_0
 
@@ -9,12 +11,15 @@ A batch is {"image" (B, H, W, C), "z" (B,), "label" (B,), "case" (B,)}; its "ima
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 from einops import rearrange
 from keras import layers, ops
 
 from ldm import distribution, losses, schedules
+from ldm.adversary import CodeBank
 from ldm.layers import (
+    Agreement,
     AttentionBlock,
     DepthToSpace,
     Embedding,
@@ -27,11 +32,27 @@ from ldm.layers import (
     register,
     upsample,
 )
-from ldm.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer
+from ldm.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer, count
 
 
 class Reports:
     """What a training or validation step reports: means over the epoch's examples, wherever they were computed."""
+
+    # `for_use` and `learned` are methods because Keras saves whatever it finds in a model's properties.
+    only_training = ("gradient_norm", "revived")
+    only_validation = ("foreground_ssim", "active_units")
+
+    def for_use(self):
+        """The model that is kept when training is over."""
+        return self
+
+    def learned(self):
+        """The variables that the optimizer moves."""
+        return self.trainable_variables
+
+    def compile(self, optimizer, **options):
+        super().compile(optimizer=optimizer, **options)
+        optimizer.build(self.learned())
 
     def record(self, values, rows=1):
         """Feed the running means in `trackers`, weighted by the number of examples, and return them."""
@@ -44,9 +65,10 @@ class Reports:
 
     def get_metrics_result(self):
         """The metrics of the phase, added up over replicas; Keras uses them where the names are those of the step."""
-        training = float(ops.convert_to_numpy(self.trackers["gradient_norm"].count)) > 0
-        only_training = ("gradient_norm", "revived")
-        return {m.name: m.result() for m in self.metrics if training or m.name not in only_training}
+        metrics = {metric.name: metric for metric in self.metrics}
+        training = float(ops.convert_to_numpy(metrics["gradient_norm"].count)) > 0
+        absent = self.only_validation if training else self.only_training
+        return {name: metric.result() for name, metric in metrics.items() if name not in absent}
 
 
 # ---- first stage -----------------------------------------------------------------------------------------------------
@@ -57,36 +79,44 @@ class Autoencoder(Reports, keras.Model):
 
     A subclass says what happens in the middle: `bottleneck`, and optionally `after_step`.
 
-    The first and last layers trade 2x2 pixels for channels, so that no convolution runs at full resolution, where
-    most of the cost and little of the content would be.
+    The first and last layers trade patches of pixels for channels, so that no convolution runs at full resolution,
+    where most of the cost and little of the content would be.
 
     Args:
         image_size: pixels a side, divisible by the downsampling.
         downsampling: image pixels per latent pixel, along one side: 4, 8, 16.
-        width: channels of the first level; they double per level, up to four times.
+        patch: side of the patches that the first and last layers trade for channels: 2 or 4, at most `downsampling`.
+        width: channels of the first level; they double per level, up to 256 or `width` if that is more.
         blocks: residual blocks per level.
         latent_channels: C.
         condition_on_z: tell encoder and decoder the slice index.
+        num_labels: tell them the label, one of so many; 0 does not.
+        tissues: number of tissue classes that the decoder names beside the picture; 0 names none.
         structure_weight: weight of 1 - SSIM in the reconstruction loss, beside L1 and MSE.
+        tissue_weight: weight of the tissues' cross-entropy.
         clip_norm: global norm to which gradients are clipped.
         seed: of all randomness in training.
     """
 
     moments = 1  # encoder outputs per latent channel
     arguments = (  # of the constructor; Keras records a Layer's by itself, but not a Model's
-        *("image_size", "downsampling", "width", "blocks", "latent_channels", "condition_on_z"),
-        *("structure_weight", "clip_norm", "seed"),
+        *("image_size", "downsampling", "patch", "width", "blocks", "latent_channels", "condition_on_z"),
+        *("num_labels", "tissues", "structure_weight", "tissue_weight", "clip_norm", "seed"),
     )
 
     def __init__(
         self,
         image_size,
         downsampling=4,
+        patch=2,
         width=64,
         blocks=1,
         latent_channels=4,
         condition_on_z=True,
+        num_labels=0,
+        tissues=0,
         structure_weight=0.3,
+        tissue_weight=0.05,
         clip_norm=1.0,
         seed=0,
         **kwargs,
@@ -96,17 +126,24 @@ class Autoencoder(Reports, keras.Model):
             raise ValueError(f"downsampling must be a power of two from 2 to 32, not {downsampling}")
         if image_size % downsampling:
             raise ValueError(f"image size {image_size} is not divisible by the downsampling {downsampling}")
+        if patch not in (2, 4) or patch > downsampling:
+            raise ValueError(f"patch must be 2 or 4 and at most the downsampling {downsampling}, not {patch}")
         self.image_size, self.latent_size = image_size, image_size // downsampling
-        self.downsampling, self.width, self.blocks = downsampling, width, blocks
-        widths = [width * min(2**level, 4) for level in range(downsampling.bit_length() - 1)]
+        self.downsampling, self.patch, self.width, self.blocks = downsampling, patch, width, blocks
         self.latent_channels, self.condition_on_z = latent_channels, condition_on_z
-        self.structure_weight, self.clip_norm, self.seed = structure_weight, clip_norm, seed
-        self.encoder = encoder(image_size, widths, blocks, self.moments * latent_channels, condition_on_z)
-        self.decoder = decoder(self.latent_size, widths, blocks, latent_channels, condition_on_z)
+        self.num_labels, self.tissues = num_labels, tissues
+        self.structure_weight, self.tissue_weight = structure_weight, tissue_weight
+        self.clip_norm, self.seed = clip_norm, seed
+        levels = (downsampling // patch).bit_length()
+        widths = [max(width, min(width * 2**level, 256)) for level in range(levels)]
+        conditions = {"condition_on_z": condition_on_z, "num_labels": num_labels}
+        self.encoder = encoder(image_size, patch, widths, blocks, self.moments * latent_channels, **conditions)
+        self.decoder = decoder(self.latent_size, patch, widths, blocks, latent_channels, tissues, **conditions)
         options = {"shape": (latent_channels,), "trainable": False, "aggregation": "only_first_replica"}
         self.latent_mean = self.add_weight(name="latent_mean", initializer="zeros", **options)
         self.latent_std = self.add_weight(name="latent_std", initializer="ones", **options)
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "reconstruction", "gradient_norm")}
+        names = ["loss", "reconstruction", "foreground_ssim", "gradient_norm", *(["tissue"] if tissues else [])]
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
 
     def get_config(self):
         return {"name": self.name, **{argument: getattr(self, argument) for argument in self.arguments}}
@@ -118,19 +155,31 @@ class Autoencoder(Reports, keras.Model):
 
     # -- the contract of the first stage: images <-> normalised latents
 
-    def encode(self, images, z):
-        """Images (B, H, W, 1) in [-1, 1], slice indices z (B,) -> normalised latents (B, h, w, C), no sampling."""
-        return (self.raw_latents(images, z) - self.latent_mean) / self.latent_std
+    def encode(self, images, z, label=None):
+        """Images (B, H, W, 1) in [-1, 1] -> normalised latents (B, h, w, C), no sampling.
 
-    def decode(self, latents, z):
-        """Normalised latents (B, h, w, C), slice indices z (B,) -> images (B, H, W, 1) in [-1, 1]."""
-        raw = self.snap(ops.cast(latents, "float32") * self.latent_std + self.latent_mean)
-        return ops.clip(self.decoder({"latents": raw, "z": ops.convert_to_tensor(z)}), -1.0, 1.0)
+        Args:
+            images: as said.
+            z: (B,) slice indices.
+            label: (B,) int32; None or -1 is unknown.
+        """
+        return (self.raw_latents(images, z, label) - self.latent_mean) / self.latent_std
 
-    def raw_latents(self, images, z):
+    def decode(self, latents, z, label=None):
+        """Normalised latents (B, h, w, C) and conditions as for `encode` -> images (B, H, W, 1) in [-1, 1]."""
+        return ops.clip(self.decoder(self._to_decode(latents, z, label))["image"], -1.0, 1.0)
+
+    def decode_tissue(self, latents, z, label=None):
+        """As `decode`, for a model with tissues -> the likeliest class of each pixel, (B, H, W) int32."""
+        return ops.argmax(self.decoder(self._to_decode(latents, z, label))["tissue"], axis=-1)
+
+    def _to_decode(self, latents, z, label):
+        raw = ops.cast(latents, "float32") * self.latent_std + self.latent_mean
+        return {"latents": self.snap(raw), **told(z, label)}
+
+    def raw_latents(self, images, z, label=None):
         """Latents before normalisation and quantisation (B, h, w, C)."""
-        inputs = {"image": ops.convert_to_tensor(images), "z": ops.convert_to_tensor(z)}
-        return self.encoder(inputs)[..., : self.latent_channels]
+        return self.encoder({"image": ops.convert_to_tensor(images), **told(z, label)})[..., : self.latent_channels]
 
     def snap(self, raw):
         """Raw latents -> what the decoder was trained on; here, themselves."""
@@ -141,7 +190,8 @@ class Autoencoder(Reports, keras.Model):
         encode = tf.function(self.raw_latents, reduce_retracing=True)
         count, total, squares = 0, 0.0, 0.0
         for batch in dataset:
-            flat = tf.cast(rearrange(encode(batch["image"], batch["z"]), "b h w c -> (b h w) c"), tf.float64)
+            latents = encode(batch["image"], batch["z"], batch["label"])
+            flat = tf.cast(rearrange(latents, "b h w c -> (b h w) c"), tf.float64)
             count += flat.shape[0]
             total, squares = total + tf.reduce_sum(flat, 0), squares + tf.reduce_sum(flat**2, 0)
         mean = total / count
@@ -150,47 +200,69 @@ class Autoencoder(Reports, keras.Model):
 
     # -- training
 
-    def bottleneck(self, encoded, training):
-        """Encoder output -> (latents for the decoder, {name: extra loss}, whatever `after_step` needs)."""
+    def bottleneck(self, encoded, step, training):
+        """Encoder output -> (latents for the decoder, {name: extra loss}, whatever `after_step` needs).
+
+        `step` is the number of finished training steps, an integer tensor.
+        """
         raise NotImplementedError
 
-    def after_step(self, state, training):
+    def after_step(self, state, batch, step, training):
         """What a step changes besides the weights that have gradients."""
 
     def call(self, inputs, training=False):
-        """{"image", "z"} -> reconstruction, quantised where there is a codebook."""
-        images, z = inputs["image"], inputs["z"]
-        latents, _, _ = self.bottleneck(self.encoder({"image": images, "z": z}, training=training), training=False)
-        return self.decoder({"latents": latents, "z": z}, training=training)
+        """{"image", "z", "label"} -> reconstruction, quantised where there is a codebook; not clipped."""
+        known = told(inputs["z"], inputs["label"])
+        encoded = self.encoder({"image": inputs["image"], **known}, training=training)
+        latents, _, _ = self.bottleneck(encoded, 0, training=False)
+        return self.decoder({"latents": latents, **known}, training=training)["image"]
 
-    def forward(self, batch, training):
-        """One pass: ({name: loss}, state for `after_step`)."""
-        images, z = batch["image"], batch["z"]
-        latents, extra, state = self.bottleneck(self.encoder({"image": images, "z": z}, training=training), training)
-        fake = self.decoder({"latents": latents, "z": z}, training=training)
-        reconstruction = (
-            losses.mean_absolute(images, fake)
-            + losses.mean_squared(images, fake)
-            + self.structure_weight * losses.structural_dissimilarity(images, fake)
+    def forward(self, batch, step, training):
+        """One pass: ({name: loss}, reconstructed images, state for `after_step`)."""
+        images, known = batch["image"], told(batch["z"], batch["label"])
+        encoded = self.encoder({"image": images, **known}, training=training)
+        latents, extra, state = self.bottleneck(encoded, step, training)
+        outputs = self.decoder({"latents": latents, **known}, training=training)
+        reconstruction = self.compare(images, outputs["image"])
+        if self.tissues:
+            extra["tissue"] = self.tissue_weight * losses.segmentation(outputs["tissue"], batch["mask"])
+        values = {"loss": reconstruction + sum(extra.values()), "reconstruction": reconstruction, **extra}
+        return values, outputs["image"], state
+
+    def compare(self, real, fake):
+        """The reconstruction loss: L1 + MSE + weight (1 - SSIM)."""
+        return (
+            losses.mean_absolute(real, fake)
+            + losses.mean_squared(real, fake)
+            + self.structure_weight * losses.structural_dissimilarity(real, fake)
         )
-        return {"loss": reconstruction + sum(extra.values()), "reconstruction": reconstruction, **extra}, state
 
     def train_step(self, batch):
+        step = self.optimizer.iterations
         with tf.GradientTape() as tape:
-            values, state = self.forward(batch, training=True)
+            values, _, state = self.forward(batch, step, training=True)
             loss = distribution.replica_loss(values["loss"])
         variables = self.trainable_variables
         values["gradient_norm"] = distribution.apply_gradients(
             self.optimizer, tape.gradient(loss, variables), variables, self.clip_norm
         )
-        self.after_step(state, training=True)
+        self.after_step(state, batch, step, training=True)
         return distribution.for_logs(self.record(values))
 
     def test_step(self, batch):
-        rows, batch = distribution.at_least_one_row(batch)
-        values, state = self.forward(batch, training=False)
-        self.after_step(tuple(part[:rows] for part in state), training=False)
-        return distribution.for_logs(self.record(values, rows))
+        rows, padded = distribution.at_least_one_row(batch)
+        values, fake, state = self.forward(padded, 0, training=False)
+        self.after_step(tuple(part[:rows] for part in state), batch, 0, training=False)
+        similarity, brain = losses.foreground_ssim(padded["image"], fake)
+        self.trackers["foreground_ssim"].update_state(similarity[:rows], sample_weight=brain[:rows])
+        logs = self.record(values, rows) | {"foreground_ssim": self.trackers["foreground_ssim"].result()}
+        return distribution.for_logs(logs)
+
+
+def told(z, label=None):
+    """What encoder, decoder and discriminator are told of a slice: {"z", "label"} (B,) int32, -1 = unknown label."""
+    z = ops.convert_to_tensor(z)
+    return {"z": z, "label": ops.zeros_like(z) - 1 if label is None else ops.convert_to_tensor(label)}
 
 
 @register
@@ -204,39 +276,56 @@ class VQVAE(Autoencoder):
         quantizer: "ema", a codebook of moving averages with revival of dead codes; or "fsq", finite scalar
             quantisation.
         num_codes: size of the learned codebook.
+        cosine: the learned codebook compares directions only.
         levels: of finite scalar quantisation, one per latent channel.
         commitment: weight of the loss that keeps the encoder near its learned codes (beta, 0.25 in the paper).
         Others: as `Autoencoder`.
     """
 
-    arguments = (*Autoencoder.arguments, "quantizer", "num_codes", "levels", "commitment")
+    arguments = (*Autoencoder.arguments, "quantizer", "num_codes", "cosine", "levels", "commitment")
 
-    def __init__(self, image_size, quantizer="ema", num_codes=1024, levels=(8, 5, 5, 5), commitment=0.25, **kwargs):
+    def __init__(
+        self,
+        image_size,
+        quantizer="ema",
+        num_codes=1024,
+        cosine=False,
+        levels=(8, 5, 5, 5),
+        commitment=0.25,
+        **kwargs,
+    ):
         if quantizer not in ("ema", "fsq"):
             raise ValueError(f"quantizer must be 'ema' or 'fsq', not {quantizer!r}")
         if quantizer == "fsq":
             kwargs["latent_channels"] = len(levels)
         super().__init__(image_size, **kwargs)
-        self.kind, self.levels, self.commitment = quantizer, list(levels), commitment
+        self.kind, self.cosine, self.levels, self.commitment = quantizer, cosine, list(levels), commitment
         if self.kind == "ema":
-            self.quantizer = VectorQuantizer(num_codes, self.latent_channels)
+            self.quantizer = VectorQuantizer(num_codes, self.latent_channels, cosine=cosine)
             self.quantizer.build((None, *self.latent_shape))
             self.trackers["commitment"] = keras.metrics.Mean(name="commitment")
             self.revived = keras.metrics.Sum(name="revived")
         else:
             self.quantizer = FiniteScalarQuantizer(levels)
         self.num_codes = self.quantizer.num_codes
-        self.usage = CodebookUsage(self.num_codes, "usage")
-        self.perplexity = CodebookUsage(self.num_codes, "perplexity")
+        self.usage = {
+            name: CodebookUsage(self.num_codes, statistic, name)
+            for name, statistic in (
+                ("usage", "usage"),
+                ("usage_foreground", "usage"),
+                ("usage_background", "usage"),
+                ("perplexity", "perplexity"),
+            )
+        }
         self.built = True
 
     def get_config(self):
         return {**super().get_config(), "quantizer": self.kind}
 
-    def raw_latents(self, images, z):
-        return self.quantizer.bound(super().raw_latents(images, z))
+    def raw_latents(self, images, z, label=None):
+        return self.quantizer.bound(super().raw_latents(images, z, label))
 
-    def bottleneck(self, encoded, training):
+    def bottleneck(self, encoded, step, training):
         latents = self.quantizer.bound(encoded)
         vectors, codes = self.quantizer(latents)
         extra = {}
@@ -244,24 +333,33 @@ class VQVAE(Autoencoder):
             extra["commitment"] = self.commitment * losses.mean_squared(latents, ops.stop_gradient(vectors))
         return vectors, extra, (ops.stop_gradient(latents), codes)
 
-    def after_step(self, state, training):
+    def after_step(self, state, batch, step, training):
         latents, codes = state
-        counts = self.quantizer.count(codes)
-        self.usage.update_state(counts)
-        self.perplexity.update_state(counts)
+        counts = count(codes, self.num_codes)
+        in_brain = count(codes, self.num_codes, self.shows_brain(batch["image"]))
+        for name, used in {"usage_foreground": in_brain, "usage_background": counts - in_brain}.items():
+            self.usage[name].update_state(used)
+        for name in ("usage", "perplexity"):
+            self.usage[name].update_state(counts)
         if self.kind == "fsq" or not training:
             return
         flat = rearrange(latents, "b h w c -> (b h w) c")
         everywhere = tf.shape(flat)[0] * tf.distribute.get_replica_context().num_replicas_in_sync
-        seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+        seed = tf.stack([self.seed, tf.cast(step, tf.int32)])
         picks = tf.random.stateless_uniform((self.num_codes,), seed, 0, everywhere, dtype=tf.int32)
         candidates = distribution.pick_rows(flat, picks)
         sums = self.quantizer.sum(latents, codes)
         revived = self.quantizer.update(*distribution.sum_over_replicas((counts, sums, candidates)))
         self.revived.update_state(distribution.replica_loss(revived))  # a Sum adds up over replicas
 
+    def shows_brain(self, images):
+        """(B, H, W, 1) -> (B, h, w) float32: 1 where a latent's patch holds a pixel brighter than 0.05 of the range."""
+        size = self.downsampling
+        patches = rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=size, q=size)
+        return ops.cast(ops.any(patches > -0.9, axis=-1), "float32")
+
     def record(self, values, rows=1):
-        metrics = [self.usage, self.perplexity]
+        metrics = list(self.usage.values())
         if self.kind == "ema" and "gradient_norm" in values:
             metrics.append(self.revived)
         return super().record(values, rows) | {metric.name: metric.result() for metric in metrics}
@@ -269,9 +367,22 @@ class VQVAE(Autoencoder):
     def snap(self, raw):
         return self.quantizer.decode(self.quantizer.encode(raw))
 
-    def codes(self, images, z):
-        """Images (B, H, W, 1), z (B,) -> codes (B, h, w) int32."""
-        return self.quantizer.encode(self.raw_latents(images, z))
+    def codes(self, latents):
+        """Normalised latents (B, h, w, C), as `encode` returns them -> codes (B, h, w) int32."""
+        return self.quantizer.encode(ops.cast(latents, "float32") * self.latent_std + self.latent_mean)
+
+    def latents_of(self, codes):
+        """Codes (B, h, w) int32 -> their normalised latents (B, h, w, C)."""
+        return (self.quantizer.decode(codes) - self.latent_mean) / self.latent_std
+
+    def count_codes(self, dataset):
+        """How often each code names a place of the dataset's slices, (K,) int64."""
+        encode = tf.function(lambda images, z, label: self.codes(self.encode(images, z, label)), reduce_retracing=True)
+        total = np.zeros(self.num_codes, "int64")
+        for batch in dataset:
+            codes = encode(batch["image"], batch["z"], batch["label"])
+            total += np.bincount(codes.numpy().ravel(), minlength=self.num_codes)
+        return total
 
 
 @register
@@ -279,39 +390,88 @@ class VAE(Autoencoder):
     """KL-VAE: a Gaussian posterior, lightly tied to N(0, I) (arXiv 1312.6114, appendix B; 2112.10752, section 3.1).
 
     Args:
-        kl_weight: weight of the KL divergence, per pixel of the image.
+        kl_weight: weight of the KL divergence in nats per slice.
+        kl_cycles: number of cycles in which the weight rises from 0 (`losses.cyclical`), against posterior collapse.
+        kl_cycle_steps: training steps that all cycles take together; 0 for the full weight from the start.
         Others: as `Autoencoder`.
     """
 
     moments = 2
-    arguments = (*Autoencoder.arguments, "kl_weight")
+    arguments = (*Autoencoder.arguments, "kl_weight", "kl_cycles", "kl_cycle_steps")
 
-    def __init__(self, image_size, kl_weight=1e-6, **kwargs):
+    def __init__(self, image_size, kl_weight=1e-6, kl_cycles=4, kl_cycle_steps=0, **kwargs):
         super().__init__(image_size, **kwargs)
-        self.kl_weight = kl_weight
+        self.kl_weight, self.kl_cycles, self.kl_cycle_steps = kl_weight, kl_cycles, kl_cycle_steps
         self.trackers["kl"] = keras.metrics.Mean(name="kl")
+        self.active_units = ActiveUnits(self.latent_shape, name="active_units")
         self.built = True
 
-    def bottleneck(self, encoded, training):
+    def bottleneck(self, encoded, step, training):
         mean, log_variance = ops.split(encoded, 2, axis=-1)
         log_variance = ops.clip(log_variance, -30.0, 20.0)
         divergence = 0.5 * (ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
         kl = self.kl_weight * ops.mean(ops.sum(divergence, axis=(1, 2, 3)))
         if not training:
-            return mean, {"kl": kl}, ()
-        seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+            return mean, {"kl": kl}, (mean,)
+        kl *= losses.cyclical(step, self.kl_cycles, self.kl_cycle_steps)
+        seed = tf.stack([self.seed, tf.cast(step, tf.int32)])
         noise = distribution.global_rows(
             lambda n: tf.random.stateless_normal((n, *self.latent_shape), seed), tf.shape(mean)[0]
         )
-        return mean + ops.exp(0.5 * log_variance) * noise, {"kl": kl}, ()
+        return mean + ops.exp(0.5 * log_variance) * noise, {"kl": kl}, (mean,)
+
+    def after_step(self, state, batch, step, training):
+        if not training:
+            self.active_units.update_state(*state)
+
+    def record(self, values, rows=1):
+        extra = {} if "gradient_norm" in values else {"active_units": self.active_units.result()}
+        return super().record(values, rows) | extra
 
 
-def encoder(image_size, widths, blocks, outputs, condition_on_z):
-    """{"image" (H, W, 1), "z" ()} -> (h, w, outputs), float32."""
+@register
+class ActiveUnits(keras.metrics.Metric):
+    """Share of latents whose posterior mean varies from slice to slice (arXiv 1509.00519, section 5.2).
+
+    A unit is active if the variance of its mean over the dataset is above 0.01; the others have collapsed onto the
+    prior, or, as at the rim of the background, have nothing to say.
+
+    Args:
+        shape: (h, w, C) of the latents.
+    """
+
+    def __init__(self, shape, name=None, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.total = self.add_variable(shape=shape, initializer="zeros", name="total")
+        self.squares = self.add_variable(shape=shape, initializer="zeros", name="squares")
+        self.rows = self.add_variable(shape=(), initializer="zeros", name="rows")
+
+    def update_state(self, mean):
+        mean = ops.cast(mean, "float32")
+        self.total.assign_add(ops.sum(mean, axis=0))
+        self.squares.assign_add(ops.sum(ops.square(mean), axis=0))
+        self.rows.assign_add(ops.cast(ops.shape(mean)[0], "float32"))
+
+    def result(self):
+        rows = ops.maximum(self.rows, 1.0)
+        variance = self.squares / rows - ops.square(self.total / rows)
+        return ops.mean(ops.cast(variance > 0.01, "float32"))
+
+
+def embed(z, label, size, condition_on_z, num_labels):
+    """The sum of what is known of a slice, as one vector (B, size); None where nothing is told."""
+    parts = [Embedding(size)(z)] if condition_on_z else []
+    parts += [layers.Embedding(num_labels + 1, size)(label + 1)] if num_labels else []
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def encoder(image_size, patch, widths, blocks, outputs, condition_on_z, num_labels):
+    """{"image" (H, W, 1), "z" (), "label" ()} -> (h, w, outputs), float32."""
     image = keras.Input((image_size, image_size, 1), name="image")
     z = keras.Input((), dtype="int32", name="z")
-    embedding = Embedding(2 * widths[0])(z) if condition_on_z else None
-    x = SpaceToDepth(2)(image)
+    label = keras.Input((), dtype="int32", name="label")
+    embedding = embed(z, label, 2 * widths[0], condition_on_z, num_labels)
+    x = SpaceToDepth(patch)(image)
     x = layers.Conv2D(widths[0], 3, padding="same")(x)
     for level, width in enumerate(widths):
         if level:
@@ -321,14 +481,19 @@ def encoder(image_size, widths, blocks, outputs, condition_on_z):
     x = AttentionBlock()(x)
     x = ResBlock(widths[-1])(x, embedding)
     x = GroupNorm(activation="silu")(x)
-    return keras.Model({"image": image, "z": z}, layers.Conv2D(outputs, 1, dtype="float32")(x), name="encoder")
+    x = layers.Conv2D(outputs, 1, dtype="float32")(x)
+    return keras.Model({"image": image, "z": z, "label": label}, x, name="encoder")
 
 
-def decoder(latent_size, widths, blocks, latent_channels, condition_on_z):
-    """{"latents" (h, w, C), "z" ()} -> image (H, W, 1), float32, not clipped."""
+def decoder(latent_size, patch, widths, blocks, latent_channels, tissues, condition_on_z, num_labels):
+    """{"latents" (h, w, C), "z" (), "label" ()} -> {"image" (H, W, 1), "tissue" (H, W, tissues)}, float32.
+
+    The image is not clipped; the tissues are logits, and absent if there are none.
+    """
     latents = keras.Input((latent_size, latent_size, latent_channels), name="latents")
     z = keras.Input((), dtype="int32", name="z")
-    embedding = Embedding(2 * widths[0])(z) if condition_on_z else None
+    label = keras.Input((), dtype="int32", name="label")
+    embedding = embed(z, label, 2 * widths[0], condition_on_z, num_labels)
     x = layers.Conv2D(widths[-1], 3, padding="same")(latents)
     x = ResBlock(widths[-1])(x, embedding)
     x = AttentionBlock()(x)
@@ -338,8 +503,186 @@ def decoder(latent_size, widths, blocks, latent_channels, condition_on_z):
         if level:
             x = upsample(x, widths[level - 1])
     x = GroupNorm(activation="silu")(x)
-    x = layers.Conv2D(4, 3, padding="same", dtype="float32")(x)
-    return keras.Model({"latents": latents, "z": z}, DepthToSpace(2, dtype="float32")(x), name="decoder")
+
+    def to_pixels(channels, name):
+        y = layers.Conv2D(channels * patch**2, 3, padding="same", dtype="float32", name=name)(x)
+        return DepthToSpace(patch, dtype="float32")(y)
+
+    outputs = {"image": to_pixels(1, "to_image")}
+    if tissues:
+        outputs["tissue"] = to_pixels(tissues, "to_tissue")
+    return keras.Model({"latents": latents, "z": z, "label": label}, outputs, name="decoder")
+
+
+@register
+class Discriminator(keras.Model):
+    """PatchGAN (arXiv 1611.07004, section 3.2): judges whether each patch of a picture is real.
+
+    It is told the slice index and the label by projection: a patch's logit has a term for the picture, and one for
+    how well the patch goes with what was told (arXiv 1802.05637, eq. 3).
+
+    Args:
+        image_size: pixels a side.
+        patch: side of the patches that the first layer trades for channels.
+        width: channels of the first level; the second has twice as many.
+        num_labels: number of labels; 0 is told none.
+
+    Call arguments: {"image" (B, H, W, 1), "z" (B,) int32, "label" (B,) int32} -> logits (B, h, w, 1) float32, one for
+    each patch of 2 `patch` pixels; it sees 13 `patch` pixels around it.
+    """
+
+    def __init__(self, image_size, patch=4, width=64, num_labels=0, **kwargs):
+        image = keras.Input((image_size, image_size, 1), name="image")
+        z = keras.Input((), dtype="int32", name="z")
+        label = keras.Input((), dtype="int32", name="label")
+        x = SpaceToDepth(patch)(image)
+        x = layers.LeakyReLU(0.2)(layers.Conv2D(width, 3, padding="same")(x))
+        x = layers.LeakyReLU(0.2)(GroupNorm()(downsample(2 * width)(x)))
+        x = layers.LeakyReLU(0.2)(GroupNorm()(layers.Conv2D(2 * width, 3, padding="same")(x)))
+        direction = layers.Dense(2 * width)(embed(z, label, 2 * width, True, num_labels))
+        agreement = Agreement(dtype="float32")(x, direction)
+        logits = layers.Conv2D(1, 3, padding="same", dtype="float32")(x) + agreement
+        super().__init__({"image": image, "z": z, "label": label}, logits, **kwargs)
+        self.arguments = {"image_size": image_size, "patch": patch, "width": width, "num_labels": num_labels}
+
+    def get_config(self):
+        return {"name": self.name, **self.arguments}
+
+
+@register
+class AdversarialTraining(Reports, keras.Model):
+    """An autoencoder and a discriminator that sharpens it (arXiv 2012.09841, section 3.1), each with its optimizer.
+
+    Until `begin` is called the autoencoder is trained as by itself. From then on the discriminator learns to tell its
+    pictures from real ones, and the autoencoder to deceive it, with a weight that rises from 0 to its full value over
+    `ramp_steps`. The weight is relative: of the gradients in the decoder's last layer, the adversarial one is `weight`
+    times as long as that of the reconstruction (eq. 7 there), and never weighs more than `cap`.
+
+    Args:
+        autoencoder: a `VQVAE` or `VAE`.
+        discriminator: a `Discriminator`.
+        weight: of the adversarial loss, relative to the reconstruction's.
+        cap: most that the loss itself may weigh.
+        ramp_steps: training steps over which the weight rises.
+        random_latents: let the discriminator also judge pictures decoded from random latents (`random_pictures`).
+    """
+
+    only_training = (*Reports.only_training, *("adversarial", "adaptive_weight", "d_real", "d_fake", "d_loss"))
+
+    def __init__(self, autoencoder, discriminator, weight=0.3, cap=0.1, ramp_steps=500, random_latents=False, **kwargs):
+        super().__init__(**kwargs)
+        self.autoencoder, self.discriminator = autoencoder, discriminator
+        self.weight, self.cap, self.ramp_steps = weight, cap, ramp_steps
+        self.seed = autoencoder.seed
+        options = {"shape": (), "trainable": False, "aggregation": "only_first_replica"}
+        self.begun = self.add_weight(name="begun", initializer=keras.initializers.Constant(-1.0), **options)
+        self.strength = self.add_weight(name="strength", initializer="ones", **options)  # turned down by the callback
+        self.random_latents, self.bank = random_latents, None
+        if random_latents and isinstance(autoencoder, VQVAE):
+            self.bank = CodeBank(512, autoencoder.latent_shape[:2])
+        names = [name for name in self.only_training if name != "revived"]
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in names if name != "gradient_norm"}
+        self.active, self.built = False, True
+
+    def for_use(self):
+        return self.autoencoder
+
+    def learned(self):
+        return self.autoencoder.trainable_variables
+
+    @property
+    def metrics(self):
+        return super().metrics + self.autoencoder.metrics
+
+    def compile(self, optimizer, discriminator_optimizer, **options):
+        super().compile(optimizer=optimizer, **options)
+        self.discriminator_optimizer = discriminator_optimizer
+        discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    def make_train_function(self, force=False):
+        self.active = float(ops.convert_to_numpy(self.begun)) >= 0  # which of the two steps is compiled
+        return super().make_train_function(force)
+
+    def begin(self):
+        """Start adversarial training with the next step."""
+        self.begun.assign(float(ops.convert_to_numpy(self.optimizer.iterations)))
+        self.make_train_function(force=True)
+
+    def call(self, inputs, training=False):
+        return self.autoencoder(inputs, training=training)
+
+    def judge(self, pictures, batch):
+        """Logits of pictures (B, H, W, 1) with the conditions of the batch."""
+        return self.discriminator({"image": pictures, **told(batch["z"], batch["label"])}, training=True)
+
+    def random_pictures(self, batch, state, step):
+        """Pictures decoded from random latents, of the batch's slice indices and labels.
+
+        With codes, they are drawn per position from the slices of the same index seen last (`CodeBank`); without,
+        latents are drawn from N(0, I), in units of the latents of this batch.
+        """
+        seed = tf.stack([self.seed + 1, tf.cast(step, tf.int32)])
+        rows = tf.shape(batch["z"])[0]
+        if self.bank is not None:
+            self.bank.remember(*(distribution.gather_rows(part) for part in (state[1], batch["z"])))
+            everyone = distribution.gather_rows(batch["z"])
+            codes = distribution.own_rows(self.bank.draw(everyone, seed), rows)
+            latents = self.autoencoder.quantizer.decode(codes)
+        else:
+            mean, std = distribution.moments(tf.stop_gradient(state[0]))
+            shape = self.autoencoder.latent_shape
+            noise = distribution.global_rows(lambda n: tf.random.stateless_normal((n, *shape), seed), rows)
+            latents = mean + std * noise
+        return self.autoencoder.decoder({"latents": latents, **told(batch["z"], batch["label"])}, training=True)[
+            "image"
+        ]
+
+    def adaptive_weight(self, tape, reconstruction, adversarial):
+        """Ratio of the two losses' gradients in the decoder's last layer (arXiv 2012.09841, eq. 7), at most the cap."""
+        last = self.autoencoder.decoder.get_layer("to_image").kernel
+        norms = [
+            tf.norm(distribution.sum_over_replicas(tape.gradient(loss, last))) for loss in (reconstruction, adversarial)
+        ]
+        return tf.minimum(self.weight * norms[0] / (norms[1] + 1e-8), self.cap)
+
+    def train_step(self, batch):
+        autoencoder, step = self.autoencoder, self.optimizer.iterations
+        began = tf.convert_to_tensor(self.begun)
+        ramp = tf.clip_by_value((tf.cast(step, tf.float32) + 1.0 - began) / self.ramp_steps, 0.0, 1.0)
+        own = dict.fromkeys(self.trackers, 0.0)
+        with tf.GradientTape(persistent=True) as tape:
+            values, fake, state = autoencoder.forward(batch, step, training=True)
+            parts = [distribution.replica_loss(values["loss"])]
+            if self.active:
+                fakes = [fake, self.random_pictures(batch, state, step)] if self.random_latents else [fake]
+                adversarial = losses.hinge_generator([self.judge(picture, batch) for picture in fakes])
+                parts.append(distribution.replica_loss(adversarial))
+        weights = [tf.constant(1.0)]
+        if self.active:
+            own["adaptive_weight"] = self.adaptive_weight(tape, parts[0], parts[1])
+            weights.append(own["adaptive_weight"] * ramp * tf.convert_to_tensor(self.strength))
+            own["adversarial"] = ramp
+        gradients = tape.gradient(parts, self.learned(), output_gradients=weights)
+        norm = distribution.apply_gradients(self.optimizer, gradients, self.learned(), autoencoder.clip_norm)
+        autoencoder.after_step(state, batch, step, training=True)
+        if self.active:
+            own |= self.train_discriminator(batch, fakes)
+        return distribution.for_logs(autoencoder.record({**values, "gradient_norm": norm}) | self.record(own))
+
+    def train_discriminator(self, batch, fakes):
+        """One step of the discriminator against pictures that are held fixed; returns what it reports."""
+        variables = self.discriminator.trainable_variables
+        with tf.GradientTape() as tape:
+            real = self.judge(batch["image"], batch)
+            judged = [self.judge(tf.stop_gradient(picture), batch) for picture in fakes]
+            loss = losses.hinge_discriminator(real, judged)
+            part = distribution.replica_loss(loss)
+        gradients = tape.gradient(part, variables)
+        distribution.apply_gradients(self.discriminator_optimizer, gradients, variables, self.autoencoder.clip_norm)
+        return {"d_real": ops.mean(real), "d_fake": ops.mean(ops.stack(judged)), "d_loss": loss}
+
+    def test_step(self, batch):
+        return self.autoencoder.test_step(batch)
 
 
 # ---- second stage ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 python predict.py                            noise -> slices: a PNG and a denoising GIF by DDIM, and by DDPM
 python predict.py --z sweep                  one slice per slice index, in order
+python predict.py --prior histogram          what the first stage makes of random latents
 python predict.py reconstruct --data ...     real slices through the first stage: sheet and scores
 """
 
@@ -25,6 +26,7 @@ from ldm import distribution, figures, metrics, runs, samplers
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20}  # network calls, unless --steps says otherwise
 BATCH = 32  # slices that are drawn at a time
 FRAMES = 40  # most frames of a GIF
+TISSUES = ("CSF", "grey matter", "white matter")
 
 
 def parser():
@@ -37,6 +39,13 @@ def parser():
     p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
 
     s = p.add_argument_group("sample")
+    s.add_argument(
+        "--prior",
+        default="diffusion",
+        choices=("diffusion", "histogram", "normal"),
+        help="where latents come from: the diffusion model; each place by itself, out of the training latents of the "
+        "same slice index; N(0, I)",
+    )
     s.add_argument("--sampler", nargs="+", default=["ddim", "ddpm"], choices=tuple(samplers.SAMPLERS))
     s.add_argument("--steps", type=int, help=f"network calls (default: {STEPS})")
     s.add_argument("--eta", type=float, default=0.0, help="DDIM's noise: 0 is deterministic, 1 is DDPM-like")
@@ -64,19 +73,19 @@ def sample(flags, run):
     pixels = about["settings"]["first_stage"] == "none"
     # Compiled once, and used by every sampler and every frame.
     denoise = tf.function(model.denoise, reduce_retracing=True)
-    decode = None
-    if not pixels:
-        decode = tf.function(runs.load_model(run / "autoencoder.keras").decode, reduce_retracing=True)
+    autoencoder = None if pixels else runs.load_model(run / "autoencoder.keras")
+    decode = None if pixels else tf.function(autoencoder.decode, reduce_retracing=True)
 
     shape = model.data_shape
     count = len(conditions["z"])
-    x_T = np.stack([np.random.default_rng([flags.seed, i]).standard_normal(shape, "float32") for i in range(count)])
+    x_T = np.stack([noise(flags.seed, i, shape) for i in range(count)])
     columns = 8 if flags.z == ["sweep"] else None
     for name in flags.sampler:
         steps = flags.steps or STEPS[name]
         start = time.time()
         film = draw(denoise, model.schedule, name, x_T, conditions, steps, flags)
-        film = [[to_images(x, decode, conditions["z"]) for x in pair] for pair in film]
+        latents = film[-1][0]
+        film = [[to_images(x, decode, conditions) for x in pair] for pair in film]
         seconds = (time.time() - start) / count
         out = Path(flags.out)
         figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(film[-1][0]), columns))
@@ -86,6 +95,61 @@ def sample(flags, run):
             f"{name}: {count} slices, {steps} network calls each, {seconds:.2f} seconds per slice -> "
             f"{out / name}.png, {out / name}.gif"
         )
+        if not pixels:
+            draw_tissue(autoencoder, film[-1][0], latents, conditions, out / f"{name}_tissue.png")
+
+
+def noise(seed, i, shape):
+    """Standard normal noise for slice i, whatever the number of slices."""
+    return np.random.default_rng([seed, i]).standard_normal(shape, "float32")
+
+
+def draw_tissue(autoencoder, images, latents, conditions, path):
+    """Write the tissue maps beside the pictures, for a first stage that names tissues."""
+    if autoencoder.tissues:
+        tissue = to_images(latents, tf.function(autoencoder.decode_tissue, reduce_retracing=True), conditions)
+        figures.tissue_sheet(path, images, tissue, conditions["z"])
+        print(f"-> {path}")
+
+
+def sample_prior(flags, run):
+    """Decode latents that know nothing of each other: what the first stage alone makes of a slice index."""
+    autoencoder = runs.load_model(run / "autoencoder.keras")
+    conditions = choose_conditions(flags, runs.load_json(run / "autoencoder.json")["data"])
+    count = len(conditions["z"])
+    if flags.prior == "normal":
+        latents = np.stack([noise(flags.seed, i, autoencoder.latent_shape) for i in range(count)])
+    else:
+        latents = histogram_latents(run, conditions["z"], flags.seed)
+    images = to_images(latents, tf.function(autoencoder.decode, reduce_retracing=True), conditions)
+    path = Path(flags.out) / f"{flags.prior}.png"
+    figures.save_png(path, figures.sheet(figures.enlarge(images), 8 if flags.z == ["sweep"] else None))
+    print(f"{flags.prior}: {count} slices -> {path}")
+    draw_tissue(autoencoder, images, latents, conditions, path.with_name(f"{flags.prior}_tissue.png"))
+
+
+def histogram_latents(run, z, seed):
+    """Latents (N, h, w, C): each place drawn by itself from all training latents of the same slice index.
+
+    Once decoded, and so quantised, these are draws from the histogram of codes per place and slice index.
+
+    Raises:
+        RunError: if the training latents are not there yet.
+    """
+    path = run / "latents" / "train.npz"
+    if not path.exists():
+        raise runs.RunError(f"--prior histogram needs {path}: run `python train.py latents --run {run.name}` first")
+    with np.load(path) as file:
+        stored, stored_z = file["latents"], file["z"]  # (views, slices, h, w, C), (slices,)
+    result = []
+    for i, index in enumerate(z):
+        distance = np.abs(stored_z - index)
+        rows = np.flatnonzero(distance == distance.min())
+        random = np.random.default_rng([seed, i])
+        height, width = np.indices(stored.shape[2:4])
+        view = random.integers(len(stored), size=height.shape)
+        result.append(stored[view, random.choice(rows, height.shape), height, width])
+    return np.stack(result).astype("float32")
 
 
 def choose_conditions(flags, data):
@@ -143,12 +207,12 @@ def draw(denoise, schedule, name, x_T, conditions, steps, flags):
     return [[np.concatenate(x) for x in zip(*moment, strict=True)] for moment in zip(*batches, strict=True)]
 
 
-def to_images(x, decode, z):
-    """Latents, or pixels, (N, h, w, C) -> images (N, H, W, 1) in [-1, 1]."""
+def to_images(x, decode, conditions):
+    """Latents, or pixels, (N, h, w, C) -> images (N, H, W, 1) in [-1, 1], or whatever else `decode` makes of them."""
     if decode is None:
         return np.clip(x, -1, 1)
     parts = [slice(start, start + BATCH) for start in range(0, len(x), BATCH)]
-    return np.concatenate([decode(x[part], z[part]).numpy() for part in parts])
+    return np.concatenate([decode(x[part], **{k: v[part] for k, v in conditions.items()}).numpy() for part in parts])
 
 
 # ---- reconstruct -----------------------------------------------------------------------------------------------------
@@ -161,24 +225,30 @@ def reconstruct(flags, run):
     settings = about["settings"]
     data = flags.data or settings["data"] or about["data"]["source"]
     source = dataset.open_source(data, seed=settings["seed"], axis=settings["axis"])
+    if autoencoder.num_labels and source.label_names != tuple(about["data"]["labels"]):
+        raise runs.RunError(f"--data {source.path} has other labels than {run} was trained with")
 
-    def slices(split):
-        return dataset.make_dataset(source, split, autoencoder.image_size, BATCH, training=False)
+    def slices(split, masks=False):
+        return dataset.make_dataset(source, split, autoencoder.image_size, BATCH, training=False, masks=masks)
 
-    chosen = slices(flags.split)
+    with_tissue = bool(autoencoder.tissues and source.masks)
+    chosen = slices(flags.split, with_tissue)
     mean = metrics.mean_images((to_unit(batch["image"]), batch["z"].numpy()) for batch in slices("train"))
-
-    @tf.function(reduce_retracing=True)
-    def through(images, z):
-        return autoencoder.decode(autoencoder.encode(images, z), z)
-
-    real, fake, z, case = [], [], [], []
+    found = {name: [] for name in ("real", "fake", "z", "case", "mask", "tissue")}
+    through = tf.function(lambda *told: autoencoder.decode(autoencoder.encode(*told), *told[1:]), reduce_retracing=True)
+    name_tissue = tf.function(
+        lambda *told: autoencoder.decode_tissue(autoencoder.encode(*told), *told[1:]), reduce_retracing=True
+    )
     for batch in tqdm(chosen, desc="reconstruct", unit="batch"):
-        real.append(batch["image"].numpy())
-        fake.append(through(batch["image"], batch["z"]).numpy())
-        z.append(batch["z"].numpy())
-        case.append(batch["case"].numpy())
-    real, fake, z, case = (np.concatenate(parts) for parts in (real, fake, z, case))
+        told = (batch["image"], batch["z"], batch["label"])
+        found["real"].append(batch["image"].numpy())
+        found["fake"].append(through(*told).numpy())
+        for name in ("z", "case", *(["mask"] if with_tissue else [])):
+            found[name].append(batch[name].numpy())
+        if autoencoder.tissues:
+            found["tissue"].append(name_tissue(*told).numpy())
+    found = {name: np.concatenate(parts) for name, parts in found.items() if parts}
+    real, fake, z, case = (found[name] for name in ("real", "fake", "z", "case"))
 
     rows = {
         settings["first_stage"]: to_unit(fake),
@@ -187,10 +257,19 @@ def reconstruct(flags, run):
     }
     scores = {name: score(to_unit(real), picture, case) for name, picture in rows.items()}
     show_scores(scores, flags.split, len(np.unique(case)), len(real), bits(autoencoder))
+    background = float(to_unit(fake)[real == -1].mean())
+    print(f"background: {background:.4f} on average where the real slice is black (0)")
     out = Path(flags.out)
     some = np.linspace(0, len(real) - 1, 8).round().astype(int)
     figures.reconstruction_sheet(out / "reconstruct.png", real[some], fake[some], z[some])
-    runs.save_json(out / "reconstruct.json", {"run": str(run), "data": data, "split": flags.split, "scores": scores})
+    facts = {"run": str(run), "data": data, "split": flags.split, "scores": scores, "background": background}
+    if autoencoder.tissues:
+        masks = found["mask"][some] if with_tissue else None
+        figures.tissue_sheet(out / "reconstruct_tissue.png", fake[some], found["tissue"][some], z[some], masks)
+        if with_tissue:
+            facts["dice"] = dict(zip(TISSUES, metrics.dice(found["mask"], found["tissue"]), strict=True))
+            print("Dice: " + ", ".join(f"{name} {value:.3f}" for name, value in facts["dice"].items()))
+    runs.save_json(out / "reconstruct.json", facts)
     print(f"-> {out / 'reconstruct.png'}, {out / 'reconstruct.json'}")
 
 
@@ -248,16 +327,20 @@ def check(flags):
         raise runs.RunError(f"--fps must be more than 0, not {flags.fps}")
 
 
+TASKS = {"sample": sample, "reconstruct": reconstruct}
+
+
 def main(argv=None):
     """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
     flags = parser().parse_args(argv)
     try:
         check(flags)
-        stage = "autoencoder" if flags.task == "reconstruct" else "diffusion"
+        task = sample_prior if flags.task == "sample" and flags.prior != "diffusion" else TASKS[flags.task]
+        stage = "diffusion" if task is sample else "autoencoder"
         run = runs.folder(flags.run) if flags.run else runs.newest(stage)
         print(f"{run}: {distribution.set_precision(flags.precision)}")
         keras.utils.set_random_seed(flags.seed)
-        {"sample": sample, "reconstruct": reconstruct}[flags.task](flags, run)
+        task(flags, run)
         return 0
     except (dataset.DataError, runs.RunError) as mistake:
         print(f"predict.py: {mistake}", file=sys.stderr)

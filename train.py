@@ -9,7 +9,7 @@ Settings come from a preset, then from what the run already is, then from the fl
 """
 
 import argparse
-import copy
+import functools
 import os
 import sys
 import time
@@ -23,82 +23,11 @@ import tensorflow as tf
 
 import dataset
 import modules
-from ldm import distribution, figures, runs, samplers, transforms
+from ldm import adversary, distribution, figures, runs, samplers, transforms
+from ldm.presets import DEFAULTS, PRESETS, merged
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
-
-# What a run is, unless flags say otherwise. `data: None` means the phantom brains, drawn on first use.
-# Times and scores were measured on 2 CPU cores with bfloat16; README has the commands.
-PRESETS = {
-    # 64x64 phantoms, latents 16x16x4
-    "phantom": {
-        "data": None,
-        "image_size": 64,
-        "autoencoder": {
-            "downsampling": 4,
-            "batch_size": 8,
-            "epochs": 10,
-            "steps_per_epoch": 160,
-            "learning_rate": 8e-4,
-        },
-        "latents": {"views": 2},
-        "diffusion": {
-            "multipliers": [1, 2],
-            "blocks": 1,
-            "attention": [8],
-            "batch_size": 32,
-            "epochs": 8,
-            "steps_per_epoch": 90,
-            "learning_rate": 8e-4,
-        },
-    },
-    # an OASIS-like archive at 128x128, latents 32x32x4
-    "oasis-128": {
-        "image_size": 128,
-        "autoencoder": {"epochs": 14, "steps_per_epoch": 72},
-        "latents": {"views": 4},
-        "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 22, "steps_per_epoch": 100},
-    },
-}
-
-DEFAULTS = {
-    "data": None,
-    "axis": 2,
-    "image_size": 128,
-    "first_stage": "vqvae",
-    "flip": False,
-    "seed": 0,
-    "autoencoder": {
-        "downsampling": 4,
-        "quantizer": "ema",
-        "width": 64,
-        "blocks": 1,
-        "latent_channels": 4,
-        "num_codes": 1024,
-        "levels": [8, 5, 5, 5],
-        "condition_on_z": True,
-        "batch_size": 16,
-        "epochs": 20,
-        "steps_per_epoch": None,  # one pass over the training split
-        "learning_rate": 6e-4,
-    },
-    "latents": {"views": 8},
-    "diffusion": {
-        "schedule": "cosine",
-        "prediction": "v",
-        "width": 64,
-        "multipliers": [1, 2, 4],
-        "blocks": 2,
-        "attention": [16, 8],
-        "head_size": 64,
-        "dropout": 0.0,
-        "drop_conditions": 0.1,
-        "batch_size": 32,
-        "epochs": 100,
-        "steps_per_epoch": None,
-        "learning_rate": 5e-4,
-    },
-}
+TISSUES = 4  # classes of a mask: background, CSF, grey matter, white matter
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss"}
 
 
@@ -138,8 +67,22 @@ def parser():
     first.add_argument("--latent-channels", type=int)
     first.add_argument("--quantizer", choices=("ema", "fsq"), help="of the VQ-VAE: learned codebook, or fixed grid")
     first.add_argument("--num-codes", type=int, help="size of the learned codebook")
+    first.add_argument(
+        "--cosine", action=argparse.BooleanOptionalAction, help="its codes are compared by direction only"
+    )
     first.add_argument("--levels", type=int, nargs="+", help="fsq: levels of each latent channel")
+    first.add_argument("--kl-weight", type=float, help="vae: weight of the KL divergence, in nats per slice")
+    first.add_argument("--kl-cycles", type=int, help="vae: times that this weight rises from 0; 0: constant")
+    first.add_argument("--patch", type=int, choices=(2, 4), help="pixels a side that its first layer takes as one")
+    first.add_argument("--autoencoder-width", type=int, help="channels of its first level")
     first.add_argument("--condition-on-z", action=argparse.BooleanOptionalAction, help="tell it the slice index")
+    first.add_argument("--condition-on-label", action=argparse.BooleanOptionalAction, help="tell it the label")
+    first.add_argument("--segment", action=argparse.BooleanOptionalAction, help="let it name tissues, from their masks")
+    first.add_argument("--gan", action=argparse.BooleanOptionalAction, help="sharpen it with a discriminator")
+    first.add_argument("--adversarial-weight", type=float, help="gan: its gradient, relative to the reconstruction's")
+    first.add_argument(
+        "--random-latents", action=argparse.BooleanOptionalAction, help="gan: judge random pictures, too"
+    )
 
     second = p.add_argument_group("diffusion")
     second.add_argument("--schedule", choices=("linear", "cosine", "sigmoid"))
@@ -167,8 +110,12 @@ PLACES = {
     },
     **{
         flag: [("autoencoder", flag)]
-        for flag in "downsampling latent_channels quantizer num_codes levels condition_on_z".split()
+        for flag in (
+            "downsampling latent_channels quantizer num_codes cosine levels kl_weight kl_cycles patch condition_on_z "
+            "condition_on_label segment gan adversarial_weight random_latents"
+        ).split()
     },
+    "autoencoder_width": [("autoencoder", "width")],
     "views": [("latents", "views")],
     **{
         flag: [("diffusion", flag)]
@@ -200,6 +147,7 @@ def resolve(flags):
             if value is not None and not (len(places) > 1 and parents[0] not in stages):
                 group[key] = value
     resolve_levels(flags, settings)
+    refuse_idle_flags(flags, settings)
     check(settings)
     if settings["first_stage"] == "none":
         if flags.stage in ("autoencoder", "latents"):
@@ -228,12 +176,21 @@ def resolve_levels(flags, settings):
         raise runs.RunError("--levels has no effect without --quantizer fsq: leave it out, or add that")
 
 
-def merged(base, over):
-    """A deep copy of `base` with the values of `over` in their places."""
-    result = copy.deepcopy(base)
-    for key, value in over.items():
-        result[key] = merged(result[key], value) if isinstance(value, dict) and key in result else copy.deepcopy(value)
-    return result
+def refuse_idle_flags(flags, settings):
+    """Raises:
+    RunError: for a flag of the first stage that would have no effect.
+    """
+    group = settings["autoencoder"]
+    kind = group["quantizer"] if settings["first_stage"] == "vqvae" else settings["first_stage"]
+    for flag, needed, met in (
+        ("cosine", "--quantizer ema", kind == "ema"),
+        ("kl_weight", "--autoencoder vae", kind == "vae"),
+        ("kl_cycles", "--autoencoder vae", kind == "vae"),
+        ("adversarial_weight", "--gan", group["gan"]),
+        ("random_latents", "--gan", group["gan"]),
+    ):
+        if getattr(flags, flag) and not met:
+            raise runs.RunError(f"--{flag.replace('_', '-')} has no effect without {needed}: leave it out, or add that")
 
 
 def check(settings):
@@ -262,6 +219,10 @@ def check(settings):
         for name, value in positive.items():
             if value <= 0:
                 raise runs.RunError(f"--{name.replace('_', '-')} must be more than 0, not {value}")
+    first = settings["autoencoder"]
+    for name in ("kl_weight", "kl_cycles", "adversarial_weight"):
+        if first[name] < 0:
+            raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {first[name]}")
     size, unet = settings["image_size"], settings["diffusion"]
     if settings["first_stage"] != "none":
         factor = settings["autoencoder"]["downsampling"]
@@ -341,7 +302,7 @@ def is_finished(run, stage, settings):
     return stored.get("finished", False) and same
 
 
-def make_optimizer(settings, steps, averaged):
+def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
     """AdamW with warm-up and cosine decay; `averaged` adds a moving average of the weights.
 
     The average looks back over about a twentieth of the training, so that it suits short runs and long ones
@@ -354,11 +315,16 @@ def make_optimizer(settings, steps, averaged):
     )
     momentum = 1.0 - 1.0 / max(2.0, 0.05 * steps)
     return keras.optimizers.AdamW(
-        decay, beta_2=0.99, weight_decay=1e-4, use_ema=averaged, ema_momentum=momentum if averaged else 0.99
+        decay,
+        beta_1=beta_1,
+        beta_2=0.99,
+        weight_decay=1e-4,
+        use_ema=averaged,
+        ema_momentum=momentum if averaged else 0.99,
     )
 
 
-def fit(model, run, stage, settings, train, validation, picture, averaged):
+def fit(model, run, stage, settings, train, validation, picture, averaged=False, watchers=()):
     """Train a model to the end of its stage, going on from the last checkpoint.
 
     Args:
@@ -368,21 +334,26 @@ def fit(model, run, stage, settings, train, validation, picture, averaged):
         validation: dataset.
         picture: callable (model for use) -> callable (path) that draws what the epoch has reached.
         averaged: keep a moving average of the weights, and validate with it.
+        watchers: more callbacks, whose doings belong into the checkpoint.
     """
     epochs, steps = settings["epochs"], settings["steps_per_epoch"]
     with model.distribute_strategy.scope():
-        optimizer = make_optimizer(settings, epochs * steps, averaged)
+        optimizers = {"optimizer": make_optimizer(settings, epochs * steps, averaged)}
+        if isinstance(model, modules.AdversarialTraining):
+            optimizers["discriminator_optimizer"] = make_optimizer(settings, epochs * steps, beta_1=0.5)
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
-        model.compile(optimizer=optimizer, jit_compile=on_gpu)  # on CPUs XLA's convolutions are slower than oneDNN's
-        optimizer.build(model.trainable_variables)
+        model.compile(**optimizers, jit_compile=on_gpu)  # on CPUs XLA's convolutions are slower than oneDNN's
     done = runs.resume(model, run, stage, steps)
     if done:
         print(f"{stage}: going on after epoch {done} of {epochs}")
     if done < epochs:
         callbacks = [keras.callbacks.SwapEMAWeights()] if averaged else []  # validate with the averaged weights
+        callbacks += [Clock()]
+        if runs.is_chief():
+            callbacks += [keras.callbacks.CSVLogger(run / f"{stage}.csv", append=done > 0)]
+        callbacks += watchers
         if runs.is_chief():
             callbacks += [
-                keras.callbacks.CSVLogger(run / f"{stage}.csv", append=done > 0),
                 runs.Checkpoint(run, stage, MONITOR[stage]),
                 Picture(run / "pictures", stage, picture),
                 keras.callbacks.TensorBoard(run / "logs" / stage, write_graph=False),
@@ -400,6 +371,38 @@ def fit(model, run, stage, settings, train, validation, picture, averaged):
     if runs.is_chief():
         figures.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
     distribution.wait_for_all(model.distribute_strategy)
+
+
+class Clock(keras.callbacks.Callback):
+    """Adds the `seconds` of each epoch, its validation included, to the history."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.time()
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["seconds"] = time.time() - self.start
+
+
+class CodebookHealth(keras.callbacks.Callback):
+    """After each epoch of training write which codes it used: `codebook.json`, and `codebook.png` with the history.
+
+    Usage, perplexity and revivals are among the metrics, so the CSV file and TensorBoard have them as well.
+    """
+
+    def __init__(self, run, autoencoder):
+        super().__init__()
+        self.run, self.usage = run, autoencoder.usage
+
+    def on_test_begin(self, logs=None):  # the metrics are still those of training
+        names = {"foreground": "usage_foreground", "background": "usage_background"}
+        counts = {key: keras.ops.convert_to_numpy(self.usage[name].counts) for key, name in names.items()}
+        self.counts = {key: value.astype(int).tolist() for key, value in counts.items()}
+
+    def on_epoch_end(self, epoch, logs=None):
+        used = np.sum(list(self.counts.values()), axis=0)
+        dead = np.flatnonzero(used == 0).tolist()
+        runs.save_json(self.run / "codebook.json", {"epoch": epoch + 1, "dead": dead, **self.counts})
+        figures.codebook_health(self.run / "autoencoder.csv", self.run / "codebook.png", **self.counts)
 
 
 class Picture(keras.callbacks.Callback):
@@ -422,15 +425,22 @@ def train_autoencoder(run, settings, source, strategy):
     stage = with_steps(settings["autoencoder"], source)
     manifest = source.manifest()
     record(run, "autoencoder", settings, manifest, finished=False)
-    with strategy.scope():
-        model = make_autoencoder(settings)
 
     def slices(split, training, start_step=0):
         options = {"seed": settings["seed"], "flip": settings["flip"], "start_step": start_step}
+        options["masks"] = stage["segment"]
         return dataset.make_dataset(source, split, settings["image_size"], stage["batch_size"], training, **options)
 
     validation = slices("validate", training=False)
     shown = spread(validation, 8)
+    with strategy.scope():
+        autoencoder = make_autoencoder({**settings, "autoencoder": stage}, len(source.label_names))
+        model = with_adversary(autoencoder, stage) if stage["gan"] else autoencoder
+    watchers = []
+    if stage["gan"]:
+        watchers.append(adversary.AdversaryWatch(lambda: runs.read_history(run / "autoencoder.csv")))
+    if settings["first_stage"] == "vqvae" and runs.is_chief():
+        watchers.append(CodebookHealth(run, autoencoder))
 
     def picture(model):
         reconstruct = tf.function(model.call)
@@ -440,21 +450,48 @@ def train_autoencoder(run, settings, source, strategy):
 
         return draw
 
-    fit(model, run, "autoencoder", stage, lambda step: slices("train", True, step), validation, picture, averaged=False)
+    fit(
+        model, run, "autoencoder", stage, lambda step: slices("train", True, step), validation, picture, False, watchers
+    )
     best = runs.load_model(run / "autoencoder.keras")
-    best.measure_latents(slices("train", training=False))
+    in_order = slices("train", training=False)
+    best.measure_latents(in_order)
     runs.write(run / "autoencoder.keras", best.save)
-    record(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"])
+    facts = {}
+    if settings["first_stage"] == "vqvae":
+        counts = best.count_codes(in_order)
+        facts["codebook"] = {"usage": float(np.mean(counts > 0)), "dead": np.flatnonzero(counts == 0).tolist()}
+        print(f"autoencoder: the training split uses {facts['codebook']['usage']:.1%} of {len(counts)} codes")
+    record(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"], **facts)
 
 
-def make_autoencoder(settings):
+def make_autoencoder(settings, num_labels):
     """The first stage that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
     group = settings["autoencoder"]
-    names = ["downsampling", "width", "blocks", "latent_channels", "condition_on_z"]
-    names += ["quantizer", "num_codes", "levels"] if settings["first_stage"] == "vqvae" else []
-    kind = {"vqvae": modules.VQVAE, "vae": modules.VAE}[settings["first_stage"]]
-    return kind(settings["image_size"], seed=settings["seed"], **{name: group[name] for name in names})
+    names = ["downsampling", "patch", "width", "blocks", "latent_channels", "condition_on_z"]
+    more = {
+        "num_labels": num_labels if group["condition_on_label"] else 0,
+        "tissues": TISSUES if group["segment"] else 0,
+    }
+    if settings["first_stage"] == "vqvae":
+        kind, names = modules.VQVAE, [*names, "quantizer", "num_codes", "cosine", "levels"]
+    else:
+        kind, names = modules.VAE, [*names, "kl_weight", "kl_cycles"]
+        more["kl_cycle_steps"] = group["epochs"] * (group["steps_per_epoch"] or 0) // 2  # constant in the second half
+    return kind(settings["image_size"], seed=settings["seed"], **{name: group[name] for name in names}, **more)
+
+
+def with_adversary(autoencoder, stage):
+    """The training of an autoencoder against a discriminator of the same conditions; its ramp takes one epoch."""
+    judge = modules.Discriminator(autoencoder.image_size, autoencoder.patch, num_labels=autoencoder.num_labels)
+    return modules.AdversarialTraining(
+        autoencoder,
+        judge,
+        weight=stage["adversarial_weight"],
+        ramp_steps=stage["steps_per_epoch"],
+        random_latents=stage["random_latents"],
+    )
 
 
 def encode_latents(run, settings, source):
@@ -479,7 +516,7 @@ def encode_latents(run, settings, source):
                 else:
                     for key in ("z", "label", "case"):
                         columns.setdefault(key, []).append(batch[key].numpy())
-                part.append(encode(images, batch["z"]).numpy().astype("float16"))
+                part.append(encode(images, batch["z"], batch["label"]).numpy().astype("float16"))
             latents.append(np.concatenate(part))
             print(f"latents: {split}, view {view + 1} of {views}", flush=True)
         arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
@@ -516,12 +553,12 @@ def train_diffusion(run, settings, source, strategy):
 
         def draw(path):
             *_, (x_t, _) = samplers.ddim(denoise, x_T, model.schedule, steps=20)
-            images = x_t if in_pixels else autoencoder.decode(x_t, conditions["z"])
+            images = x_t if in_pixels else autoencoder.decode(x_t, **conditions)
             figures.save_png(path, figures.sheet(figures.enlarge(np.clip(images, -1, 1)), columns=4))
 
         return draw
 
-    fit(model, run, "diffusion", stage, lambda step: batches("train", True, step), validation, picture, averaged=True)
+    fit(model, run, "diffusion", stage, functools.partial(batches, "train", True), validation, picture, averaged=True)
     record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"])
 
 
@@ -552,6 +589,16 @@ def spread(batches, count):
     return {key: np.stack([element[key] for element in chosen]) for key in chosen[0]}
 
 
+def refuse_missing(group, source):
+    """Raises:
+    RunError: if the first stage is to learn what the data does not have.
+    """
+    if group["condition_on_label"] and not source.label_names:
+        raise runs.RunError(f"--condition-on-label needs labels, and {source.path} has none: leave the flag out")
+    if group["segment"] and not source.masks:
+        raise runs.RunError(f"--segment needs tissue masks, and {source.path} has none: leave the flag out")
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -559,7 +606,9 @@ def announce(flags, run, settings, source, strategy, precision):
     """One line that says what is about to happen."""
     sizes = []
     if settings["first_stage"] != "none":
-        sizes.append(f"{settings['first_stage']} {make_autoencoder(settings).count_params() / 1e6:.1f} M")
+        first = make_autoencoder(settings, len(source.label_names))
+        gan = " + discriminator" if settings["autoencoder"]["gan"] else ""
+        sizes.append(f"{settings['first_stage']} {first.count_params() / 1e6:.1f} M{gan}")
     sizes.append(f"U-Net {make_diffusion(settings, len(source.label_names)).count_params() / 1e6:.1f} M parameters")
     people = {split: int(len(np.unique(source.case[source.split == split]))) for split in dataset.SPLITS}
     print(
@@ -582,6 +631,8 @@ def work(flags):
             )
     precision = distribution.set_precision(flags.precision)
     source = open_data(settings)
+    if settings["first_stage"] != "none":
+        refuse_missing(settings["autoencoder"], source)
     announce(flags, run, settings, source, strategy, precision)
     if flags.dry_run:
         print(runs.json.dumps(settings, indent=2))
@@ -600,8 +651,8 @@ def work(flags):
                 train_diffusion(run, settings, source, strategy)
         distribution.wait_for_all(strategy)
         print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
-    following = {"autoencoder": f"train.py latents --run {run.name}", "latents": f"train.py diffusion --run {run.name}"}
-    print(f"next: python {following.get(stages[-1], f'predict.py --run {run.name}')}")
+    following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
+    print(f"next: python {following.get(stages[-1], 'predict.py')} --run {flags.run or run.name}")
     return 0
 
 

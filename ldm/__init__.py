@@ -6,7 +6,9 @@
     layers        the blocks that the networks are built of
     normalization group normalisation with FiLM and SiLU, in few passes over memory
     quantizers    codebooks
-    losses        differentiable formulas that compare two batches of images
+    losses        what training minimises and watches: comparisons of images, a GAN's terms, annealing
+    adversary     when adversarial training starts and is turned down; the bank of codes it draws from
+    presets       what a run is, unless flags say otherwise
     distribution  what a train_step needs to be right on several replicas
     runs          the run folder: names, checkpoints, resume, records
     metrics       how good are the pictures: functions on arrays
@@ -15,6 +17,6 @@
     archive       the bytes of a slice in a zip, a folder or a NIfTI volume; which name is whose slice
 
 Rooms import nothing of ours, except that samplers import schedules and layers import normalization. Networks and
-samplers are written with `keras.ops`; `distribution` and `runs` are TensorFlow's, and so is the fast half of
-`normalization`.
+samplers are written with `keras.ops`; `distribution`, `adversary` and `runs` are TensorFlow's, and so is the fast half
+of `normalization`.
 """

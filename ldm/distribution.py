@@ -121,6 +121,30 @@ def global_rows(draw, rows):
     return draw(rows * context.num_replicas_in_sync)[start : start + rows]
 
 
+def gather_rows(part):
+    """The rows of the global batch, in order, of which each replica holds a contiguous part; the same everywhere."""
+    context = tf.distribute.get_replica_context()
+    return part if context.num_replicas_in_sync == 1 else context.all_gather(part, axis=0)
+
+
+def own_rows(everyone, rows):
+    """This replica's part of the global batch: its `rows` rows."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return everyone
+    start = context.replica_id_in_sync_group * rows
+    return everyone[start : start + rows]
+
+
+def moments(x):
+    """Mean and standard deviation per channel, (C,) each, of the global batch (B, ..., C)."""
+    context = tf.distribute.get_replica_context()
+    flat = tf.reshape(x, (-1, x.shape[-1]))
+    sums = (tf.reduce_mean(flat, 0), tf.reduce_mean(flat**2, 0))
+    mean, square = (total / context.num_replicas_in_sync for total in sum_over_replicas(sums))
+    return mean, tf.sqrt(tf.maximum(square - mean**2, 1e-12))
+
+
 def at_least_one_row(batch):
     """A replica's part of the last, smaller batch may be empty, which convolutions refuse: one row of zeros instead.
 

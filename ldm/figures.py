@@ -1,4 +1,4 @@
-"""Every picture the project draws: contact sheets, denoising GIFs, labelled comparisons, loss curves.
+"""Every picture the project draws: contact sheets, denoising GIFs, labelled comparisons, curves, codebook health.
 
 This is the only room that imports matplotlib, and it knows nothing of models or datasets. It takes the images the rest
 of the project works with, floats (N, H, W, 1) or (N, H, W) in [-1, 1], and turns them into 8-bit grey in one place,
@@ -27,13 +27,26 @@ from einops import rearrange, repeat
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 GAP = 2  # pixels between two tiles
 GREY = 48  # grey value of gaps and empty tiles: dark, yet told apart from the black background of a slice
 DPI = 100  # of every matplotlib figure; labelled sheets measure in pixels and only divide by it
-TRAINING, VALIDATION = "#1f4e79", "#d9730d"  # blue and orange: distinct in grey print and to colour-blind readers
+TRAINING, VALIDATION = {"color": "#1f4e79"}, {"color": "#d9730d"}  # distinct in grey print and to colour-blind readers
+WHOLE, FOREGROUND, BACKGROUND = {"color": "black"}, {**VALIDATION, "ls": "--"}, {**TRAINING, "ls": ":"}
+FAINT = {"color": "0.65", "lw": 1, "marker": ""}
+MARKERS = "os^DvPX*"  # one per curve, so that grey print tells them apart
+CURVES = ("#1f4e79", "#d9730d", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#000000")  # 7 to 8 markers: 56 pairs
+# Class k is the k-th, and -1 the last. Blue, orange, pale yellow also grow brighter in this order, as in a T1 picture.
+TISSUES = {
+    "background": (0, 0, 0),
+    "CSF": (0, 114, 178),
+    "grey matter": (230, 159, 0),
+    "white matter": (250, 240, 160),
+    "unknown": (GREY, GREY, GREY),
+}
 
 
 # ---------------------------------------------------------------------------------------------------- arrays to arrays
@@ -71,6 +84,11 @@ def to_uint8(images) -> np.ndarray:
     return np.clip(grey, 0, 255).astype(np.uint8)
 
 
+def _factor(height: int, width: int, minimum: int) -> int:
+    """The smallest whole factor that brings both sides to at least `minimum` pixels."""
+    return max(1, math.ceil(minimum / min(height, width)))
+
+
 def enlarge(images, minimum: int = 128) -> np.ndarray:
     """Scale small images up by the smallest whole factor that brings both sides to at least `minimum` pixels.
 
@@ -85,8 +103,8 @@ def enlarge(images, minimum: int = 128) -> np.ndarray:
     """
     images = _as_stack(images)
     height, width = images.shape[1:]
-    factor = math.ceil(minimum / min(height, width))
-    if factor <= 1:
+    factor = _factor(height, width, minimum)
+    if factor == 1:
         return images
     size = (width * factor, height * factor)
     return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
@@ -99,12 +117,12 @@ def _near_square(count: int) -> int:
 
 
 def _tile(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Lay uint8 tiles (N, H, W) out row by row, `GAP` pixels of `GREY` between them, none around them."""
+    """Lay uint8 tiles (N, H, W, ...) out row by row, `GAP` pixels of `GREY` between them, none around them."""
     rows = math.ceil(len(tiles) / columns)
     # Each tile brings the gap to its right and below it; the last ones' are cut off again.
-    padding = ((0, rows * columns - len(tiles)), (0, GAP), (0, GAP))
+    padding = ((0, rows * columns - len(tiles)), (0, GAP), (0, GAP), (0, 0))[: tiles.ndim]
     tiles = np.pad(tiles, padding, constant_values=GREY)
-    return rearrange(tiles, "(r c) h w -> (r h) (c w)", c=columns)[:-GAP, :-GAP]
+    return rearrange(tiles, "(r c) h w ... -> (r h) (c w) ...", c=columns)[:-GAP, :-GAP]
 
 
 def sheet(images, columns: int | None = None) -> np.ndarray:
@@ -299,23 +317,39 @@ def labelled_sheet(
         tiles.append((title, enlarge(np.abs(_as_stack(signed)) / 2, minimum)))
     if not pairs or len({images.shape for _, images in tiles}) > 1:
         raise ValueError(f"rows must be images of one shape, not {[images.shape for _, images in tiles]}")
-    columns = len(tiles[0][1])
+    columns, height, _ = tiles[0][1].shape
     if column_titles is not None and len(column_titles) != columns:
         raise ValueError(f"{columns} columns but {len(column_titles)} column titles")
-    limit = limit if difference is not None else None
-    _write_figure(path, _labelled_figure(tiles, column_titles, limit))
+    scale = ScalarMappable(Normalize(0, limit), "magma")
+    painted = [(title, _grey_as_rgb(images)) for title, images in tiles[: len(pairs)]]
+    painted += [(title, scale.cmap(scale.norm(errors), bytes=True)[..., :3]) for title, errors in tiles[len(pairs) :]]
+    margin = GAP if difference is None else 7 * _letter(height)
+    figure = _labelled_figure(painted, column_titles, margin)
+    if difference is not None:
+        _draw_scale(figure, scale, margin, height)
+    _write_figure(path, figure)
+
+
+def _grey_as_rgb(images) -> np.ndarray:
+    """Images in [-1, 1], (N, H, W) -> uint8 (N, H, W, 3)."""
+    return repeat(to_uint8(images), "n h w -> n h w rgb", rgb=3)
+
+
+def _letter(height: int) -> int:
+    """Size in pixels of the letters beside tiles of that height."""
+    return int(np.clip(height // 11, 13, 20))
 
 
 def _labelled_figure(
-    rows: list[tuple[str, np.ndarray]], column_titles: Sequence[str] | None, limit: float | None
+    rows: list[tuple[str, np.ndarray]], column_titles: Sequence[str] | None, margin: int = GAP
 ) -> Figure:
-    """Lay out rows of (title, images (N, H, W)); with a `limit`, the last row holds errors and is drawn in colour."""
-    columns, height, width = rows[0][1].shape
+    """Lay out rows of (title, uint8 tiles (N, H, W, 3)), with an empty `margin` in pixels to their right."""
+    columns, height, width, _ = rows[0][1].shape
     # All lengths in pixels, origin at the bottom left as matplotlib has it.
-    text = int(np.clip(height // 11, 13, 20))
-    left, right, bottom = 2 * text, (7 * text if limit is not None else GAP), GAP
+    text = _letter(height)
+    left, bottom = 2 * text, GAP
     top = 2 * text if column_titles is not None else GAP
-    total_width = left + columns * (width + GAP) - GAP + right
+    total_width = left + columns * (width + GAP) - GAP + margin
     total_height = bottom + len(rows) * (height + 2 * GAP) - 2 * GAP + top
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
     points = text * 72 / DPI
@@ -324,36 +358,37 @@ def _labelled_figure(
         size = min(points, points * room / (0.65 * text * len(words) + 1))  # a letter is about 0.65 of its size wide
         figure.text(x / total_width, y / total_height, words, fontsize=size, ha="center", va="center", **how)
 
-    for number, (title, images) in enumerate(rows):
+    for number, (title, tiles) in enumerate(rows):
         y = total_height - top - height - number * (height + 2 * GAP)
         label(left / 2, y + height / 2, title, height, rotation=90)
-        if limit is None or number < len(rows) - 1:
-            # figimage copies pixels without resampling, which an axes of the same size does not promise; and given
-            # red, green, blue it also skips the colormap, whose rounding may shift a grey by one.
-            figure.figimage(repeat(sheet(images, columns), "h w -> h w rgb", rgb=3), left, y)
-        else:
-            _colour_row(figure, images, (left, y), limit, points)
+        # figimage copies pixels without resampling, which an axes of the same size does not promise; and given
+        # red, green, blue it also skips the colormap, whose rounding may shift a grey by one.
+        figure.figimage(_tile(tiles, columns), left, y)
     for number, title in enumerate(column_titles or ()):
         label(left + number * (width + GAP) + width / 2, total_height - top / 2, title, width)
     return figure
 
 
-def _colour_row(figure: Figure, errors: np.ndarray, corner: tuple[int, int], limit: float, points: float) -> None:
-    """Draw a row of errors in [0, 1], (N, H, W), in colour at `corner` (pixels), with its colour bar to the right."""
-    scale = ScalarMappable(Normalize(0, limit), "magma")
-    count, height, width = errors.shape
-    gap = np.full((height, GAP, 4), (GREY, GREY, GREY, 255), np.uint8)
-    tiles = [part for tile in errors for part in (scale.to_rgba(tile, bytes=True), gap)][:-1]
-    row = np.concatenate(tiles, axis=1)
-    figure.figimage(row, *corner)
-    x, y = corner
+def _draw_scale(figure: Figure, scale: ScalarMappable, margin: int, height: int) -> None:
+    """Draw the colour bar of errors into the margin of a labelled figure, beside its last row."""
+    points = 0.85 * _letter(height) * 72 / DPI
     total_width, total_height = figure.bbox.size
-    box = ((x + row.shape[1] + 12) / total_width, (y + 0.06 * height) / total_height, 12 / total_width)
+    box = ((total_width - margin + 12) / total_width, (GAP + 0.06 * height) / total_height, 12 / total_width)
     axes = figure.add_axes((*box, 0.88 * height / total_height))
-    bar = figure.colorbar(scale, cax=axes, extend="max", ticks=[0, limit / 2, limit])
+    bar = figure.colorbar(scale, cax=axes, extend="max", ticks=[0, scale.norm.vmax / 2, scale.norm.vmax])
     bar.ax.set_yticklabels([f"{100 * tick:.3g}%" for tick in bar.get_ticks()])
-    bar.ax.tick_params(labelsize=0.85 * points, length=3)
-    bar.set_label("of grey range", fontsize=0.85 * points)
+    bar.ax.tick_params(labelsize=points, length=3)
+    bar.set_label("of grey range", fontsize=points)
+
+
+def _slice_titles(z, total: int, chosen: list[int]) -> list[str] | None:
+    """Column titles of the chosen ones of `total` slices; None without slice indices."""
+    if z is None:
+        return None
+    z = np.asarray(z).reshape(-1)
+    if len(z) != total:
+        raise ValueError(f"{total} slices but {len(z)} slice indices")
+    return [f"slice {index}" for index in z[chosen]]
 
 
 def reconstruction_sheet(path: str | Path, real, fake, z=None, count: int = 8, limit: float = 0.2) -> None:
@@ -368,19 +403,76 @@ def reconstruction_sheet(path: str | Path, real, fake, z=None, count: int = 8, l
         limit: error at which the colours end, as a share of the grey range.
 
     Raises:
-        ValueError: if shapes differ.
+        ValueError: if shapes differ, or there are not N slice indices.
     """
     real, fake = _as_stack(real), _as_stack(fake)
     if real.shape != fake.shape:
         raise ValueError(f"real and fake must have the same shape, not {real.shape} and {fake.shape}")
     chosen = _evenly(len(real), count)
+    titles = _slice_titles(z, len(real), chosen)
     real, fake = real[chosen], fake[chosen]
-    titles = None if z is None else [f"slice {index}" for index in np.asarray(z).reshape(-1)[chosen]]
     rows = [("real", real), ("reconstructed", fake)]
     labelled_sheet(path, rows, titles, difference=("|difference|", fake - real), limit=limit)
 
 
-# ---------------------------------------------------------------------------------------------------------- loss curves
+def _as_tissue(labels, shape: tuple[int, ...], lowest: int) -> np.ndarray:
+    """Check that `labels` are tissue classes, whole numbers from `lowest` to 3 in an array of that shape."""
+    labels = np.asarray(labels)
+    if labels.shape != shape:
+        raise ValueError(f"tissue must have shape {shape} like the images, not {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < lowest or labels.max() > 3:
+        raise ValueError(f"tissue must be integers in {lowest}..3, not {labels.dtype} {labels.min()}..{labels.max()}")
+    return labels.astype(int)
+
+
+def tissue_sheet(
+    path: str | Path, images, tissue, z=None, count: int = 8, real_tissue=None, minimum: int = 128
+) -> None:
+    """Save slices above their tissue maps in colour, pixel for pixel, with the names of the colours beside them.
+
+    Args:
+        path: PNG file to write.
+        images: floats (N, H, W, 1) or (N, H, W) in [-1, 1].
+        tissue: integers (N, H, W): 0 background, 1 CSF, 2 grey matter, 3 white matter.
+        z: N integer slice indices for the column titles; no titles without.
+        count: most columns to draw; of more images, an even selection is taken.
+        real_tissue: the true masks for a third row, like `tissue`, or -1 where unknown.
+        minimum: shorter side of a tile in pixels; smaller ones are enlarged by a whole factor, as crisp blocks.
+
+    Raises:
+        ValueError: if shapes differ, a class is none of the above, or there are not N slice indices.
+    """
+    images = _as_stack(images)
+    maps = [("tissue", _as_tissue(tissue, images.shape, 0))]
+    if real_tissue is not None:
+        maps.append(("true tissue", _as_tissue(real_tissue, images.shape, -1)))
+    chosen = _evenly(len(images), count)
+    titles = _slice_titles(z, len(images), chosen)
+    colours = np.array(list(TISSUES.values()), np.uint8)
+    rows = [("picture", _grey_as_rgb(images[chosen]))] + [(title, colours[labels[chosen]]) for title, labels in maps]
+    factor = _factor(*images.shape[1:], minimum)
+    rows = [(title, repeat(t, "n h w rgb -> n (h k) (w l) rgb", k=factor, l=factor)) for title, t in rows]
+    letter = _letter(height := images.shape[1] * factor)
+    margin = 10 * letter
+    figure = _labelled_figure(rows, titles, margin)
+    names = list(TISSUES)[: len(TISSUES) - (maps[-1][1][chosen].min() >= 0)]  # "unknown" only where there is some
+    middle = GAP + (len(maps) * (height + 2 * GAP) - 2 * GAP) / 2  # of the maps, in pixels from the bottom
+    width, total_height = figure.bbox.size
+    figure.legend(
+        handles=[
+            Patch(facecolor=np.divide(TISSUES[name], 255), edgecolor="black", lw=0.5, label=name) for name in names
+        ],
+        loc="center left",
+        bbox_to_anchor=(1 - margin / width, middle / total_height),
+        fontsize=letter * 72 / DPI,
+        frameon=False,
+        handlelength=1,
+        handletextpad=0.4,
+    )
+    _write_figure(path, figure)
+
+
+# --------------------------------------------------------------------------------------------------------------- curves
 
 
 def _read_history(csv_path: str | Path) -> dict[str, dict[float, float]]:
@@ -404,29 +496,46 @@ def _read_history(csv_path: str | Path) -> dict[str, dict[float, float]]:
     return history
 
 
-def _draw_metric(axes, name: str, series: list[tuple[str, str, dict[float, float]]]) -> None:
-    """Draw the curves of one metric, each (legend, colour, {epoch: value}), into one axes."""
+def _panels(count: int) -> tuple[Figure, np.ndarray]:
+    """A figure of small multiples and its `count` axes, row by row."""
+    columns = min(_near_square(count), 4)  # more than 4 abreast no longer fit a page
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return figure, panels[:count]
+
+
+def _plain(axes, title: str, colour: str = "black") -> None:
+    """Give an axes the looks that all curves here share."""
+    axes.set_title(title, fontsize=10, loc="left", color=colour)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_metric(axes, name: str, series: list[tuple[str, dict, dict[float, float]]]) -> None:
+    """Draw the curves of one metric, each (legend, looks of the line, {epoch: value}), into one axes."""
     shown: list[float] = []
     lost = 0
-    for legend, colour, points in series:
+    for legend, looks, points in series:
         finite = sorted((epoch, value) for epoch, value in points.items() if math.isfinite(value))
         lost += len(points) - len(finite)
         if finite:
             epochs, values = zip(*finite, strict=True)
             # Dots where there are few points: a single one draws no line at all.
-            axes.plot(epochs, values, color=colour, label=legend, lw=1.6, marker="o" if len(values) <= 20 else "", ms=3)
+            looks = {"lw": 1.6, "marker": "o" if len(values) <= 20 else "", "ms": 3} | looks
+            axes.plot(epochs, values, label=legend, **looks)
             shown += values
     if shown and min(shown) > 0 and max(shown) > 10 * min(shown):
         axes.set_yscale("log")
     # A diverged run must not look like a shorter one.
     note = f"  ({lost} not finite)" if lost else ""
-    axes.set_title(name + note, fontsize=10, loc="left", color="#b00020" if lost else "black")
+    _plain(axes, name + note, "#b00020" if lost else "black")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     left, right = axes.get_xlim()
     axes.set_xlim(min(left, (left + right - 1) / 2), max(right, (left + right + 1) / 2))  # at least one epoch wide
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1 and shown:
         axes.legend(fontsize=8, frameon=False)
 
@@ -447,16 +556,134 @@ def loss_curves(csv_path: str | Path, png_path: str | Path) -> None:
     """
     history = _read_history(csv_path)
     names = list(dict.fromkeys(column.removeprefix("val_") for column in history))  # in the file's order, each once
-    columns = min(_near_square(len(names)), 4)  # more than 4 abreast no longer fit a page
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, name in zip(panels, names, strict=False):
+    figure, panels = _panels(len(names))
+    for panel, name in zip(panels, names, strict=True):
         candidates = (("training", TRAINING, name), ("validation", VALIDATION, f"val_{name}"))
-        series = [(legend, colour, history[column]) for legend, colour, column in candidates if column in history]
-        _draw_metric(panel, name, series)
-    for panel in panels[len(names) :]:
-        panel.set_visible(False)
-    for panel in panels[max(0, len(names) - columns) : len(names)]:  # the lowest panel of every column
+        _draw_metric(panel, name, [(legend, looks, history[c]) for legend, looks, c in candidates if c in history])
+    for panel in panels[-panels[0].get_gridspec().ncols :]:  # the lowest panel of every column
         panel.set_xlabel("epoch", fontsize=9)
     _write_figure(png_path, figure)
+
+
+def _as_counts(foreground, background) -> np.ndarray:
+    """Check how often each code was used, and return both counts as (2, K)."""
+    counts = [np.asarray(foreground), np.asarray(background)]
+    shapes = [array.shape for array in counts]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 1 or shapes[0] == (0,):
+        raise ValueError(f"foreground and background must be counts of one shape (K,), not {shapes[0]} and {shapes[1]}")
+    counts = np.stack(counts)
+    if not (np.isfinite(counts) & (counts >= 0)).all():
+        raise ValueError("foreground and background must be counts: finite and not negative")
+    return counts
+
+
+def dead_codes(foreground, background) -> int:
+    """The number of codes of a codebook that were never used, given the counts (K,) in the brain and beside it."""
+    return int((~_as_counts(foreground, background).any(axis=0)).sum())
+
+
+def _draw_ranks(axes, foreground, background) -> None:
+    """Draw how often codes are used against their rank, both logarithmic, foreground and background ranked apart."""
+    size = len(foreground)
+    for legend, looks, counts in (("foreground", FOREGROUND, foreground), ("background", BACKGROUND, background)):
+        used = np.sort(counts[counts > 0])[::-1]
+        marker = "o" if len(used) <= 20 else ""
+        label = f"{legend}: {len(used):,} used"
+        axes.plot(np.arange(1, len(used) + 1), used, label=label, lw=1.6, marker=marker, ms=3, **looks)
+    top = max(5, foreground.max(), background.max()) ** 1.6  # the upper third is for the legend
+    axes.set(xscale="log", yscale="log", xlim=(0.8, 1.3 * size), ylim=(0.8, top))
+    axes.set_xlabel("rank", fontsize=9)
+    _plain(axes, "how often each code was used, last epoch")
+    title = f"{dead_codes(foreground, background):,} of {size:,} codes dead"
+    # No "best" place: matplotlib would search through every code for it.
+    axes.legend(title=title, title_fontsize=8, fontsize=8, alignment="left", loc="upper right", frameon=False)
+
+
+def codebook_health(csv_path: str | Path, png_path: str | Path, foreground, background) -> None:
+    """Draw how the codebook of a VQ-VAE is used: usage, perplexity, revivals over the epochs, and its codes by rank.
+
+    A panel whose columns the history lacks is left out; so are the revivals where there were none.
+
+    Args:
+        csv_path: file of `keras.callbacks.CSVLogger` with the columns "epoch" and any of "usage", "usage_foreground",
+            "usage_background" (shares of the codes, in [0, 1]), "perplexity", "revived" (a sum over the epoch).
+        png_path: PNG file to write.
+        foreground: (K,) how often each code was used in the last epoch where latents show brain.
+        background: (K,) likewise where they show none.
+
+    Raises:
+        FileNotFoundError: if there is no such history.
+        ValueError: if it holds no epoch yet, or the counts are not two of one length K, finite and not negative.
+    """
+    counts = _as_counts(foreground, background)
+    history = _read_history(csv_path)
+    size = counts.shape[1]
+    parts = {
+        "usage": ("whole", WHOLE),
+        "usage_foreground": ("foreground", FOREGROUND),
+        "usage_background": ("background", BACKGROUND),
+    }
+    percent = {column: {epoch: 100 * share for epoch, share in history.get(column, {}).items()} for column in parts}
+    usage = [(*parts[column], points) for column, points in percent.items() if points]
+    drawn = {"codes used (%)": usage} if usage else {}
+    if perplexity := history.get("perplexity"):
+        ends = {min(perplexity) - 0.5: size, max(perplexity) + 0.5: size}  # a line even where there is one epoch only
+        drawn["perplexity"] = [("perplexity", WHOLE, perplexity), (f"K: {size:,} codes", FAINT, ends)]
+    if any(history.get("revived", {}).values()):
+        drawn["codes revived per epoch"] = [("revived", WHOLE, history["revived"])]
+    figure, panels = _panels(len(drawn) + 1)
+    for panel, (name, series) in zip(panels, drawn.items(), strict=False):
+        _draw_metric(panel, name, series)
+        panel.set_xlabel("epoch", fontsize=9)
+        if series is usage:
+            panel.set(yscale="linear", ylim=(-2, 102))  # fixed, so that two runs compare
+    _draw_ranks(panels[-1], *counts)
+    _write_figure(png_path, figure)
+
+
+def _as_points(name: str, points) -> np.ndarray:
+    """Check the points of a curve, (bits, SSIM, PSNR) each, and return them as (3, N) by rising bits."""
+    points = [tuple(point) for point in points]
+    if not points or any(len(point) != 3 for point in points):
+        raise ValueError(f"{name}: points must be (bits, foreground SSIM, PSNR) each, not {points}")
+    points = np.array(points, float)
+    if not np.isfinite(points).all() or (points[:, 0] <= 0).any():
+        raise ValueError(f"{name}: points must be finite, and their bits above 0, not {points.tolist()}")
+    return points[points[:, 0].argsort(kind="stable")].T
+
+
+def rate_curve(path: str | Path, curves: dict[str, Sequence[tuple]], references: Sequence[tuple] = ()) -> None:
+    """Draw what quality a first stage reaches for how many bits, foreground SSIM and PSNR side by side.
+
+    Args:
+        path: PNG file to write.
+        curves: name -> points (bits per slice, foreground SSIM, PSNR in dB), joined by rising bits.
+        references: (name, foreground SSIM, PSNR in dB) each, drawn as level dashed lines: what needs no bits at all,
+            such as the mean image of every slice index.
+
+    Raises:
+        ValueError: if there is no curve, a point does not hold three finite numbers, or bits are not above 0.
+    """
+    series = {name: _as_points(name, points) for name, points in curves.items()}
+    if not series:
+        raise ValueError("a rate curve needs at least one curve")
+    levels = [(name, _as_points(name, [(1, *both)])) for name, *both in references]  # true at any number of bits
+    figure = Figure(figsize=(7.6, 3.6), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, 2)
+    for row, (axes, title) in enumerate(zip(panels, ("foreground SSIM", "PSNR (dB)"), strict=True), 1):
+        for number, (name, points) in enumerate(series.items()):
+            marker, colour = MARKERS[number % len(MARKERS)], CURVES[number % len(CURVES)]
+            axes.plot(points[0], points[row], label=name, marker=marker, color=colour, lw=1.4, ms=6)
+        for number, (name, level) in enumerate(levels):
+            dashes = (0, (7 / 2**number, 2))  # the later the shorter
+            axes.axhline(level[row, 0], label=name, color="0.45", ls=dashes, lw=1.2, zorder=1)
+        axes.set_xscale("log")
+        axes.margins(x=0.08, y=0.08)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("bits per slice", fontsize=9)
+        _plain(axes, title)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, handlelength=3)
+    _write_figure(path, figure)

@@ -256,6 +256,21 @@ class Tokens(layers.Layer):
 
 
 @register
+class Agreement(layers.Layer):
+    """Inner product of each pixel with a vector: how well the two go together (arXiv 1802.05637, eq. 3).
+
+    Call arguments: x (B, H, W, C); direction (B, C) -> (B, H, W, 1), divided by sqrt(C).
+    """
+
+    def call(self, x, direction):
+        product = ops.einsum("bhwc,bc->bhw", x, direction)
+        return product[..., None] / x.shape[-1] ** 0.5
+
+    def compute_output_shape(self, x_shape, direction_shape=None):
+        return (*x_shape[:-1], 1)
+
+
+@register
 class SpaceToDepth(layers.Layer):
     """Trade resolution for channels: each `size` x `size` patch of pixels becomes one pixel. Loses nothing.
 

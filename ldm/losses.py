@@ -1,5 +1,9 @@
-"""Differentiable comparisons of two batches of images, (B, H, W, 1) in [-1, 1]. Each returns a float32 scalar."""
+"""What training minimises, and what it watches: comparisons of batches of images, the GAN's terms, the KL's cycles.
 
+Images are (B, H, W, 1) in [-1, 1]. Everything is computed in float32; losses are scalars.
+"""
+
+import numpy as np
 from keras import ops
 
 
@@ -16,15 +20,98 @@ def mean_absolute(real, fake):
 def structural_dissimilarity(real, fake, window=7):
     """1 - SSIM over uniform square windows of every second pixel (Wang et al. 2004, eq. 13), the data range being 2.
 
-    The metric of `ldm.metrics` has a Gaussian window; this one is its cheap cousin for training.
+    The metric of `ldm.metrics` has a Gaussian window; this one is its cheap cousin for training. Black must be 0 here
+    as there: the luminance term compares ratios, so it is what keeps the background black.
     """
-    real, fake = _exact(real), _exact(fake)
+    real, fake = _exact(real) + 1.0, _exact(fake) + 1.0
     maps = ops.concatenate([real, fake, real * real, fake * fake, real * fake], axis=-1)
     mean_r, mean_f, rr, ff, rf = ops.split(ops.average_pool(maps, window, strides=2), 5, axis=-1)
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     luminance = (2 * mean_r * mean_f + c1) / (mean_r**2 + mean_f**2 + c1)
     structure = (2 * (rf - mean_r * mean_f) + c2) / (rr - mean_r**2 + ff - mean_f**2 + c2)
     return 1.0 - ops.mean(luminance * structure)
+
+
+# ---- watched, not minimised ------------------------------------------------------------------------------------------
+
+
+def foreground_ssim(real, fake):
+    """The metric of that name in `ldm.metrics` as an operation, so that every validation can report it.
+
+    Returns:
+        (B,) float32: SSIM under an 11x11 Gaussian window, averaged where the real slice is brighter than 0.05 of the
+        range; and (B,) float32: 1 where a slice has such pixels, 0 where it has none and nothing can be said.
+    """
+    x, y = (ops.clip((_exact(image) + 1.0) / 2.0, 0.0, 1.0) for image in (real, fake))
+    offset = np.arange(-5, 6)
+    window = np.exp(-0.5 * (offset / 1.5) ** 2)
+    window = (window / window.sum()).astype("float32")
+
+    def mean(image):
+        image = ops.conv(image, window.reshape(11, 1, 1, 1), padding="same")
+        return ops.conv(image, window.reshape(1, 11, 1, 1), padding="same")
+
+    mean_x, mean_y = mean(x), mean(y)
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    covariance, variance = mean(x * y) - mean_x * mean_y, mean(x * x + y * y) - mean_x**2 - mean_y**2
+    similarity = luminance * (2 * covariance + c2) / (variance + c2)
+    brain = ops.cast(x > 0.05, "float32")
+    pixels = ops.sum(brain, axis=(1, 2, 3))
+    return ops.sum(similarity * brain, axis=(1, 2, 3)) / ops.maximum(pixels, 1.0), ops.cast(pixels > 0, "float32")
+
+
+# ---- a GAN's two sides -----------------------------------------------------------------------------------------------
+
+
+def hinge_discriminator(real, fakes):
+    """Hinge loss of the discriminator (arXiv 1705.02894, eq. 3), real and fake weighing the same.
+
+    Args:
+        real: logits of real images, any shape.
+        fakes: list of logits, one for each kind of fake; they share the fakes' half evenly.
+    """
+    fake = sum(ops.mean(ops.relu(1.0 + _exact(logits))) for logits in fakes) / len(fakes)
+    return 0.5 * (ops.mean(ops.relu(1.0 - _exact(real))) + fake)
+
+
+def hinge_generator(fakes):
+    """What the generator minimises against it: the mean logit of its pictures, negated; kinds of fakes as above."""
+    return -sum(ops.mean(_exact(logits)) for logits in fakes) / len(fakes)
+
+
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def cyclical(step, cycles, cycle_steps):
+    """Share of a weight that is annealed in cycles (arXiv 1903.10145, eq. 6, with R = 0.5), then stays.
+
+    Each cycle rises from 0 to 1 over its first half and stays there over its second; after the last cycle it is 1.
+
+    Args:
+        step: training step, an integer tensor.
+        cycles: their number.
+        cycle_steps: steps that all cycles take together; 0 for a share of 1 throughout.
+    """
+    if not cycles or not cycle_steps:
+        return ops.convert_to_tensor(1.0)
+    step, length = ops.cast(step, "float32"), cycle_steps / cycles
+    rising = ops.minimum(1.0, 2.0 * (step % length) / length)
+    return ops.where(step >= cycle_steps, 1.0, rising)
+
+
+def segmentation(logits, tissue):
+    """Cross-entropy in nats of tissue classes, over the pixels whose class is known.
+
+    Args:
+        logits: (B, H, W, K).
+        tissue: (B, H, W) int32; -1 is unknown.
+    """
+    logits = _exact(logits)
+    known = ops.cast(tissue >= 0, "float32")
+    log_share = logits - ops.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = ops.one_hot(ops.maximum(tissue, 0), logits.shape[-1])
+    return -ops.sum(known * ops.sum(chosen * log_share, axis=-1)) / ops.maximum(ops.sum(known), 1.0)
 
 
 def _exact(x):

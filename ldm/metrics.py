@@ -163,6 +163,31 @@ def mae(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
     return np.abs(real.astype(np.float64) - fake).mean(axis=(1, 2))
 
 
+def dice(real: np.ndarray, fake: np.ndarray, classes: tuple[int, ...] = (1, 2, 3)) -> list[float]:
+    """Dice coefficient of each class over all slices together, 2 |A and B| / (|A| + |B|) (Dice 1945).
+
+    Over all slices, because a tissue that is absent from one slice would make that slice's own coefficient 0 or 0 / 0.
+
+    Args:
+        real: class of each pixel, (N, H, W) integers; negative is unknown, and left out.
+        fake: classes that were predicted, of the same shape.
+        classes: those to score.
+
+    Returns:
+        One number in [0, 1] for each class; NaN for a class that neither has.
+    """
+    real, fake = np.asarray(real), np.asarray(fake)
+    if real.shape != fake.shape:
+        raise ValueError(f"real and fake must have the same shape, not {real.shape} and {fake.shape}")
+    known = real >= 0
+    result = []
+    for number in classes:
+        a, b = (real == number) & known, (fake == number) & known
+        both = a.sum() + b.sum()
+        result.append(float(2 * (a & b).sum() / both) if both else float("nan"))
+    return result
+
+
 def mean_images(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[int, np.ndarray]:
     """Mean image per slice index: the best guess of someone who knows the slice index and nothing about the person.
 

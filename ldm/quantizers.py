@@ -5,6 +5,7 @@ output first, and `encode`, `decode` turn bounded latents into codes and codes i
 
     VectorQuantizer           K learned vectors, which follow moving averages of the latents
     FiniteScalarQuantizer     a fixed grid: nothing to learn, nothing that can die
+    CodebookUsage             a metric: which codes an epoch has used
 """
 
 import keras
@@ -13,6 +14,22 @@ from einops import rearrange
 from keras import layers, ops
 
 register = keras.saving.register_keras_serializable("ldm")
+
+
+def count(codes, num_codes, where=None):
+    """How often each code was used.
+
+    Args:
+        codes: (B, H, W) int32.
+        num_codes: K.
+        where: (B, H, W) float32, what each use counts; 1 if left out.
+
+    Returns:
+        (K,) float32.
+    """
+    flat = ops.reshape(codes, (-1,))
+    weights = ops.ones_like(flat, dtype="float32") if where is None else ops.reshape(where, (-1,))
+    return ops.segment_sum(weights, flat, num_codes)
 
 
 @register
@@ -30,14 +47,16 @@ class VectorQuantizer(layers.Layer):
         size: length D of a code.
         decay: of the moving averages.
         revival: share of the even usage below which a code is dead.
+        cosine: latents and codes are unit vectors, only directions are compared (arXiv 2110.04627, section 3.2).
 
     Call arguments: latents (B, H, W, D) float32 -> (codes' vectors (B, H, W, D) with the straight-through gradient,
     codes (B, H, W) int32).
     """
 
-    def __init__(self, num_codes, size, decay=0.97, revival=0.03, **kwargs):
+    def __init__(self, num_codes, size, decay=0.97, revival=0.03, cosine=False, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})  # distances and averages must not be rounded
         self.num_codes, self.size, self.decay, self.revival = num_codes, size, decay, revival
+        self.cosine = cosine
 
     def build(self, input_shape):
         # After the sum over replicas every replica assigns the same value: keeping the first one's copy is exact.
@@ -53,8 +72,8 @@ class VectorQuantizer(layers.Layer):
         return latents + ops.stop_gradient(vectors - latents), codes
 
     def bound(self, encoded):
-        """Encoder output -> latents: themselves."""
-        return encoded
+        """Encoder output -> latents: themselves, or their directions."""
+        return ops.normalize(encoded, axis=-1) if self.cosine else encoded
 
     def encode(self, latents):
         """(B, H, W, D) -> (B, H, W) int32: |z - e|^2 = |z|^2 - 2 z.e + |e|^2, whose first term does not matter."""
@@ -65,11 +84,6 @@ class VectorQuantizer(layers.Layer):
     def decode(self, codes):
         """(B, H, W) int32 -> (B, H, W, D)."""
         return ops.take(self.codebook, codes, axis=0)
-
-    def count(self, codes):
-        """(B, H, W) int32 -> how often each code was used (K,) float32."""
-        flat = ops.reshape(codes, (-1,))
-        return ops.segment_sum(ops.ones_like(flat, dtype="float32"), flat, self.num_codes)
 
     def sum(self, latents, codes):
         """(B, H, W, D), (B, H, W) -> sum of the latents that chose each code (K, D)."""
@@ -94,7 +108,7 @@ class VectorQuantizer(layers.Layer):
         total = ops.where(dead[:, None], candidates * even, total)
         self.average_count.assign(count)
         self.average_sum.assign(total)
-        self.codebook.assign(total / count[:, None])
+        self.codebook.assign(self.bound(total / count[:, None]))
         return ops.sum(ops.cast(dead, "float32"))
 
     def compute_output_shape(self, input_shape):
@@ -150,11 +164,6 @@ class FiniteScalarQuantizer(layers.Layer):
         """(B, H, W) int32 -> (B, H, W, D)."""
         digits = (codes[..., None] // self.basis) % np.array(self.levels, "int32")
         return (ops.cast(digits, "float32") - self.half) / self.half
-
-    def count(self, codes):
-        """(B, H, W) int32 -> how often each code was used (K,) float32."""
-        flat = ops.reshape(codes, (-1,))
-        return ops.segment_sum(ops.ones_like(flat, dtype="float32"), flat, self.num_codes)
 
     def compute_output_shape(self, input_shape):
         return input_shape, input_shape[:-1]

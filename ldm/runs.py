@@ -110,8 +110,9 @@ def copy_for_use(model, copy=None):
         model: compiled.
         copy: an earlier twin to refresh, instead of building one.
     """
-    copy = copy or type(model).from_config(model.get_config())
-    copy.set_weights(model.get_weights())
+    kept = model.for_use()
+    copy = copy or type(kept).from_config(kept.get_config())
+    copy.set_weights(kept.get_weights())
     if model.optimizer.use_ema:
         averages = model.optimizer._model_variables_moving_average
         for weight, average in zip(copy.trainable_variables, averages, strict=True):
@@ -164,12 +165,16 @@ class Checkpoint(keras.callbacks.Callback):
         self.run, self.stage, self.monitor = run, stage, monitor
 
     def on_train_begin(self, logs=None):
-        past = [row[self.monitor] for row in read_history(self.run / f"{self.stage}.csv") if self.monitor in row]
-        self.best = min(past, default=float("inf"))
+        past = [self.rank(row) for row in read_history(self.run / f"{self.stage}.csv") if self.monitor in row]
+        self.best = min(past, default=(True, float("inf")))
+
+    def rank(self, row):
+        """Least is best. Sharpness costs reconstruction: with a GAN, the epochs at its full weight come first."""
+        return (row.get("adversarial", 1.0) < 1.0, float(row[self.monitor]))
 
     def on_epoch_end(self, epoch, logs=None):
-        value = float(logs[self.monitor])
-        if value < self.best:
-            self.best = value
+        rank = self.rank(logs)
+        if rank < self.best:
+            self.best = rank
             export(self.model, self.run / f"{self.stage}.keras")
         write(self.run / f"{self.stage}.last.weights.h5", self.model.save_weights)

@@ -36,7 +36,7 @@ def fit(image, size: int):
     return tf.ensure_shape(image, [size, size, 1])
 
 
-def augment(images, seeds, flip: bool = False):
+def augment(images, seeds, flip: bool = False, masks=None):
     """Small anatomical changes, each slice its own, in one bilinear warp; background stays exactly -1.
 
     Rotation up to 5 degrees, scale up to 5 %, shift up to 3 % of the side, a bend of the intensities
@@ -50,9 +50,10 @@ def augment(images, seeds, flip: bool = False):
         images: (B, H, W, 1) float32 in [-1, 1].
         seeds: (B, 2) int32 or int64; equal seeds give equal changes, whatever else is in the batch.
         flip: mirror left to right with probability 1/2.
+        masks: (B, H, W) int32 classes, or None; they move with their slice. -1 throughout is a slice without a mask.
 
     Returns:
-        (B, H, W, 1) float32 in [-1, 1].
+        (B, H, W, 1) float32 in [-1, 1]; with masks, a pair of that and (B, H, W) int32, 0 where nothing was.
     """
     # (7, B): a generator per slice, so that a slice's change does not depend on its neighbours in the batch.
     draws = tf.map_fn(
@@ -70,14 +71,22 @@ def augment(images, seeds, flip: bool = False):
     b2 = centre_y - b0 * centre_x - b1 * centre_y + 0.03 * down * tf.cast(height, tf.float32)
     zero = tf.zeros_like(a0)
     light = (images + 1.0) / 2.0  # black is 0 here, so that neither the warp's border nor the curve can lift it
-    light = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.nn.conv2d(light, rearrange(SHARPEN, "h w -> h w 1 1"), strides=1, padding="SAME"),
-        transforms=tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=-1),
-        output_shape=tf.shape(images)[1:3],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
+
+    def warp(values, interpolation):
+        return tf.raw_ops.ImageProjectiveTransformV3(
+            images=values,
+            transforms=tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=-1),
+            output_shape=tf.shape(images)[1:3],
+            fill_value=0.0,
+            interpolation=interpolation,
+            fill_mode="CONSTANT",
+        )
+
+    light = warp(tf.nn.conv2d(light, rearrange(SHARPEN, "h w -> h w 1 1"), strides=1, padding="SAME"), "BILINEAR")
     bend, gain = (rearrange(value, "b -> b 1 1 1") for value in (0.15 * bend, 1.0 + 0.05 * gain))
     light = gain * (light + bend * light * (1.0 - light))
-    return tf.clip_by_value(2.0 * light - 1.0, -1.0, 1.0)
+    changed = tf.clip_by_value(2.0 * light - 1.0, -1.0, 1.0)
+    if masks is None:
+        return changed
+    unknown = tf.reduce_all(masks < 0, axis=(1, 2), keepdims=True)
+    return changed, tf.where(unknown, -1, warp(masks[..., None], "NEAREST")[..., 0])

@@ -15,7 +15,7 @@ ALLOWED = {  # what each file may import of ours; a command line may import ever
     "ldm.samplers": {"ldm.schedules"},
     "ldm.layers": {"ldm.normalization"},
     "dataset": {"ldm.phantom", "ldm.archive", "ldm.transforms"},
-    "modules": {"ldm.layers", "ldm.schedules", "ldm.losses", "ldm.quantizers", "ldm.distribution"},
+    "modules": {"ldm.layers", "ldm.schedules", "ldm.losses", "ldm.quantizers", "ldm.distribution", "ldm.adversary"},
     **{command: OURS - set(COMMANDS) - {"ldm"} for command in COMMANDS},
 }
 

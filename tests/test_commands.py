@@ -41,6 +41,11 @@ def refusal(main, argv, capsys):
         (["--quantizer", "fsq", "--num-codes", "64"], "--num-codes has no effect"),
         (["--quantizer", "fsq", "--latent-channels", "8"], "--latent-channels has no effect"),
         (["--batch-size", "3", "--replicas", "2"], "--batch-size 3"),
+        (["--random-latents"], "--random-latents has no effect without --gan"),
+        (["--kl-weight", "1e-5"], "--kl-weight has no effect without --autoencoder vae"),
+        (["--cosine", "--quantizer", "fsq"], "--cosine has no effect without --quantizer ema"),
+        (["--gan", "--adversarial-weight", "-1"], "--adversarial-weight must be 0 or more"),
+        (["--downsampling", "16", "--patch", "4", "--image-size", "40"], "--image-size 40"),
     ],
 )
 def test_train_refuses_in_one_sentence_that_names_the_flag(argv, named, tmp_path, phantoms, capsys):
@@ -80,6 +85,17 @@ def test_settings_come_from_preset_then_run_then_flags(tmp_path):
     (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": only}))
     assert settings("latents")["autoencoder"]["epochs"] == 3
     assert settings("latents", "--views", "3")["latents"]["views"] == 3
+
+
+@pytest.mark.parametrize("preset", train.PRESETS)
+def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
+    _, _, settings = train.resolve(train.parser().parse_args(["--run", str(tmp_path / "run"), "--preset", preset]))
+    size, factor = settings["image_size"], settings["autoencoder"]["downsampling"]
+    if not preset.startswith(("phantom", "oasis")):
+        assert preset == f"{size}-f{factor}"
+    settings["autoencoder"]["width"] = settings["diffusion"]["width"] = 32  # fewer channels are made sooner
+    settings["diffusion"]["head_size"] = 32
+    assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
 
 
 def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):

@@ -35,6 +35,19 @@ def brains():
     return real.astype(np.float32), fake.astype(np.float32)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The matplotlib figures drawn so far, in order, each of them also written as ever."""
+    written, write = [], figures._write_figure
+    monkeypatch.setattr(figures, "_write_figure", lambda path, figure: (written.append(figure), write(path, figure)))
+    return written
+
+
+def panels_of(figure) -> dict:
+    """The visible axes of a figure by title."""
+    return {axes.get_title("left"): axes for axes in figure.axes if axes.get_visible()}
+
+
 # ------------------------------------------------------------------------------------------------------------- to_uint8
 
 
@@ -256,6 +269,63 @@ def test_difference_has_a_fixed_scale(tmp_path, brains):
     assert brightness[0] < 10 and brightness[0] < brightness[1] < brightness[2]
 
 
+@pytest.fixture
+def tissue():
+    """Three slices of 64 x 72 (the sheet doubles them), their classes, and true ones that are partly unknown."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (3, 64, 72, 1)).astype(np.float32)
+    return images, rng.integers(0, 4, (3, 64, 72)), rng.integers(-1, 4, (3, 64, 72), dtype=np.int8)
+
+
+def test_tissue_sheet_holds_every_pixel_as_a_crisp_block_of_its_colour(tmp_path, tissue):
+    images, classes, truth = tissue
+    for name in ("a.png", "b.png"):
+        figures.tissue_sheet(tmp_path / name, images, classes, z=[3, 4, 5], real_tissue=truth)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    picture = iio.imread(tmp_path / "a.png")[..., :3]
+    grey = figures.to_uint8(images)[..., None].repeat(3, axis=-1)
+    colours = [figures.TISSUES[name] for name in ("background", "CSF", "grey matter", "white matter", "unknown")]
+    for tiles in (grey, np.array(colours, np.uint8)[classes], np.array(colours, np.uint8)[truth]):
+        blocks = tiles.repeat(2, axis=1).repeat(2, axis=2)
+        assert all(contains(picture, block) for block in blocks)
+
+
+def test_tissue_colours_differ_and_grow_brighter_like_a_t1_picture():
+    luma = np.array(list(figures.TISSUES.values())) @ (0.299, 0.587, 0.114)
+    background, *tissues = luma[:4]
+    assert background == 0 and (np.diff(tissues) > 40).all() and tissues[0] > luma[4] + 20
+
+
+def test_tissue_legend_names_what_is_drawn(tmp_path, tissue, drawn):
+    images, classes, truth = tissue
+    names = ["background", "CSF", "grey matter", "white matter"]
+    for real, expected in ((None, names), (abs(truth), names), (truth, [*names, "unknown"])):
+        figures.tissue_sheet(tmp_path / "a.png", images, classes, z=[3, 4, 5], count=2, real_tissue=real)
+        assert [text.get_text() for text in drawn[-1].legends[0].get_texts()] == expected
+        words = [text.get_text() for text in drawn[-1].texts]
+        assert words == ["picture", "tissue", *["true tissue"] * (real is not None), "slice 3", "slice 5"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(tissue=np.zeros((3, 64, 64), int)), "shape"),
+        (dict(tissue=np.zeros((3, 64, 72, 1), int)), "shape"),
+        (dict(tissue=np.zeros((3, 64, 72))), "integers in 0..3, not float64"),
+        (dict(tissue=np.full((3, 64, 72), -1)), "integers in 0..3"),
+        (dict(tissue=np.full((3, 64, 72), 255)), "integers in 0..3"),
+        (dict(real_tissue=np.full((3, 64, 72), -2)), "integers in -1..3"),
+        (dict(real_tissue=np.zeros((2, 64, 72), int)), "shape"),
+        (dict(z=[1, 2]), "3 slices but 2 slice indices"),
+    ],
+)
+def test_tissue_sheet_refuses_what_does_not_match(tmp_path, tissue, changes, message):
+    images, classes, _ = tissue
+    with pytest.raises(ValueError, match=message):
+        figures.tissue_sheet(tmp_path / "a.png", **dict(images=images, tissue=classes) | changes)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_labelled_pictures_are_reproducible_and_leave_no_software_version(tmp_path, brains):
     real, fake = brains
     for name in ("a.png", "b.png"):
@@ -323,7 +393,7 @@ def test_loss_curves_of_one_row_and_of_many(tmp_path):
 def test_scale_legend_and_warning_of_a_panel():
     def panel(*series):
         axes = figures.Figure().subplots()
-        figures._draw_metric(axes, "loss", [("curve", "black", points) for points in series])
+        figures._draw_metric(axes, "loss", [("curve", figures.WHOLE, points) for points in series])
         return axes
 
     assert panel({0: 1.0, 1: 0.01}).get_yscale() == "log"
@@ -342,6 +412,126 @@ def test_a_missing_or_empty_history_says_so(tmp_path):
     with pytest.raises(ValueError, match="empty.csv holds no epoch"):
         figures.loss_curves(tmp_path / "empty.csv", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ codebook health
+
+RANKS = "how often each code was used, last epoch"
+
+
+def write_history(path, epochs=3, **columns):
+    """A history in which every column holds value, value / 2, value / 3, ..."""
+    rows = [",".join(map(str, [k, *(value / (k + 1) for value in columns.values())])) for k in range(epochs)]
+    path.write_text("\n".join([",".join(["epoch", *columns]), *rows]) + "\n")
+    return path
+
+
+def test_dead_codes_are_those_used_neither_in_the_brain_nor_beside_it():
+    assert figures.dead_codes([0, 3, 0, 2, 0], [0, 0, 5, 1, 0]) == 2
+    assert figures.dead_codes(np.zeros(7), np.zeros(7)) == 7
+    assert figures.dead_codes([1.0, 0.0], [0.0, 0.5]) == 0
+    assert figures.dead_codes(np.array([200, 0], np.uint8), np.array([56, 0], np.uint8)) == 1, "200 + 56 wraps to 0"
+
+
+@pytest.mark.parametrize(
+    ("foreground", "background", "message"),
+    [
+        ([1, 2], [1], "one shape"),
+        ([[1, 2]], [[1, 2]], "one shape"),
+        ([], [], "one shape"),
+        ([1, -1], [0, 0], "not negative"),
+        ([1, np.nan], [0, 0], "finite"),
+    ],
+)
+def test_what_is_not_a_pair_of_counts_is_refused(tmp_path, foreground, background, message):
+    history = write_history(tmp_path / "history.csv", usage=0.5)
+    with pytest.raises(ValueError, match=message):
+        figures.dead_codes(foreground, background)
+    with pytest.raises(ValueError, match=message):
+        figures.codebook_health(history, tmp_path / "a.png", foreground, background)
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_codebook_health_shows_shares_codes_and_ranks(tmp_path, drawn):
+    columns = dict(usage=0.9, usage_foreground=0.6, usage_background=0.3, perplexity=3, revived=7, val_usage=0.1)
+    history = write_history(tmp_path / "history.csv", **columns)
+    figures.codebook_health(history, tmp_path / "a.png", [0, 3, 9, 2, 0, 1], [0, 0, 0, 8, 0, 4])
+    panels = panels_of(drawn[0])
+    assert list(panels) == ["codes used (%)", "perplexity", "codes revived per epoch", RANKS]
+    usage, perplexity, revived, ranks = ([line.get_ydata() for line in axes.lines] for axes in panels.values())
+    assert np.allclose(usage, np.outer([90, 60, 30], [1, 1 / 2, 1 / 3]))
+    assert np.allclose(perplexity[0], [3, 1.5, 1]) and set(perplexity[1]) == {6}, "and a line at K"
+    assert np.allclose(revived, [[7, 3.5, 7 / 3]])
+    assert [line.tolist() for line in ranks] == [[9, 3, 2, 1], [8, 4]], "each ranked by itself, without the unused"
+    legend = panels[RANKS].get_legend()
+    assert legend.get_title().get_text() == "2 of 6 codes dead"
+    assert [text.get_text() for text in legend.get_texts()] == ["foreground: 4 used", "background: 2 used"]
+    for axes in (panels["codes used (%)"], panels[RANKS]):
+        assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines), "apart in grey print too"
+
+
+@pytest.mark.parametrize(
+    ("columns", "titles"),
+    [
+        (dict(loss=1), [RANKS]),
+        (dict(usage=0.5), ["codes used (%)", RANKS]),
+        (dict(usage=0.5, usage_background=0.1, perplexity=9), ["codes used (%)", "perplexity", RANKS]),
+        (dict(perplexity=9, revived=0), ["perplexity", RANKS]),
+        (dict(revived=3), ["codes revived per epoch", RANKS]),
+    ],
+)
+def test_columns_that_older_runs_lack_only_cost_their_panel(tmp_path, drawn, columns, titles):
+    for epochs in (1, 30):
+        history = write_history(tmp_path / "history.csv", epochs, **columns)
+        figures.codebook_health(history, tmp_path / "a.png", np.zeros(16), np.zeros(16))
+        assert list(panels_of(drawn[-1])) == titles
+
+
+def test_codebook_health_of_64_000_codes_has_the_same_bytes_twice(tmp_path):
+    history = write_history(tmp_path / "history.csv", usage=0.9, perplexity=4000)
+    foreground, background = np.random.default_rng(0).poisson([[2.0], [0.1]], (2, 64_000))
+    for name in "ab":
+        figures.codebook_health(history, tmp_path / f"{name}.png", foreground, background)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png", "history.csv"]
+
+
+# ----------------------------------------------------------------------------------------------------------- rate curve
+
+
+def test_rate_curve_joins_points_by_rising_bits_and_marks_each_curve_its_own_way(tmp_path, drawn):
+    curves = {"VQ": [(9000, 0.8, 28), (3000, 0.6, 24)], "FSQ": [(64_000, 0.9, 32)]}
+    references = [("mean image", 0.4, 19.5), ("black", 0.0, 14)]
+    for name in "ab":
+        figures.rate_curve(tmp_path / f"{name}.png", curves, references)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    panels = panels_of(drawn[0])
+    assert list(panels) == ["foreground SSIM", "PSNR (dB)"]
+    for axes, expected in zip(panels.values(), ([[0.6, 0.8], [0.9], 0.4, 0], [[24, 28], [32], 19.5, 14]), strict=True):
+        vq, fsq, mean, black = axes.lines
+        assert axes.get_xscale() == "log"
+        assert vq.get_xdata().tolist() == [3000, 9000] and vq.get_ydata().tolist() == expected[0]
+        assert fsq.get_ydata().tolist() == expected[1] and fsq.get_marker() != vq.get_marker()
+        assert [set(line.get_ydata()) for line in (mean, black)] == [{expected[2]}, {expected[3]}]
+        assert mean.is_dashed() and black.is_dashed() and not vq.is_dashed()
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["VQ", "FSQ", "mean image", "black"]
+
+
+@pytest.mark.parametrize(
+    ("curves", "references", "message"),
+    [
+        ({}, (), "at least one curve"),
+        ({"VQ": []}, (), "VQ: points must be"),
+        ({"VQ": [(1, 0.5, 20), (2, 0.5)]}, (), "VQ: points must be"),
+        ({"VQ": [(0, 0.5, 20)]}, (), "VQ: .* bits above 0"),
+        ({"VQ": [(1, np.nan, 20)]}, (), "VQ: .* finite"),
+        ({"VQ": [(1, 0.5, 20)]}, [("mean", 0.4)], "mean: points must be"),
+    ],
+)
+def test_rate_curve_refuses_what_it_cannot_place(tmp_path, curves, references, message):
+    with pytest.raises(ValueError, match=message):
+        figures.rate_curve(tmp_path / "a.png", curves, references)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_global_plotting_state():

@@ -204,3 +204,13 @@ def test_trivial_predictors_on_real_slices():
     assert metrics.ssim(real, mean).mean() == pytest.approx(0.83, abs=0.01)
     assert metrics.foreground_ssim(real, mean).mean() == pytest.approx(0.41, abs=0.02)
     assert metrics.psnr(real, mean).mean() == pytest.approx(21.2, abs=0.3)
+
+
+def test_dice_counts_known_pixels_of_all_slices_together():
+    real = np.array([[[1, 1, 2], [0, -1, -1]], [[2, 0, 0], [0, 0, 0]]])
+    fake = np.array([[[1, 2, 2], [0, 1, 1]], [[0, 0, 0], [0, 0, 0]]])
+    one, two, three = metrics.dice(real, fake)
+    assert one == pytest.approx(2 * 1 / (2 + 1)) and two == pytest.approx(2 * 1 / (2 + 2)) and np.isnan(three)
+    assert metrics.dice(real, real)[:2] == [1.0, 1.0]
+    with pytest.raises(ValueError, match="same shape"):
+        metrics.dice(real, fake[:1])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ldm.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer
+from ldm.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer, count
 
 
 def normal(*shape, seed=0):
@@ -67,7 +67,7 @@ def test_gradient_passes_straight_through_and_none_reaches_the_codebook():
 def test_statistics_are_counts_and_sums_per_code():
     layer, latents = made(), normal(2, 4, 4, 3)
     codes = np.asarray(layer.encode(latents))
-    counts, sums = layer.count(codes), layer.sum(latents, codes)
+    counts, sums = count(codes, layer.num_codes), layer.sum(latents, codes)
     for code in range(6):
         chosen = latents[codes == code]
         assert counts[code] == len(chosen)
@@ -119,7 +119,7 @@ def test_first_update_puts_every_code_among_the_data():
     flat = latents.reshape(-1, 3)
     codes = layer.encode(latents)
     assert len(np.unique(codes)) < 6  # some would stay unused for ever
-    layer.update(layer.count(codes), layer.sum(latents, codes), flat[:6])
+    layer.update(count(codes, layer.num_codes), layer.sum(latents, codes), flat[:6])
     codebook = np.asarray(layer.codebook)
     assert np.all(codebook >= flat.min(0)) and np.all(codebook <= flat.max(0))
     assert len(np.unique(layer.encode(latents))) >= 5
@@ -131,7 +131,7 @@ def test_codebook_and_averages_come_back_from_disk(tmp_path):
     model = keras.Model(latents, layer(latents))
     x = normal(2, 4, 4, 3)
     codes = layer.encode(x)
-    layer.update(layer.count(codes), layer.sum(x, codes), normal(6, 3))
+    layer.update(count(codes, layer.num_codes), layer.sum(x, codes), normal(6, 3))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
@@ -213,10 +213,29 @@ def test_gradient_passes_rounding_straight_through():
 
 def test_count_of_the_grid_is_a_histogram():
     layer = FiniteScalarQuantizer([3, 3])
-    np.testing.assert_array_equal(layer.count(np.array([[0, 5, 5], [1, 5, 0]])), [2, 1, 0, 0, 0, 3, 0, 0, 0])
+    np.testing.assert_array_equal(count(np.array([[0, 5, 5], [1, 5, 0]]), layer.num_codes), [2, 1, 0, 0, 0, 3, 0, 0, 0])
 
 
 @pytest.mark.parametrize("levels", [[8, 2], [257], [8] * 7])
 def test_levels_that_cannot_be_are_refused(levels):
     with pytest.raises(ValueError, match="levels must be 3 to 256 each"):
         FiniteScalarQuantizer(levels)
+
+
+def test_count_may_weigh_each_use():
+    codes, where = np.array([[[0, 1], [1, 1]]], "int32"), np.array([[[1, 0], [1, 1]]], "float32")
+    np.testing.assert_array_equal(count(codes, 3, where), [1, 2, 0])
+
+
+def test_cosine_codes_are_the_nearest_by_angle_and_stay_unit_vectors():
+    layer = VectorQuantizer(6, 3, cosine=True)
+    layer.build((None, 4, 4, 3))
+    layer.codebook.assign(layer.bound(normal(6, 3, seed=1)))
+    x = 5.0 * normal(2, 4, 4, 3)
+    bound = np.asarray(layer.bound(x))
+    np.testing.assert_allclose(np.linalg.norm(bound, axis=-1), 1.0, rtol=1e-5)
+    cosine = np.einsum("bhwd,kd->bhwk", x, np.asarray(layer.codebook)) / np.linalg.norm(x, axis=-1, keepdims=True)
+    codes = np.asarray(layer.encode(bound))
+    np.testing.assert_array_equal(codes, cosine.argmax(-1))
+    layer.update(count(codes, 6), layer.sum(bound, codes), bound.reshape(-1, 3)[:6])
+    np.testing.assert_allclose(np.linalg.norm(layer.codebook, axis=-1), 1.0, rtol=1e-5)

@@ -1,0 +1,280 @@
+"""How good is the first stage, and what made it so? Three commands; each prints a Markdown table.
+
+    python benchmarks/first_stage.py table RUN ...          scores of trained runs on the test people, beside codecs
+    python benchmarks/first_stage.py against --data ZIP     ours and diffusers' VQModel, so many minutes each, in turn
+    python benchmarks/first_stage.py ablation --data ZIP    terms of the reconstruction loss, equal steps for each
+
+All scores are on people that no training saw: the test people, and in the ablation, which decides, the validation
+people. `table` also writes the rate/quality curve. The peers of `against` run in `benchmarks/.venv`.
+"""
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import serving
+from PIL import Image
+
+import dataset
+import modules
+import train
+from ldm import distribution, figures, losses, metrics, runs
+
+HERE = Path(__file__).parent
+BATCH = 32
+
+
+def split_of(source, split, size):
+    """All slices of a split: images (N, H, W, 1) in [-1, 1], z (N,), label (N,)."""
+    batches = list(dataset.make_dataset(source, split, size, BATCH, training=False).as_numpy_iterator())
+    return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("image", "z", "label"))
+
+
+def to_unit(images):
+    return np.clip((np.asarray(images, "float32") + 1) / 2, 0, 1)
+
+
+def scores(real, fake):
+    """Means over slices, of images in [0, 1]; sharpness is the fake's mean gradient over the brain by the real one's."""
+
+    def gradient(image):
+        return np.abs(np.gradient(image[..., 0], axis=1)) + np.abs(np.gradient(image[..., 0], axis=2))
+
+    brain = real[..., 0] > metrics.FOREGROUND
+    return {
+        "SSIM": metrics.ssim(real, fake).mean(),
+        "foreground SSIM": np.nanmean(metrics.foreground_ssim(real, fake)),
+        "PSNR": metrics.psnr(real, fake).mean(),
+        "MAE": metrics.mae(real, fake).mean(),
+        "sharpness": gradient(fake)[brain].mean() / gradient(real)[brain].mean(),
+        "background": fake[real == 0].mean(),
+    }
+
+
+def show(rows, columns):
+    """Print {name: {column: value}} as a Markdown table."""
+    print("| | " + " | ".join(columns) + " |\n|" + " --- |" * (1 + len(columns)))
+    for name, row in rows.items():
+        cells = [row.get(column, "") for column in columns]
+        print(f"| {name} | " + " | ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells) + " |")
+    sys.stdout.flush()
+
+
+def rounded(values):
+    return {key: round(float(value), 1 if key == "PSNR" else 3) for key, value in values.items()}
+
+
+# ---- table -----------------------------------------------------------------------------------------------------------
+
+
+def through(autoencoder, images, z, label):
+    """Reconstructions, a batch at a time."""
+    import tensorflow as tf
+
+    step = tf.function(lambda *told: autoencoder.decode(autoencoder.encode(*told), *told[1:]), reduce_retracing=True)
+    parts = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
+    return np.concatenate([step(*(values[part] for values in (images, z, label))).numpy() for part in parts])
+
+
+def run_row(run, source):
+    """One trained run: what it is, what it cost, how good it is."""
+    autoencoder = runs.load_model(run / "autoencoder.keras")
+    about = runs.load_json(run / "autoencoder.json")
+    history = runs.read_history(run / "autoencoder.csv")
+    real, z, label = split_of(source, "test", autoencoder.image_size)
+    bits = getattr(autoencoder, "num_codes", None)
+    bits = autoencoder.latent_size**2 * np.log2(bits) if bits else None
+    shape = "x".join(str(n) for n in autoencoder.latent_shape)
+    usage = about.get("codebook", {}).get("usage")
+    row = {
+        "pixels": autoencoder.image_size,
+        "latents": shape,
+        "bits": f"{bits:,.0f}" if bits else "",
+        "parameters": f"{autoencoder.count_params() / 1e6:.1f} M",
+        "minutes": f"{sum(row.get('seconds', np.nan) for row in history) / 60:.0f}",
+        **rounded(scores(to_unit(real), to_unit(through(autoencoder, real, z, label)))),
+        "codes used": f"{usage:.1%}" if usage else "",
+    }
+    return row, bits
+
+
+def trivial_rows(source, size):
+    real, z, _ = split_of(source, "test", size)
+    known, known_z, _ = split_of(source, "train", size)
+    mean = metrics.mean_image_prediction(metrics.mean_images([(to_unit(known), known_z)]), z)
+    guesses = {"mean image per slice index": mean[..., None], "black": np.zeros_like(real)}
+    return {name: {"pixels": size, **rounded(scores(to_unit(real), guess))} for name, guess in guesses.items()}
+
+
+def codec_curve(source, size, kind, qualities):
+    """What a picture format does with the same slices: [(bits per slice, foreground SSIM, PSNR)], bits of whole files."""
+    real = to_unit(split_of(source, "test", size)[0])
+    curve = []
+    for quality in qualities:
+        sizes, fakes = [], []
+        for image in np.round(255 * real[..., 0]).astype("uint8"):
+            buffer = io.BytesIO()
+            options = {"quality": quality}
+            if kind == "JPEG2000":
+                options = {"quality_mode": "rates", "quality_layers": [quality], "irreversible": True}
+            Image.fromarray(image).save(buffer, kind, **options)
+            sizes.append(8 * len(buffer.getvalue()))
+            fakes.append(np.asarray(Image.open(buffer).convert("L"), "float32") / 255)
+        fake = np.stack(fakes)[..., None]
+        curve.append((np.mean(sizes), np.nanmean(metrics.foreground_ssim(real, fake)), metrics.psnr(real, fake).mean()))
+    return curve
+
+
+def table(flags):
+    """Scores of runs, trivial predictors beside them, and the rate/quality curve."""
+    distribution.set_precision("auto")
+    folders = [runs.folder(name) for name in flags.runs]
+    about = runs.load_json(folders[0] / "autoencoder.json")
+    source = dataset.open_source(flags.data or about["data"]["source"], seed=about["settings"]["seed"])
+    rows, curves, sizes = {}, {}, set()
+    for run in folders:
+        rows[run.name], bits = run_row(run, source)
+        sizes.add(rows[run.name]["pixels"])
+        if bits:
+            name = f"VQ, {rows[run.name]['pixels']} pixels"
+            curves.setdefault(name, []).append((bits, rows[run.name]["foreground SSIM"], rows[run.name]["PSNR"]))
+    references = []
+    for size in sorted(sizes):
+        for name, row in trivial_rows(source, size).items():
+            rows[f"{name}, {size}"] = row
+            if name != "black":
+                references.append((f"{name}, {size} pixels", row["foreground SSIM"], row["PSNR"]))
+    show(rows, list(rows[folders[0].name]))
+    largest = max(sizes)
+    curves = {name: sorted(points) for name, points in curves.items()}
+    curves[f"WebP, {largest} pixels"] = codec_curve(source, largest, "WEBP", (1, 5, 20, 40))
+    curves[f"JPEG 2000, {largest} pixels"] = codec_curve(source, largest, "JPEG2000", (300, 200, 100, 50, 30))
+    figures.rate_curve(flags.out, curves, references)
+    print(f"-> {flags.out}")
+
+
+# ---- against ---------------------------------------------------------------------------------------------------------
+
+
+def against(flags):
+    """Ours and `VQModel` for as many minutes each, the same people, one after the other on the same machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {
+            "ours": [sys.executable, HERE / "ours.py", "autoencoder"],
+            "diffusers VQModel": [flags.peer, HERE / "peers.py", "autoencoder"],
+        }
+        rows = {}
+        for name, command in sides.items():
+            out = Path(folder) / f"{name.split()[0]}.npy"
+            more = ["--data", flags.data, "--minutes", flags.minutes, "--out", out, "--image-size", flags.image_size]
+            worker = serving.Worker([*command, *more])
+            told = worker.run("learn")
+            worker.run("reconstruct")
+            worker.close()
+            source = dataset.open_source(flags.data)
+            real, _, _ = split_of(source, "test", flags.image_size)
+            rows[name] = {
+                "parameters": f"{worker.about['parameters'] / 1e6:.1f} M",
+                "steps": int(told["steps"]),
+                "slices": int(told["slices"]),
+                **rounded(scores(to_unit(real), to_unit(np.load(out)))),
+            }
+    show(rows, list(rows["ours"]))
+
+
+# ---- ablation --------------------------------------------------------------------------------------------------------
+
+
+def gradient_difference(real, fake):
+    """Mean absolute difference of neighbouring pixels' differences."""
+    difference = np.float32(0)
+    for axis in (1, 2):
+        steps = [losses.ops.diff(losses.ops.cast(image, "float32"), axis=axis) for image in (real, fake)]
+        difference += losses.mean_absolute(*steps)
+    return difference
+
+
+def multi_scale(real, fake):
+    """1 - SSIM, averaged over the whole, half and a quarter of the resolution."""
+    total = losses.structural_dissimilarity(real, fake)
+    for _ in range(2):
+        real, fake = (losses.ops.average_pool(losses.ops.cast(image, "float32"), 2) for image in (real, fake))
+        total += losses.structural_dissimilarity(real, fake)
+    return total / 3
+
+
+def frequency(real, fake):
+    """Mean absolute difference of Fourier coefficients, over the square root of their number."""
+    import tensorflow as tf
+
+    spectra = [tf.signal.rfft2d(tf.cast(image, tf.float32)[..., 0]) for image in (real, fake)]
+    return tf.reduce_mean(tf.abs(spectra[0] - spectra[1])) / real.shape[1]
+
+
+L1, MSE, SSIM = losses.mean_absolute, losses.mean_squared, losses.structural_dissimilarity
+VARIANTS = {  # (weight, term) each
+    "L1": [(1, L1)],
+    "MSE": [(1, MSE)],
+    "L1 + MSE": [(1, L1), (1, MSE)],
+    "L1 + MSE + 0.3 (1 - SSIM), as built": [(1, L1), (1, MSE), (0.3, SSIM)],
+    "... with 1.0 (1 - SSIM)": [(1, L1), (1, MSE), (1.0, SSIM)],
+    "... with multi-scale SSIM": [(1, L1), (1, MSE), (0.3, multi_scale)],
+    "... and gradients": [(1, L1), (1, MSE), (0.3, SSIM), (0.5, gradient_difference)],
+    "... and frequencies": [(1, L1), (1, MSE), (0.3, SSIM), (0.3, frequency)],
+}
+
+
+def ablation(flags):
+    """One small VQ-VAE per loss: the same weights, batches and number of steps; scored on the validation people."""
+    import keras
+    import tensorflow as tf
+
+    distribution.set_precision("auto")
+    source = dataset.open_source(flags.data)
+    real, z, label = split_of(source, "validate", flags.image_size)
+    rows = {}
+    for name, terms in VARIANTS.items():
+        keras.utils.set_random_seed(0)
+        model = modules.VQVAE(flags.image_size, downsampling=8, patch=4, width=flags.width)
+        model.compare = lambda real, fake, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
+        model.compile(optimizer=train.make_optimizer({"learning_rate": 8e-4}, flags.steps))
+        step = tf.function(model.train_step)
+        batches = dataset.make_dataset(source, "train", flags.image_size, flags.batch_size, training=True)
+        for batch in batches.take(flags.steps):
+            step(batch)
+        fake = through(model, real, z, label)
+        rows[name] = rounded(scores(to_unit(real), to_unit(fake)))
+        print(name, rows[name], file=sys.stderr, flush=True)
+    show(rows, list(rows["L1"]))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = p.add_subparsers(dest="command", required=True)
+    t = commands.add_parser("table")
+    t.add_argument("runs", nargs="+", help="names or folders of runs whose first stage is trained")
+    t.add_argument("--data", help="default: what the first run was trained on")
+    t.add_argument("--out", default="first_stage.png", help="the rate/quality curve (default: first_stage.png)")
+    a = commands.add_parser("against")
+    a.add_argument("--minutes", type=float, default=20)
+    a.add_argument("--peer", default=HERE / ".venv" / "bin" / "python", help="a Python that has diffusers")
+    b = commands.add_parser("ablation")
+    b.add_argument("--steps", type=int, default=400)
+    b.add_argument("--batch-size", type=int, default=8)
+    b.add_argument("--width", type=int, default=96)
+    for command, size in ((a, 256), (b, 128)):
+        command.add_argument("--data", required=True)
+        command.add_argument("--image-size", type=int, default=size)
+    flags = p.parse_args()
+    {"table": table, "against": against, "ablation": ablation}[flags.command](flags)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""ldm/losses.py: closed forms, and the metric of the same name as its judge."""
+
+import numpy as np
+import pytest
+
+from ldm import losses, metrics
+
+
+def test_foreground_ssim_is_that_of_the_metrics():
+    rng = np.random.default_rng(0)
+    real = rng.random((3, 40, 36, 1)).astype("float32")
+    real[:, :10], real[2] = 0.0, 0.0  # background above, and one slice that is nothing else
+    fake = np.clip(real + 0.1 * rng.standard_normal(real.shape), 0, 1).astype("float32")
+    ours, valid = losses.foreground_ssim(2 * real - 1, 2 * fake - 1)
+    np.testing.assert_array_equal(valid, [1, 1, 0])
+    np.testing.assert_allclose(ours[:2], metrics.foreground_ssim(real, fake)[:2], atol=1e-5)
+
+
+def test_structural_dissimilarity_is_0_for_equal_images_only():
+    rng = np.random.default_rng(1)
+    image = rng.uniform(-1, 1, (2, 16, 16, 1)).astype("float32")
+    np.testing.assert_allclose(losses.structural_dissimilarity(image, image), 0.0, atol=1e-6)
+    assert losses.structural_dissimilarity(image, -image) > 0.5
+
+
+def test_structural_dissimilarity_minds_a_grey_background():
+    """The same error costs more on black than on grey: of two means 0 and 0.04, and 1 and 1.04, in [0, 2]."""
+    black, grey = np.full((1, 16, 16, 1), -1.0, "float32"), np.zeros((1, 16, 16, 1), "float32")
+    c1 = (0.01 * 2) ** 2
+    np.testing.assert_allclose(losses.structural_dissimilarity(black, black + 0.04), 1 - c1 / (0.04**2 + c1), rtol=1e-3)
+    assert losses.structural_dissimilarity(grey, grey + 0.04) < 1e-3
+
+
+def test_hinge_losses_of_known_logits():
+    real, fakes = np.array([2.0, 0.5]), [np.array([-3.0, 0.0]), np.array([1.0, 1.0])]
+    # max(0, 1 - real) = 0, 0.5; max(0, 1 + fake) = 0, 1 and 2, 2
+    np.testing.assert_allclose(losses.hinge_discriminator(real, fakes), 0.5 * (0.25 + (0.5 + 2.0) / 2))
+    np.testing.assert_allclose(losses.hinge_generator(fakes), -(-1.5 + 1.0) / 2)
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3])
+def test_the_two_sides_of_the_hinge_weigh_the_same_whatever_the_kinds_of_fakes(kinds):
+    """The trap: three terms, two of them fake. A constant discriminator must gain nothing by moving either way."""
+
+    def at(constant):
+        return float(losses.hinge_discriminator(np.full(8, constant), [np.full(8, constant)] * kinds))
+
+    np.testing.assert_allclose([at(-0.5), at(0.0), at(0.5)], 1.0)
+
+
+def test_annealing_rises_over_half_of_each_cycle_and_ends_at_its_full_value():
+    share = [float(losses.cyclical(step, cycles=2, cycle_steps=20)) for step in range(0, 26)]
+    cycle = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0]
+    np.testing.assert_allclose(share, [*cycle, *cycle, *[1.0] * 6], atol=1e-6)
+    assert [float(losses.cyclical(0, *none)) for none in ((0, 20), (4, 0))] == [1.0, 1.0]
+
+
+def test_segmentation_is_the_cross_entropy_of_known_pixels():
+    logits = np.log(np.array([0.7, 0.1, 0.1, 0.1], "float32")) * np.ones((1, 2, 2, 1), "float32")
+    tissue = np.array([[[0, 1], [-1, -1]]], "int32")
+    np.testing.assert_allclose(losses.segmentation(logits, tissue), -(np.log(0.7) + np.log(0.1)) / 2, rtol=1e-5)
+    assert float(losses.segmentation(logits, np.full_like(tissue, -1))) == 0.0
