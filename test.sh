@@ -33,7 +33,7 @@ smoke=$(mktemp -d)
 trap 'rm -rf "$smoke"' EXIT
 "$python" dataset.py phantom --people 8 --image-size 64 --out "$smoke/phantom.zip"
 tiny="--data $smoke/phantom.zip --run $smoke/run --image-size 32 --epochs 1 --steps-per-epoch 4 --batch-size 8 --width 32"
-"$python" train.py $tiny --views 2 --attention 4
+"$python" train.py $tiny --views 2 --attention 4 --gan
 "$python" predict.py --run "$smoke/run" --out "$smoke/samples" --steps 3 --count 4 --show-x0
 "$python" predict.py reconstruct --run "$smoke/run" --out "$smoke/samples"
 for file in ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json; do
@@ -42,8 +42,16 @@ done
 "$python" train.py $tiny --run "$smoke/pixels" --autoencoder none --attention 8
 "$python" predict.py --run "$smoke/pixels" --out "$smoke/samples" --sampler dpm_solver_pp --steps 3 --count 4
 
-"$python" train.py autoencoder $tiny --run "$smoke/fsq" --quantizer fsq --levels 8 5 5
+"$python" train.py autoencoder $tiny --run "$smoke/fsq" --quantizer fsq --levels 8 5 5 --epochs 3 --gan --random-latents
 "$python" predict.py reconstruct --run "$smoke/fsq" --out "$smoke/samples"
+"$python" train.py autoencoder $tiny --run "$smoke/vae" --autoencoder vae --epochs 3 --gan --segment --condition-on-label \
+    --learning-rate 1e-6  # nothing is gained, so adversarial training begins
+"$python" train.py latents --run "$smoke/vae"
+"$python" predict.py --prior histogram --run "$smoke/vae" --out "$smoke/samples" --z sweep
+"$python" predict.py reconstruct --run "$smoke/vae" --out "$smoke/samples"
+for file in histogram.png histogram_tissue.png reconstruct_tissue.png; do
+    [ -s "$smoke/samples/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
+done
 
 echo "== tests"
 "$python" -m pytest -q -m "$marker"

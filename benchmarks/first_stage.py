@@ -42,7 +42,7 @@ def to_unit(images):
 
 
 def scores(real, fake):
-    """Means over slices, of images in [0, 1]; sharpness is the fake's mean gradient over the brain by the real one's."""
+    """Means over slices, of images in [0, 1]. Sharpness is the mean gradient over the brain, fake by real."""
 
     def gradient(image):
         return np.abs(np.gradient(image[..., 0], axis=1)) + np.abs(np.gradient(image[..., 0], axis=2))
@@ -114,7 +114,7 @@ def trivial_rows(source, size):
 
 
 def codec_curve(source, size, kind, qualities):
-    """What a picture format does with the same slices: [(bits per slice, foreground SSIM, PSNR)], bits of whole files."""
+    """What a picture format makes of the same slices: [(bits of a whole file, foreground SSIM, PSNR)]."""
     real = to_unit(split_of(source, "test", size)[0])
     curve = []
     for quality in qualities:

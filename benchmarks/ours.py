@@ -16,7 +16,9 @@ import tensorflow as tf
 
 import dataset
 import modules
+import train
 from ldm import distribution, samplers
+from ldm.presets import DEFAULTS, PRESETS, merged
 
 
 def optimizer():
@@ -41,7 +43,6 @@ def trainer(model, data):
     strategy = model.distribute_strategy
     with strategy.scope():
         model.compile(optimizer=optimizer(), jit_compile=False)
-        model.optimizer.build(model.trainable_variables)
     model.make_train_function()
     iterator = iter(strategy.experimental_distribute_dataset(data))
 
@@ -74,8 +75,8 @@ def unet(flags):
         )
         model = modules.DiffusionModel(network)
     batch, data = batches((rows, size, size, 1))
-    train = trainer(model, data)
-    train()
+    step = trainer(model, data)
+    step()
     conditions = {"z": tf.constant(batch["z"])}
     denoise = tf.function(lambda x_t, t: model.denoise(x_t, t, conditions))
     x_T, half = tf.random.stateless_normal((rows, size, size, 1), (0, 0)), tf.fill((rows,), 0.5)
@@ -104,7 +105,7 @@ def unet(flags):
         convolve()[0, 0, 0, 0].numpy()
         return {"flops": 2 * 9 * 128 * 128 * 8 * 64 * 64}
 
-    tasks = {"train": train, "forward": forward, "ddim": sample, "calls": calls}
+    tasks = {"train": step, "forward": forward, "ddim": sample, "calls": calls}
     return {**tasks, "count": count, "convolution": convolution}, model
 
 
@@ -113,15 +114,15 @@ def first_stage(flags):
     size, rows = flags.image_size, flags.batch_size
     model = modules.VQVAE(size, num_codes=1024, downsampling=8, width=flags.width, latent_channels=4)
     batch, data = batches((rows, size, size, 1))
-    train = trainer(model, data)
-    train()
+    step = trainer(model, data)
+    step()
     compiled = tf.function(model.encode)
     images, z = tf.constant(batch["image"]), tf.constant(batch["z"])
 
     def encode():
         compiled(images, z).numpy()
 
-    tasks = {"train": train, "encode": encode}
+    tasks = {"train": step, "encode": encode}
     if flags.data:  # the same step, fed by the loader
         slices = dataset.make_dataset(flags.data, "train", size, rows, training=True)
         iterator = iter(model.distribute_strategy.experimental_distribute_dataset(slices))
@@ -131,6 +132,52 @@ def first_stage(flags):
 
         tasks["train_from_archive"] = train_from_archive
     return tasks, model
+
+
+class TimedCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Warm-up, then a cosine that reaches its end when the time is up, however many steps that takes."""
+
+    def __init__(self, peak):
+        super().__init__()
+        self.peak, self.total = peak, tf.Variable(1e4, trainable=False)
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        cosine = 0.5 + 0.5 * tf.cos(np.pi * tf.minimum(step / self.total, 1.0))
+        return self.peak * tf.minimum(1.0, (step + 1.0) / 200.0) * (0.02 + 0.98 * cosine)
+
+    def get_config(self):
+        return {"peak": self.peak}
+
+
+def autoencoder(flags):
+    """The VQ-VAE of a `<pixels>-f8` preset, trained on real slices for so many minutes."""
+    size = flags.image_size
+    settings = merged(DEFAULTS, PRESETS[f"{size}-f8"])
+    group = settings["autoencoder"]
+    model = train.make_autoencoder(settings, 0)
+    rate = TimedCosine(group["learning_rate"])
+    model.compile(optimizer=keras.optimizers.AdamW(rate, beta_2=0.99, weight_decay=1e-4), jit_compile=False)
+    model.make_train_function()
+    source = dataset.open_source(flags.data)
+
+    def learn():
+        stream = dataset.make_dataset(source, "train", size, group["batch_size"], training=True)
+        iterator = iter(model.distribute_strategy.experimental_distribute_dataset(stream))
+        began, steps = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < 60 * flags.minutes:
+            model.train_function(iterator)
+            steps += 1
+            if steps % 50 == 0:
+                rate.total.assign(steps * 60 * flags.minutes / spent)
+        return {"steps": steps, "slices": steps * group["batch_size"]}
+
+    def reconstruct():
+        through = tf.function(lambda images, z: model.decode(model.encode(images, z), z), reduce_retracing=True)
+        test = dataset.make_dataset(source, "test", size, 32, training=False)
+        np.save(flags.out, np.concatenate([through(batch["image"], batch["z"]).numpy() for batch in test]))
+
+    return {"learn": learn, "reconstruct": reconstruct}, model
 
 
 def loader(flags):
@@ -160,7 +207,7 @@ def archive(flags):
     return {"open": lambda: {"slices": len(dataset.open_source(flags.data).entries)}}, None
 
 
-WORK = {"unet": unet, "first_stage": first_stage, "loader": loader, "archive": archive}
+WORK = {"unet": unet, "first_stage": first_stage, "autoencoder": autoencoder, "loader": loader, "archive": archive}
 
 
 def main():
@@ -174,6 +221,8 @@ def main():
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--replicas", type=int, help="logical CPU devices")
     p.add_argument("--data")
+    p.add_argument("--minutes", type=float, default=20, help="autoencoder: time to learn")
+    p.add_argument("--out", help="autoencoder: .npy for the test people's reconstructions")
     p.add_argument("--cache-bytes", type=int, default=2 * 2**30)
     p.add_argument("--precision", default="auto")
     flags = p.parse_args()

@@ -6,6 +6,7 @@ Runs in a virtual environment of its own (`benchmarks/requirements.txt`). The ta
 import argparse
 import io
 import os
+import re
 import time
 import zipfile
 
@@ -91,12 +92,12 @@ def unet(flags):
     return {"train": train, "forward": forward, "ddim": sample, "calls": calls}, model
 
 
-def first_stage(flags):
+def vq_model(flags):
     """`VQModel`, f8: widths 64-64-128-128, one block per level, 1,024 codes of 4 channels."""
     from diffusers import VQModel
 
     widths = [flags.width, flags.width, 2 * flags.width, 2 * flags.width]
-    model = VQModel(
+    return VQModel(
         in_channels=1,
         out_channels=1,
         down_block_types=["DownEncoderBlock2D"] * 4,
@@ -107,16 +108,26 @@ def first_stage(flags):
         num_vq_embeddings=1024,
         norm_num_groups=min(32, flags.width),
     ).to(memory_format=CHANNELS_LAST)
+
+
+def vq_step(model, optimizer, images):
+    """One step on images (B, 1, H, W): L1 + MSE + the model's own commitment and codebook loss."""
+    with autocast():
+        out = model(images)
+    fake = out.sample.float()
+    loss = (fake - images).abs().mean() + (fake - images).square().mean() + out.commit_loss.float().mean()
+    descend(loss, model, optimizer)
+
+
+def first_stage(flags):
+    """Steps of `VQModel` on one random batch."""
+    model = vq_model(flags)
     rows, size = flags.batch_size, flags.image_size
     images = (torch.randn(rows, 1, size, size) * 0.5).clamp(-1, 1).contiguous(memory_format=CHANNELS_LAST)
     optimizer = torch.optim.AdamW(model.parameters(), 4e-4)
 
     def train():
-        with autocast():
-            out = model(images)
-        fake = out.sample.float()
-        loss = (fake - images).abs().mean() + (fake - images).square().mean() + out.commit_loss.float().mean()
-        descend(loss, model, optimizer)
+        vq_step(model, optimizer, images)
 
     @torch.inference_mode()
     def encode():
@@ -127,14 +138,41 @@ def first_stage(flags):
     return {"train": train, "encode": encode}, model
 
 
-class Slices(torch.utils.data.Dataset):
-    """Slices of one split out of a zip: what a course project writes."""
+def autoencoder(flags):
+    """`VQModel` trained on real slices for so many minutes: AdamW 4e-4, batch 8."""
+    model = vq_model(flags)
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-4)
 
-    def __init__(self, path):
+    def learn():
+        slices, steps = Slices(flags.data), 0
+        began = time.perf_counter()
+        while True:
+            for images in torch.utils.data.DataLoader(slices, 8, shuffle=True, drop_last=True):
+                if time.perf_counter() - began > 60 * flags.minutes:
+                    return {"steps": steps, "slices": 8 * steps}
+                vq_step(model, optimizer, images.contiguous(memory_format=CHANNELS_LAST))
+                steps += 1
+
+    @torch.inference_mode()
+    def reconstruct():
+        test, fakes = Slices(flags.data, "test"), []
+        for images in torch.utils.data.DataLoader(test, 32):
+            with autocast():
+                fakes.append(model(images.contiguous(memory_format=CHANNELS_LAST)).sample.float())
+        np.save(flags.out, torch.cat(fakes).clamp(-1, 1).permute(0, 2, 3, 1).contiguous().numpy())
+
+    return {"learn": learn, "reconstruct": reconstruct}, model
+
+
+class Slices(torch.utils.data.Dataset):
+    """Slices of one split out of a zip: what a course project writes. In order of case, then slice index."""
+
+    def __init__(self, path, split="train"):
         self.path, self.archive = path, None
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.endswith((".png", ".jpeg"))]
-        self.names = [n for n in names if "_train/" in n and "_seg_" not in n] or names
+        names = [n for n in names if f"_{split}/" in n and "_seg_" not in n] or names
+        self.names = sorted(names, key=lambda n: [int(number) for number in re.findall(r"\d+", n)])
 
     def __len__(self):
         return len(self.names)
@@ -171,7 +209,7 @@ def loader(flags):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("what", choices=("unet", "first_stage", "loader"))
+    p.add_argument("what", choices=("unet", "first_stage", "autoencoder", "loader"))
     p.add_argument("--image-size", type=int, default=64)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--width", type=int, default=64)
@@ -179,9 +217,13 @@ def main():
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--data")
+    p.add_argument("--minutes", type=float, default=20, help="autoencoder: time to learn")
+    p.add_argument("--out", help="autoencoder: .npy for the test people's reconstructions")
     flags = p.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    tasks, model = {"unet": unet, "first_stage": first_stage, "loader": loader}[flags.what](flags)
+    tasks, model = {"unet": unet, "first_stage": first_stage, "autoencoder": autoencoder, "loader": loader}[flags.what](
+        flags
+    )
     parameters = sum(p.numel() for p in model.parameters()) if model else 0
     serving.serve(tasks, parameters=parameters, version=f"PyTorch {torch.__version__}")
 
