@@ -265,7 +265,9 @@ def reconstruct(flags, run):
     facts = {"run": str(run), "data": data, "split": flags.split, "scores": scores, "background": background}
     if autoencoder.tissues:
         masks = found["mask"][some] if with_tissue else None
-        figures.tissue_sheet(out / "reconstruct_tissue.png", fake[some], found["tissue"][some], z[some], masks)
+        figures.tissue_sheet(
+            out / "reconstruct_tissue.png", fake[some], found["tissue"][some], z[some], real_tissue=masks
+        )
         if with_tissue:
             facts["dice"] = dict(zip(TISSUES, metrics.dice(found["mask"], found["tissue"]), strict=True))
             print("Dice: " + ", ".join(f"{name} {value:.3f}" for name, value in facts["dice"].items()))
