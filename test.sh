@@ -49,7 +49,8 @@ done
 "$python" train.py latents --run "$smoke/vae"
 "$python" predict.py --prior histogram --run "$smoke/vae" --out "$smoke/samples" --z sweep
 "$python" predict.py reconstruct --run "$smoke/vae" --out "$smoke/samples"
-for file in histogram.png histogram_tissue.png reconstruct_tissue.png; do
+"$python" benchmarks/first_stage.py table "$smoke/fsq" "$smoke/vae" --out "$smoke/samples/rate.png"
+for file in histogram.png histogram_tissue.png reconstruct_tissue.png rate.png; do
     [ -s "$smoke/samples/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
 done
 

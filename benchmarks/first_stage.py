@@ -92,13 +92,14 @@ def run_row(run, source):
     bits = getattr(autoencoder, "num_codes", None)
     bits = autoencoder.latent_size**2 * np.log2(bits) if bits else None
     shape = "x".join(str(n) for n in autoencoder.latent_shape)
+    minutes = sum(row.get("seconds", np.nan) for row in history) / 60  # what older runs do not know
     usage = about.get("codebook", {}).get("usage")
     row = {
         "pixels": autoencoder.image_size,
         "latents": shape,
         "bits": f"{bits:,.0f}" if bits else "",
         "parameters": f"{autoencoder.count_params() / 1e6:.1f} M",
-        "minutes": f"{sum(row.get('seconds', np.nan) for row in history) / 60:.0f}",
+        "minutes": f"{minutes:.0f}" if minutes == minutes else "",
         **rounded(scores(to_unit(real), to_unit(through(autoencoder, real, z, label)))),
         "codes used": f"{usage:.1%}" if usage else "",
     }

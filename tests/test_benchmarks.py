@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -37,6 +38,22 @@ def test_first_stage_worker(worker):
     for task in ("train", "encode"):
         assert stage.run(task)["seconds"] > 0
     stage.close()
+
+
+@pytest.mark.slow
+def test_autoencoder_worker_learns_for_as_long_as_it_is_told(worker, tmp_path):
+    import dataset
+
+    dataset.write_phantoms(tmp_path / "phantom.zip", people=4, image_size=64)
+    out = tmp_path / "out.npy"
+    options = f"autoencoder --image-size 64 --minutes 1 --data {tmp_path / 'phantom.zip'} --out {out}"
+    stage = worker(*options.split())
+    answer = stage.run("learn")
+    assert 60 < answer["seconds"] < 120 and answer["slices"] == 8 * answer["steps"]
+    stage.run("reconstruct")
+    stage.close()
+    real = next(dataset.make_dataset(tmp_path / "phantom.zip", "test", 64, 32, False).as_numpy_iterator())["image"]
+    assert np.abs(np.load(out) - real).mean() < 0.5 * np.abs(real - real.mean()).mean()
 
 
 def test_loader_worker_reads_batches(worker, tmp_path):

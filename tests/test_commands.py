@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import dataset
@@ -134,3 +135,18 @@ def test_a_sweep_asks_for_every_slice_index_in_order():
     flags = predict.parser().parse_args(["--z", "sweep", "--label", "NC"])
     conditions = predict.choose_conditions(flags, {"z": [0, 31], "labels": ["AD", "NC"]})
     assert conditions["z"].tolist() == list(range(32)) and set(conditions["label"].tolist()) == {1}
+
+
+def test_histogram_latents_are_those_of_the_same_place_and_slice_index(tmp_path):
+    with pytest.raises(predict.runs.RunError, match="python train.py latents"):
+        predict.histogram_latents(tmp_path, [5], 0)
+    stored = np.arange(2 * 4 * 2 * 3, dtype="float16").reshape(2, 4, 2, 3, 1)  # every latent is another number
+    (tmp_path / "latents").mkdir()
+    np.savez(tmp_path / "latents" / "train.npz", latents=stored, z=np.array([5, 5, 9, 9]))
+    drawn = predict.histogram_latents(tmp_path, np.array([5] * 400 + [8]), seed=1)  # of 8 there is none: 9 is nearest
+    assert drawn.shape == (401, 2, 3, 1) and drawn.dtype == np.float32
+    for place in np.ndindex(2, 3):
+        assert set(drawn[(slice(0, 400), *place, 0)]) == set(stored[(slice(None), slice(0, 2), *place, 0)].ravel())
+        assert drawn[(400, *place, 0)] in stored[(slice(None), slice(2, 4), *place, 0)]
+    np.testing.assert_array_equal(predict.histogram_latents(tmp_path, [5], seed=1)[0], drawn[0])
+    assert len(np.unique(drawn[:400].reshape(400, 6), axis=0)) > 300  # each place by itself

@@ -79,6 +79,7 @@ def tiny_model(**options):
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     model.compile(keras.optimizers.Adam(0.1, **options), loss="mse", jit_compile=False)
     model.optimizer.build(model.trainable_variables)
+    model.for_use = lambda: model  # as `modules.Reports` has it
     return model
 
 
@@ -140,6 +141,16 @@ def test_checkpoint_keeps_the_best_and_the_last(tmp_path):
     last.load_weights(tmp_path / "diffusion.last.weights.h5")
     np.testing.assert_allclose(last.weights[0], [[after[2]]])
     assert {path.name for path in tmp_path.iterdir()} == {"diffusion.keras", "diffusion.last.weights.h5"}
+
+
+def test_with_a_gan_the_best_epoch_is_one_at_its_full_weight(tmp_path):
+    """Sharpness costs reconstruction: without this rule the epoch before the GAN would always be kept."""
+    rank = runs.Checkpoint(tmp_path, "autoencoder", "loss").rank
+    epochs = [{"loss": 0.3, "adversarial": 0.0}, {"loss": 0.2, "adversarial": 0.5}]
+    assert min(epochs, key=rank)["loss"] == 0.2
+    epochs += [{"loss": 0.5, "adversarial": 1.0}, {"loss": 0.4, "adversarial": 1.0}]
+    assert min(epochs, key=rank)["loss"] == 0.4
+    assert min([{"loss": 0.3}, {"loss": 0.2}], key=rank)["loss"] == 0.2
 
 
 def test_checkpoint_remembers_the_best_of_before_the_interruption(tmp_path):
