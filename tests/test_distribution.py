@@ -143,6 +143,29 @@ def test_picked_rows_are_those_of_the_global_batch(replicas):
         np.testing.assert_array_equal(result, flat[picks])
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_gathered_rows_are_the_global_batch_in_order_and_own_rows_take_them_apart(replicas):
+    x = normal(8, 3)
+
+    def there_and_back(part):
+        everyone = distribution.gather_rows(part)
+        return everyone, distribution.own_rows(everyone, tf.shape(part)[0])
+
+    gathered, own = everywhere(replicas, there_and_back, x)
+    for whole in gathered:
+        np.testing.assert_array_equal(whole, x)
+    np.testing.assert_array_equal(np.concatenate(own), x)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_moments_are_those_of_the_global_batch(replicas):
+    x = 3.0 * normal(8, 5, 3) + np.arange(3, dtype="float32")
+    means, deviations = everywhere(replicas, distribution.moments, x)
+    for mean, deviation in zip(means, deviations, strict=True):
+        np.testing.assert_allclose(mean, x.mean((0, 1)), rtol=1e-4)
+        np.testing.assert_allclose(deviation, x.std((0, 1)), rtol=1e-4)
+
+
 def test_precision_that_is_named_is_set():
     assert distribution.set_precision("mixed_bfloat16") == "mixed_bfloat16"
     assert keras.mixed_precision.dtype_policy().compute_dtype == "bfloat16"

@@ -122,7 +122,10 @@ def trained(replicas, make, data, averaged):
         (make_vqvae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
         (make_fsq, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
         (make_adversarial_vqvae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
-        (make_adversarial_vae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
+        pytest.param(
+            *(make_adversarial_vae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
+            marks=pytest.mark.slow,
+        ),
         (make_small_diffusion, True, (lambda: dataset_of(16, 8, size=8, channels=2),) * 2),
     ],
     ids=["vqvae", "fsq", "adversarial-vqvae", "adversarial-vae", "diffusion"],
