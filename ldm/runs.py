@@ -4,6 +4,7 @@
     <stage>.csv               history, one row per epoch           <stage>.png       its curves
     <stage>.keras             the best epoch by validation (with averaged weights, if the stage averages)
     <stage>.last.weights.h5   the last epoch, with the optimiser's state: where a resumed run goes on
+    codebook.json, .png       which codes of a VQ-VAE the last epoch used, and which are dead
     latents/<split>.npz       the first stage's latents
     pictures/, logs/          a picture per epoch; TensorBoard
 
