@@ -10,6 +10,8 @@ Networks are built of `keras.ops` and run on every Keras backend; `train_step` a
 A batch is {"image" (B, H, W, C), "z" (B,), "label" (B,), "case" (B,)}; its "image" may be latents.
 """
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -225,7 +227,10 @@ class Autoencoder(Reports, keras.Model):
         outputs = self.decoder({"latents": latents, **known}, training=training)
         reconstruction = self.compare(images, outputs["image"])
         if self.tissues:
-            extra["tissue"] = self.tissue_weight * losses.segmentation(outputs["tissue"], batch["mask"])
+            known = None
+            if training:  # of the global batch: one replica may hold all slices that have masks
+                known = distribution.mean_over_replicas(tf.reduce_sum(tf.cast(batch["mask"] >= 0, tf.float32)))
+            extra["tissue"] = self.tissue_weight * losses.segmentation(outputs["tissue"], batch["mask"], known)
         values = {"loss": reconstruction + sum(extra.values()), "reconstruction": reconstruction, **extra}
         return values, outputs["image"], state
 
@@ -478,7 +483,7 @@ def encoder(image_size, patch, widths, blocks, outputs, condition_on_z, num_labe
             x = downsample(width)(x)
         for _ in range(blocks):
             x = ResBlock(width)(x, embedding)
-    x = AttentionBlock()(x)
+    x = AttentionBlock(math.gcd(widths[-1], 64))(x)
     x = ResBlock(widths[-1])(x, embedding)
     x = GroupNorm(activation="silu")(x)
     x = layers.Conv2D(outputs, 1, dtype="float32")(x)
@@ -496,7 +501,7 @@ def decoder(latent_size, patch, widths, blocks, latent_channels, tissues, condit
     embedding = embed(z, label, 2 * widths[0], condition_on_z, num_labels)
     x = layers.Conv2D(widths[-1], 3, padding="same")(latents)
     x = ResBlock(widths[-1])(x, embedding)
-    x = AttentionBlock()(x)
+    x = AttentionBlock(math.gcd(widths[-1], 64))(x)
     for level, width in reversed(list(enumerate(widths))):
         for _ in range(blocks):
             x = ResBlock(width)(x, embedding)
@@ -525,13 +530,14 @@ class Discriminator(keras.Model):
         image_size: pixels a side.
         patch: side of the patches that the first layer trades for channels.
         width: channels of the first level; the second has twice as many.
+        condition_on_z: tell it the slice index.
         num_labels: number of labels; 0 is told none.
 
     Call arguments: {"image" (B, H, W, 1), "z" (B,) int32, "label" (B,) int32} -> logits (B, h, w, 1) float32, one for
     each patch of 2 `patch` pixels; it sees 13 `patch` pixels around it.
     """
 
-    def __init__(self, image_size, patch=4, width=64, num_labels=0, **kwargs):
+    def __init__(self, image_size, patch=4, width=64, condition_on_z=True, num_labels=0, **kwargs):
         image = keras.Input((image_size, image_size, 1), name="image")
         z = keras.Input((), dtype="int32", name="z")
         label = keras.Input((), dtype="int32", name="label")
@@ -539,11 +545,13 @@ class Discriminator(keras.Model):
         x = layers.LeakyReLU(0.2)(layers.Conv2D(width, 3, padding="same")(x))
         x = layers.LeakyReLU(0.2)(GroupNorm()(downsample(2 * width)(x)))
         x = layers.LeakyReLU(0.2)(GroupNorm()(layers.Conv2D(2 * width, 3, padding="same")(x)))
-        direction = layers.Dense(2 * width)(embed(z, label, 2 * width, True, num_labels))
-        agreement = Agreement(dtype="float32")(x, direction)
-        logits = layers.Conv2D(1, 3, padding="same", dtype="float32")(x) + agreement
+        logits = layers.Conv2D(1, 3, padding="same", dtype="float32")(x)
+        known = embed(z, label, 2 * width, condition_on_z, num_labels)
+        if known is not None:
+            logits = logits + Agreement(dtype="float32")(x, layers.Dense(2 * width)(known))
         super().__init__({"image": image, "z": z, "label": label}, logits, **kwargs)
-        self.arguments = {"image_size": image_size, "patch": patch, "width": width, "num_labels": num_labels}
+        conditions = {"condition_on_z": condition_on_z, "num_labels": num_labels}
+        self.arguments = {"image_size": image_size, "patch": patch, "width": width, **conditions}
 
     def get_config(self):
         return {"name": self.name, **self.arguments}
@@ -604,8 +612,9 @@ class AdversarialTraining(Reports, keras.Model):
         return super().make_train_function(force)
 
     def begin(self):
-        """Start adversarial training with the next step."""
+        """Start adversarial training with the next step; both learning rates are at the same place from then on."""
         self.begun.assign(float(ops.convert_to_numpy(self.optimizer.iterations)))
+        self.discriminator_optimizer.iterations.assign(self.optimizer.iterations)
         self.make_train_function(force=True)
 
     def call(self, inputs, training=False):
@@ -670,7 +679,10 @@ class AdversarialTraining(Reports, keras.Model):
         return distribution.for_logs(autoencoder.record({**values, "gradient_norm": norm}) | self.record(own))
 
     def train_discriminator(self, batch, fakes):
-        """One step of the discriminator against pictures that are held fixed; returns what it reports."""
+        """One step of the discriminator against pictures that are held fixed; returns what it reports.
+
+        D(fake) is that of reconstructions: random pictures are told from real ones by anybody.
+        """
         variables = self.discriminator.trainable_variables
         with tf.GradientTape() as tape:
             real = self.judge(batch["image"], batch)
@@ -679,7 +691,7 @@ class AdversarialTraining(Reports, keras.Model):
             part = distribution.replica_loss(loss)
         gradients = tape.gradient(part, variables)
         distribution.apply_gradients(self.discriminator_optimizer, gradients, variables, self.autoencoder.clip_norm)
-        return {"d_real": ops.mean(real), "d_fake": ops.mean(ops.stack(judged)), "d_loss": loss}
+        return {"d_real": ops.mean(real), "d_fake": ops.mean(judged[0]), "d_loss": loss}
 
     def test_step(self, batch):
         return self.autoencoder.test_step(batch)

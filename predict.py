@@ -36,7 +36,7 @@ def parser():
     p.add_argument("task", nargs="?", default="sample", choices=("sample", "reconstruct"))
     p.add_argument("--run", help="name of the run (default: the one that was trained last)")
     p.add_argument("--out", default="samples", help="folder for the pictures (default: samples)")
-    p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
+    p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16"))
 
     s = p.add_argument_group("sample")
     s.add_argument(
@@ -73,7 +73,7 @@ def sample(flags, run):
     pixels = about["settings"]["first_stage"] == "none"
     # Compiled once, and used by every sampler and every frame.
     denoise = tf.function(model.denoise, reduce_retracing=True)
-    autoencoder = None if pixels else runs.load_model(run / "autoencoder.keras")
+    autoencoder = None if pixels else runs.load_first_stage(run)
     decode = None if pixels else tf.function(autoencoder.decode, reduce_retracing=True)
 
     shape = model.data_shape
@@ -114,7 +114,9 @@ def draw_tissue(autoencoder, images, latents, conditions, path):
 
 def sample_prior(flags, run):
     """Decode latents that know nothing of each other: what the first stage alone makes of a slice index."""
-    autoencoder = runs.load_model(run / "autoencoder.keras")
+    if (runs.load_json(run / "diffusion.json") or {}).get("settings", {}).get("first_stage") == "none":
+        raise runs.RunError(f"--prior {flags.prior} draws latents, and {run} works in pixels: leave the flag out")
+    autoencoder = runs.load_first_stage(run)
     conditions = choose_conditions(flags, runs.load_json(run / "autoencoder.json")["data"])
     count = len(conditions["z"])
     if flags.prior == "normal":

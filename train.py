@@ -44,7 +44,7 @@ def parser():
     p.add_argument("--run", help="name of the run, whose folder is checkpoint/<run> (default: the name of the data)")
     p.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from (default: phantom)")
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
+    p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16"))
     p.add_argument("--replicas", type=int, help="number of GPUs, or, without any, of logical CPU devices to try it out")
     p.add_argument("--seed", type=int, help="of splits that are carved out, order, augmentation, weights and noise")
 
@@ -155,6 +155,7 @@ def resolve(flags):
         stages = ("diffusion",)
     for stage in runs.STAGES:
         refuse_change(run, stage, settings)
+    refuse_new_ground(run, stages, settings)
     return run, stages, settings
 
 
@@ -180,17 +181,25 @@ def refuse_idle_flags(flags, settings):
     """Raises:
     RunError: for a flag of the first stage that would have no effect.
     """
-    group = settings["autoencoder"]
-    kind = group["quantizer"] if settings["first_stage"] == "vqvae" else settings["first_stage"]
-    for flag, needed, met in (
-        ("cosine", "--quantizer ema", kind == "ema"),
-        ("kl_weight", "--autoencoder vae", kind == "vae"),
-        ("kl_cycles", "--autoencoder vae", kind == "vae"),
-        ("adversarial_weight", "--gan", group["gan"]),
-        ("random_latents", "--gan", group["gan"]),
-    ):
+    group, first = settings["autoencoder"], settings["first_stage"]
+    kind = group["quantizer"] if first == "vqvae" else first
+    some, gan = ("--autoencoder vqvae or vae", first != "none"), ("--gan", group["gan"] and first != "none")
+    needs = {
+        "cosine": ("--quantizer ema", kind == "ema"),
+        "num_codes": ("--quantizer ema", kind == "ema"),
+        "quantizer": ("--autoencoder vqvae", first == "vqvae"),
+        **dict.fromkeys(("kl_weight", "kl_cycles"), ("--autoencoder vae", kind == "vae")),
+        **dict.fromkeys(("adversarial_weight", "random_latents"), gan),
+        **dict.fromkeys(("gan", "segment", "condition_on_label", "autoencoder_width", "patch", "downsampling"), some),
+    }
+    for flag, (needed, met) in needs.items():
         if getattr(flags, flag) and not met:
-            raise runs.RunError(f"--{flag.replace('_', '-')} has no effect without {needed}: leave it out, or add that")
+            raise runs.RunError(f"{spelt(flag)} has no effect without {needed}: leave it out, or add that")
+
+
+def spelt(key, group=None):
+    """The flag that sets `key` of the settings, in that group of them."""
+    return "--autoencoder-width" if (group, key) == ("autoencoder", "width") else f"--{key.replace('_', '-')}"
 
 
 def check(settings):
@@ -218,7 +227,7 @@ def check(settings):
             raise runs.RunError("--steps-per-epoch must be 0 (one pass) or more")
         for name, value in positive.items():
             if value <= 0:
-                raise runs.RunError(f"--{name.replace('_', '-')} must be more than 0, not {value}")
+                raise runs.RunError(f"{spelt(name, stage)} must be more than 0, not {value}")
     first = settings["autoencoder"]
     for name in ("kl_weight", "kl_cycles", "adversarial_weight"):
         if first[name] < 0:
@@ -244,7 +253,8 @@ def check(settings):
 def identity(settings, stage):
     """The part of the settings that makes a stage's weights what they are; only epochs may change afterwards."""
     common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
-    return common | {key: value for key, value in settings[stage].items() if key != "epochs"}
+    planned = ("epochs", "kl_cycle_steps")
+    return common | {key: value for key, value in settings[stage].items() if key not in planned}
 
 
 def refuse_change(run, stage, settings):
@@ -258,7 +268,7 @@ def refuse_change(run, stage, settings):
     before, now = identity(known, stage), identity(settings, stage)
     for key in now:
         if before[key] != now[key]:
-            flag = "--autoencoder" if key == "first_stage" else f"--{key.replace('_', '-')}"
+            flag = "--autoencoder" if key == "first_stage" else spelt(key, stage)
             raise runs.RunError(
                 f"{run}: its {stage} stage was begun with {flag} {before.get(key)}, not {now[key]}: leave the flag out "
                 "to go on, or give the new run a name with --run"
@@ -298,8 +308,10 @@ def record(run, stage, settings, manifest, **more):
 def is_finished(run, stage, settings):
     """Whether a stage was trained to the end for as many epochs as the settings ask for."""
     stored = runs.load_json(run / f"{stage}.json") or {}
-    same = stage == "latents" or settings[stage]["epochs"] <= stored.get("epochs", 0)
-    return stored.get("finished", False) and same
+    if stage == "latents":  # they are those of a first stage, which may have been trained further since
+        first = runs.load_json(run / "autoencoder.json") or {}
+        return stored.get("finished", False) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
+    return stored.get("finished", False) and settings[stage]["epochs"] <= stored.get("epochs", 0)
 
 
 def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
@@ -344,13 +356,14 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
         model.compile(**optimizers, jit_compile=on_gpu)  # on CPUs XLA's convolutions are slower than oneDNN's
     done = runs.resume(model, run, stage, steps)
+    distribution.wait_for_all(model.distribute_strategy)  # the chief may have mended the history, which others read
     if done:
         print(f"{stage}: going on after epoch {done} of {epochs}")
     if done < epochs:
         callbacks = [keras.callbacks.SwapEMAWeights()] if averaged else []  # validate with the averaged weights
         callbacks += [Clock()]
         if runs.is_chief():
-            callbacks += [keras.callbacks.CSVLogger(run / f"{stage}.csv", append=done > 0)]
+            callbacks += [runs.History(run / f"{stage}.csv", append=done > 0)]
         callbacks += watchers
         if runs.is_chief():
             callbacks += [
@@ -395,10 +408,13 @@ class CodebookHealth(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):  # the metrics are still those of training
         names = {"foreground": "usage_foreground", "background": "usage_background"}
+        # On several machines reading a metric adds it up over them: all must do it, though only one writes.
         counts = {key: keras.ops.convert_to_numpy(self.usage[name].counts) for key, name in names.items()}
         self.counts = {key: value.astype(int).tolist() for key, value in counts.items()}
 
     def on_epoch_end(self, epoch, logs=None):
+        if not runs.is_chief():
+            return
         used = np.sum(list(self.counts.values()), axis=0)
         dead = np.flatnonzero(used == 0).tolist()
         runs.save_json(self.run / "codebook.json", {"epoch": epoch + 1, "dead": dead, **self.counts})
@@ -423,6 +439,9 @@ class Picture(keras.callbacks.Callback):
 def train_autoencoder(run, settings, source, strategy):
     """Stage 1: images -> `autoencoder.keras`, with the latents' statistics measured on the training split."""
     stage = with_steps(settings["autoencoder"], source)
+    if not stage["kl_cycle_steps"]:  # the first half of the training as it was planned first: written down, and kept
+        stage["kl_cycle_steps"] = stage["epochs"] * stage["steps_per_epoch"] // 2
+        settings["autoencoder"]["kl_cycle_steps"] = stage["kl_cycle_steps"]
     manifest = source.manifest()
     record(run, "autoencoder", settings, manifest, finished=False)
 
@@ -434,12 +453,12 @@ def train_autoencoder(run, settings, source, strategy):
     validation = slices("validate", training=False)
     shown = spread(validation, 8)
     with strategy.scope():
-        autoencoder = make_autoencoder({**settings, "autoencoder": stage}, len(source.label_names))
+        autoencoder = make_autoencoder(settings, len(source.label_names))
         model = with_adversary(autoencoder, stage) if stage["gan"] else autoencoder
     watchers = []
     if stage["gan"]:
         watchers.append(adversary.AdversaryWatch(lambda: runs.read_history(run / "autoencoder.csv")))
-    if settings["first_stage"] == "vqvae" and runs.is_chief():
+    if settings["first_stage"] == "vqvae":
         watchers.append(CodebookHealth(run, autoencoder))
 
     def picture(model):
@@ -477,14 +496,14 @@ def make_autoencoder(settings, num_labels):
     if settings["first_stage"] == "vqvae":
         kind, names = modules.VQVAE, [*names, "quantizer", "num_codes", "cosine", "levels"]
     else:
-        kind, names = modules.VAE, [*names, "kl_weight", "kl_cycles"]
-        more["kl_cycle_steps"] = group["epochs"] * (group["steps_per_epoch"] or 0) // 2  # constant in the second half
+        kind, names = modules.VAE, [*names, "kl_weight", "kl_cycles", "kl_cycle_steps"]
     return kind(settings["image_size"], seed=settings["seed"], **{name: group[name] for name in names}, **more)
 
 
 def with_adversary(autoencoder, stage):
     """The training of an autoencoder against a discriminator of the same conditions; its ramp takes one epoch."""
-    judge = modules.Discriminator(autoencoder.image_size, autoencoder.patch, num_labels=autoencoder.num_labels)
+    conditions = {"condition_on_z": autoencoder.condition_on_z, "num_labels": autoencoder.num_labels}
+    judge = modules.Discriminator(autoencoder.image_size, autoencoder.patch, **conditions)
     return modules.AdversarialTraining(
         autoencoder,
         judge,
@@ -500,7 +519,7 @@ def encode_latents(run, settings, source):
     View 0 of a slice is the slice; the other views of a training slice are augmented, because the second stage has no
     other augmentation.
     """
-    autoencoder = runs.load_model(run / "autoencoder.keras")
+    autoencoder = runs.load_first_stage(run)
     encode = tf.function(autoencoder.encode, reduce_retracing=True)
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
         columns, latents = {}, []
@@ -522,7 +541,8 @@ def encode_latents(run, settings, source):
         arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
         path = run / "latents" / f"{split}.npz"
         runs.write(path, lambda temporary, **_: np.savez(temporary, latents=np.stack(latents), **arrays))  # noqa: B023
-    record(run, "latents", settings, source.manifest(), finished=True)
+    epochs = runs.load_json(run / "autoencoder.json")["epochs"]
+    record(run, "latents", settings, source.manifest(), finished=True, epochs=epochs)
 
 
 def train_diffusion(run, settings, source, strategy):
@@ -530,7 +550,7 @@ def train_diffusion(run, settings, source, strategy):
     stage = with_steps(settings["diffusion"], source)
     manifest = source.manifest()
     in_pixels = settings["first_stage"] == "none"
-    autoencoder = None if in_pixels else runs.load_model(run / "autoencoder.keras")
+    autoencoder = None if in_pixels else runs.load_first_stage(run)
     record(run, "diffusion", settings, manifest, finished=False)
     with strategy.scope():
         model = make_diffusion(settings, len(source.label_names))
@@ -587,6 +607,19 @@ def spread(batches, count):
     whole = list(batches.unbatch().as_numpy_iterator())
     chosen = [whole[i] for i in np.linspace(0, len(whole) - 1, count).round().astype(int)]
     return {key: np.stack([element[key] for element in chosen]) for key in chosen[0]}
+
+
+def refuse_new_ground(run, stages, settings):
+    """Raises:
+    RunError: if a finished first stage would be trained further under a diffusion model that was built on it.
+    """
+    finished = (runs.load_json(run / "autoencoder.json") or {}).get("finished", False)
+    further = "autoencoder" in stages and finished and not is_finished(run, "autoencoder", settings)
+    if further and (run / "diffusion.json").exists():
+        raise runs.RunError(
+            f"{run}: more --epochs for the first stage would change the latents under its diffusion model: say "
+            "`train.py diffusion` to train that further, or give the new run a name with --run"
+        )
 
 
 def refuse_missing(group, source):

@@ -141,6 +141,8 @@ def table(flags):
     source = dataset.open_source(flags.data or about["data"]["source"], seed=about["settings"]["seed"])
     rows, curves, sizes = {}, {}, set()
     for run in folders:
+        if runs.load_json(run / "autoencoder.json")["data"]["splits"] != about["data"]["splits"]:
+            sys.exit(f"{run} was trained on other people than {folders[0]}: give runs of the same data and --seed")
         rows[run.name], bits = run_row(run, source)
         sizes.add(rows[run.name]["pixels"])
         if bits:
@@ -272,7 +274,7 @@ def main():
     b.add_argument("--width", type=int, default=96)
     for command, size in ((a, 256), (b, 128)):
         command.add_argument("--data", required=True)
-        command.add_argument("--image-size", type=int, default=size)
+        command.add_argument("--image-size", type=int, default=size, choices=(64, 128, 256))
     flags = p.parse_args()
     {"table": table, "against": against, "ablation": ablation}[flags.command](flags)
 

@@ -144,7 +144,7 @@ def autoencoder(flags):
     optimizer = torch.optim.AdamW(model.parameters(), 4e-4)
 
     def learn():
-        slices, steps = Slices(flags.data), 0
+        slices, steps = Slices(flags.data, size=flags.image_size), 0
         began = time.perf_counter()
         while True:
             for images in torch.utils.data.DataLoader(slices, 8, shuffle=True, drop_last=True):
@@ -155,7 +155,7 @@ def autoencoder(flags):
 
     @torch.inference_mode()
     def reconstruct():
-        test, fakes = Slices(flags.data, "test"), []
+        test, fakes = Slices(flags.data, "test", flags.image_size), []
         for images in torch.utils.data.DataLoader(test, 32):
             with autocast():
                 fakes.append(model(images.contiguous(memory_format=CHANNELS_LAST)).sample.float())
@@ -167,8 +167,8 @@ def autoencoder(flags):
 class Slices(torch.utils.data.Dataset):
     """Slices of one split out of a zip: what a course project writes. In order of case, then slice index."""
 
-    def __init__(self, path, split="train"):
-        self.path, self.archive = path, None
+    def __init__(self, path, split="train", size=None):
+        self.path, self.archive, self.size = path, None, size
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.endswith((".png", ".jpeg"))]
         names = [n for n in names if f"_{split}/" in n and "_seg_" not in n] or names
@@ -183,6 +183,8 @@ class Slices(torch.utils.data.Dataset):
         if self.archive is None:  # opened in the process that reads
             self.archive = zipfile.ZipFile(self.path)
         image = Image.open(io.BytesIO(self.archive.read(self.names[i % len(self.names)])))
+        if self.size and image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.asarray(image, np.float32)[None] / 127.5 - 1)
 
 

@@ -86,9 +86,10 @@ class CodeBank(layers.Layer):
     """
 
     def __init__(self, capacity, shape, **kwargs):
+        # 64 bits, because TensorFlow keeps 32-bit integer variables off the GPU, where XLA cannot reach them.
         super().__init__(**{**kwargs, "autocast": False})
         self.capacity, self.shape = capacity, tuple(shape)
-        options = {"trainable": False, "initializer": "zeros", "aggregation": "only_first_replica", "dtype": "int32"}
+        options = {"trainable": False, "initializer": "zeros", "aggregation": "only_first_replica", "dtype": "int64"}
         self.maps = self.add_weight(shape=(capacity, *self.shape), name="maps", **options)
         self.z = self.add_weight(shape=(capacity,), name="z", **options)
         self.seen = self.add_weight(shape=(), name="seen", **options)
@@ -96,8 +97,9 @@ class CodeBank(layers.Layer):
 
     def remember(self, codes, z):
         """Keep code maps (B, h, w) int32 of the slice indices z (B,), the same on all replicas; B <= M."""
-        rows = tf.shape(z)[0]
-        places = ((tf.convert_to_tensor(self.seen) + tf.range(rows)) % self.capacity)[:, None]
+        rows = tf.shape(z, out_type=tf.int64)[0]
+        places = ((tf.convert_to_tensor(self.seen) + tf.range(rows, dtype=tf.int64)) % self.capacity)[:, None]
+        codes, z = tf.cast(codes, tf.int64), tf.cast(z, tf.int64)
         self.maps.assign(tf.tensor_scatter_nd_update(tf.convert_to_tensor(self.maps), places, codes))
         self.z.assign(tf.tensor_scatter_nd_update(tf.convert_to_tensor(self.z), places, z))
         self.seen.assign(tf.convert_to_tensor(self.seen) + rows)
@@ -108,12 +110,12 @@ class CodeBank(layers.Layer):
         Args:
             seed: two integers; equal seeds draw equally.
         """
-        kept = tf.range(self.capacity) < tf.convert_to_tensor(self.seen)
-        same = kept & (tf.convert_to_tensor(self.z) == z[:, None])
+        kept = tf.range(self.capacity, dtype=tf.int64) < tf.convert_to_tensor(self.seen)
+        same = kept & (tf.convert_to_tensor(self.z) == tf.cast(z, tf.int64)[:, None])
         height, width = self.shape
         logits = tf.where(same, 0.0, -1e9)
         example = tf.random.stateless_categorical(logits, height * width, seed, dtype=tf.int32)  # (B, h w)
         position = tf.broadcast_to(tf.range(height * width), tf.shape(example))
         flat = rearrange(tf.convert_to_tensor(self.maps), "m h w -> m (h w)")
         drawn = tf.gather_nd(flat, tf.stack([example, position], axis=-1))
-        return rearrange(drawn, "b (h w) -> b h w", h=height)
+        return rearrange(tf.cast(drawn, tf.int32), "b (h w) -> b h w", h=height)

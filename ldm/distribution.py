@@ -88,6 +88,11 @@ def sum_over_replicas(tensors):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
+def mean_over_replicas(value):
+    """The mean of a tensor that every replica holds, the same on all of them."""
+    return sum_over_replicas(value) / tf.distribute.get_replica_context().num_replicas_in_sync
+
+
 def apply_gradients(optimizer, gradients, variables, clip_norm=None):
     """One optimiser step with the gradients of `replica_loss`, clipped by their global norm.
 
@@ -124,7 +129,10 @@ def global_rows(draw, rows):
 def gather_rows(part):
     """The rows of the global batch, in order, of which each replica holds a contiguous part; the same everywhere."""
     context = tf.distribute.get_replica_context()
-    return part if context.num_replicas_in_sync == 1 else context.all_gather(part, axis=0)
+    rows, replicas = tf.shape(part)[0], context.num_replicas_in_sync
+    before = context.replica_id_in_sync_group * rows
+    margins = [[before, (replicas - 1) * rows - before]] + [[0, 0]] * (part.shape.rank - 1)
+    return sum_over_replicas(tf.pad(part, margins))  # each contributes its rows, and zeros for the others
 
 
 def own_rows(everyone, rows):
@@ -138,10 +146,8 @@ def own_rows(everyone, rows):
 
 def moments(x):
     """Mean and standard deviation per channel, (C,) each, of the global batch (B, ..., C)."""
-    context = tf.distribute.get_replica_context()
     flat = tf.reshape(x, (-1, x.shape[-1]))
-    sums = (tf.reduce_mean(flat, 0), tf.reduce_mean(flat**2, 0))
-    mean, square = (total / context.num_replicas_in_sync for total in sum_over_replicas(sums))
+    mean, square = (mean_over_replicas(tf.reduce_mean(part, 0)) for part in (flat, flat**2))
     return mean, tf.sqrt(tf.maximum(square - mean**2, 1e-12))
 
 

@@ -38,6 +38,8 @@ def structural_dissimilarity(real, fake, window=7):
 def foreground_ssim(real, fake):
     """The metric of that name in `ldm.metrics` as an operation, so that every validation can report it.
 
+    GPUs may round convolutions to TF32, which moves it by up to 0.01.
+
     Returns:
         (B,) float32: SSIM under an 11x11 Gaussian window, averaged where the real slice is brighter than 0.05 of the
         range; and (B,) float32: 1 where a slice has such pixels, 0 where it has none and nothing can be said.
@@ -100,18 +102,21 @@ def cyclical(step, cycles, cycle_steps):
     return ops.where(step >= cycle_steps, 1.0, rising)
 
 
-def segmentation(logits, tissue):
+def segmentation(logits, tissue, pixels=None):
     """Cross-entropy in nats of tissue classes, over the pixels whose class is known.
 
     Args:
         logits: (B, H, W, K).
         tissue: (B, H, W) int32; -1 is unknown.
+        pixels: how many are known; counted here if left out.
     """
     logits = _exact(logits)
     known = ops.cast(tissue >= 0, "float32")
     log_share = logits - ops.logsumexp(logits, axis=-1, keepdims=True)
     chosen = ops.one_hot(ops.maximum(tissue, 0), logits.shape[-1])
-    return -ops.sum(known * ops.sum(chosen * log_share, axis=-1)) / ops.maximum(ops.sum(known), 1.0)
+    return -ops.sum(known * ops.sum(chosen * log_share, axis=-1)) / ops.maximum(
+        ops.sum(known) if pixels is None else pixels, 1.0
+    )
 
 
 def _exact(x):

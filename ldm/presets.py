@@ -21,6 +21,7 @@ DEFAULTS = {
         "levels": [8, 5, 5, 5],
         "kl_weight": 1e-6,
         "kl_cycles": 4,
+        "kl_cycle_steps": None,  # half of the training
         "condition_on_z": True,
         "condition_on_label": False,
         "segment": False,

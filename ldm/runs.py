@@ -89,6 +89,20 @@ def load_model(path):
     return keras.saving.load_model(path, compile=False)
 
 
+def load_first_stage(run):
+    """The first stage of a run, trained to its end: only then are its latents measured.
+
+    Raises:
+        RunError: if it is not there, or still in training.
+    """
+    model = load_model(run / "autoencoder.keras")
+    if not (load_json(run / "autoencoder.json") or {}).get("finished"):
+        raise RunError(
+            f"{run}: its first stage is still in training: run `python train.py autoencoder --run {run.name}`"
+        )
+    return model
+
+
 def versions():
     """Versions of what the result depends on."""
     import tensorflow as tf
@@ -126,7 +140,7 @@ def read_history(path):
     if not Path(path).exists():
         return []
     with open(path, newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return [{key: float(value) for key, value in row.items() if value not in ("", "NA")} for row in csv.DictReader(file)]
 
 
 def resume(model, run, stage, steps_per_epoch):
@@ -148,6 +162,16 @@ def resume(model, run, stage, steps_per_epoch):
         lines = history.read_text().splitlines(keepends=True)[: 1 + epochs]
         write(history, lambda temporary: temporary.write_text("".join(lines)))
     return epochs
+
+
+class History(keras.callbacks.CSVLogger):
+    """Keras' CSVLogger, which, going on with a file, keeps to the columns of its header."""
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        if self.append:
+            with open(self.filename, newline="") as file:
+                self.keys = next(csv.reader(file), ["epoch"])[1:] or None
 
 
 class Checkpoint(keras.callbacks.Callback):

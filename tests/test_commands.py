@@ -8,6 +8,7 @@ import pytest
 import dataset
 import predict
 import train
+from ldm import figures
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,11 @@ def refusal(main, argv, capsys):
         (["--quantizer", "fsq", "--latent-channels", "8"], "--latent-channels has no effect"),
         (["--batch-size", "3", "--replicas", "2"], "--batch-size 3"),
         (["--random-latents"], "--random-latents has no effect without --gan"),
+        (["--gan", "--autoencoder", "none"], "--gan has no effect without --autoencoder"),
+        (["--quantizer", "fsq", "--autoencoder", "vae"], "--quantizer has no effect without --autoencoder vqvae"),
+        (["--autoencoder-width", "0"], "--autoencoder-width"),
+        (["--condition-on-label", "--data", "flat"], "--condition-on-label needs labels"),
+        (["--segment", "--data", "flat"], "--segment needs tissue masks"),
         (["--kl-weight", "1e-5"], "--kl-weight has no effect without --autoencoder vae"),
         (["--cosine", "--quantizer", "fsq"], "--cosine has no effect without --quantizer ema"),
         (["--gan", "--adversarial-weight", "-1"], "--adversarial-weight must be 0 or more"),
@@ -50,6 +56,11 @@ def refusal(main, argv, capsys):
     ],
 )
 def test_train_refuses_in_one_sentence_that_names_the_flag(argv, named, tmp_path, phantoms, capsys):
+    flat = tmp_path / "flat"  # no labels, no masks
+    flat.mkdir()
+    for case in range(3):
+        figures.save_png(flat / f"{case}_0.png", np.full((16, 16), 99, np.uint8))
+    argv = [str(flat) if word == "flat" else word for word in argv]
     data = [] if "--data" in argv else ["--data", phantoms]
     run = tmp_path / "run"
     assert named in refusal(train.main, [*argv, *data, "--run", str(run)], capsys)
@@ -71,6 +82,27 @@ def test_a_run_refuses_to_become_another(tmp_path, phantoms, capsys):
     said = refusal(train.main, ["--run", str(run), "--num-codes", "7"], capsys)
     assert "--num-codes 1024, not 7" in said and "--run" in said
     assert (run / "autoencoder.json").read_text() == stored
+
+
+def test_a_finished_first_stage_is_not_trained_further_under_its_diffusion_model(tmp_path, phantoms, capsys):
+    run = tmp_path / "run"
+    argv = ["--run", str(run), "--image-size", "32", "--data", phantoms]
+    _, _, settings = train.resolve(train.parser().parse_args(argv))
+    run.mkdir()
+    stored = {"settings": settings, "data": {}, "finished": True, "epochs": settings["autoencoder"]["epochs"]}
+    (run / "autoencoder.json").write_text(json.dumps(stored))
+    more = ["autoencoder", *argv, "--epochs", "99"]
+    train.resolve(train.parser().parse_args(more))  # nothing stands on it yet
+    (run / "diffusion.json").write_text(json.dumps({"settings": settings, "data": {}}))
+    assert "would change the latents" in refusal(train.main, more, capsys)
+    train.resolve(train.parser().parse_args(["diffusion", *argv, "--epochs", "99"]))
+
+
+def test_latents_are_those_of_the_first_stage_as_it_is(tmp_path):
+    (tmp_path / "autoencoder.json").write_text(json.dumps({"epochs": 5, "finished": True}))
+    for epochs, finished in ((5, True), (4, False)):
+        (tmp_path / "latents.json").write_text(json.dumps({"epochs": epochs, "finished": True}))
+        assert train.is_finished(tmp_path, "latents", {}) == finished
 
 
 def test_settings_come_from_preset_then_run_then_flags(tmp_path):
@@ -115,6 +147,7 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
         (["--steps", "0"], "--steps"),
         (["--eta", "2"], "--eta"),
         (["--fps", "0"], "--fps"),
+        (["--prior", "normal", "--run", "nowhere"], "python train.py autoencoder"),
     ],
 )
 def test_predict_refuses_in_one_sentence(argv, named, capsys):

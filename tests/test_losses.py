@@ -59,4 +59,5 @@ def test_segmentation_is_the_cross_entropy_of_known_pixels():
     logits = np.log(np.array([0.7, 0.1, 0.1, 0.1], "float32")) * np.ones((1, 2, 2, 1), "float32")
     tissue = np.array([[[0, 1], [-1, -1]]], "int32")
     np.testing.assert_allclose(losses.segmentation(logits, tissue), -(np.log(0.7) + np.log(0.1)) / 2, rtol=1e-5)
+    np.testing.assert_allclose(losses.segmentation(logits, tissue, 4.0), -(np.log(0.7) + np.log(0.1)) / 4, rtol=1e-5)
     assert float(losses.segmentation(logits, np.full_like(tissue, -1))) == 0.0

@@ -29,7 +29,10 @@ def batch_of(count, size=SIZE, channels=1, seed=0):
         "z": rng.integers(0, 40, count).astype("int32"),
         "label": rng.integers(-1, 2, count).astype("int32"),
         "case": np.arange(count, dtype="int32"),
-        "mask": rng.integers(-1, 4, (count, size, size)).astype("int32"),
+        # whole slices have no mask, and they need not be shared out evenly
+        "mask": np.where(np.arange(count)[:, None, None] % 8 < 3, -1, rng.integers(0, 4, (count, size, size))).astype(
+            "int32"
+        ),
     }
 
 
@@ -391,6 +394,21 @@ def test_a_discriminator_patch_sees_as_far_as_is_said():
         middle = x[0, 8, 8, 0]
     seen = np.flatnonzero(np.abs(tape.gradient(middle, image)[0, :, :, 0]).sum(0))
     assert seen.max() - seen.min() + 1 == 26  # 13 patches of 2 pixels
+
+
+def test_a_discriminator_may_be_told_nothing():
+    judge, data = randomised(modules.Discriminator(SIZE, patch=2, width=8, condition_on_z=False)), batch_of(2)
+    known = {"image": data["image"], "z": np.full(2, 3), "label": np.zeros(2, "int32")}
+    np.testing.assert_array_equal(judge(known), judge(known | {"z": np.full(2, 30), "label": np.ones(2, "int32")}))
+
+
+def test_both_learning_rates_are_at_the_same_place_once_it_begins():
+    model = compiled(make_adversarial_vqvae())
+    model.begun.assign(-1.0)
+    model.fit(dataset_of(16, 8), epochs=1, verbose=0)
+    assert int(model.discriminator_optimizer.iterations) == 0
+    model.begin()
+    assert int(model.discriminator_optimizer.iterations) == int(model.optimizer.iterations) == 2
 
 
 def test_what_is_kept_of_adversarial_training_is_the_autoencoder(tmp_path):

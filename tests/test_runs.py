@@ -90,6 +90,28 @@ def write_history(path, values):
         rows.writerows(enumerate(values))
 
 
+def test_a_history_that_goes_on_keeps_to_its_columns(tmp_path):
+    """What a newer version reports besides must not slide under another column's name."""
+    write_history(tmp_path / "history.csv", [0.5])
+    model, x = tiny_model(), tf.ones((4, 1))
+    history = runs.History(tmp_path / "history.csv", append=True)
+    more = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(seconds=9.0, a_first=8.0))
+    model.fit(x, x, epochs=1, verbose=0, callbacks=[Validation([0.25]), more, history])
+    assert runs.read_history(tmp_path / "history.csv") == [{"epoch": 0, "val_loss": v} for v in (0.5, 0.25)]
+
+
+def test_a_first_stage_still_in_training_is_not_for_use(tmp_path):
+    model = modules.VQVAE(16, width=8)
+    model.save(tmp_path / "autoencoder.keras")
+    for stored in (None, {"finished": False}):
+        if stored is not None:
+            runs.save_json(tmp_path / "autoencoder.json", stored)
+        with pytest.raises(runs.RunError, match="still in training"):
+            runs.load_first_stage(tmp_path)
+    runs.save_json(tmp_path / "autoencoder.json", {"finished": True})
+    assert isinstance(runs.load_first_stage(tmp_path), modules.VQVAE)
+
+
 def test_a_run_without_checkpoint_starts_at_0_with_an_empty_history(tmp_path):
     write_history(tmp_path / "diffusion.csv", [1.0])
     assert runs.resume(tiny_model(), tmp_path, "diffusion", 5) == 0
