@@ -140,7 +140,9 @@ def read_history(path):
     if not Path(path).exists():
         return []
     with open(path, newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value not in ("", "NA")} for row in csv.DictReader(file)]
+        return [
+            {key: float(value) for key, value in row.items() if value not in ("", "NA")} for row in csv.DictReader(file)
+        ]
 
 
 def resume(model, run, stage, steps_per_epoch):

@@ -192,12 +192,18 @@ def test_precision_is_float32_where_the_processor_cannot_be_asked(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one(tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        ("diffusion", "--autoencoder none --multipliers 1 2 --attention 16 --width 16 --head-size 16"),
+        ("autoencoder", "--autoencoder-width 16 --num-codes 32"),
+    ],
+)
+def test_two_machines_train_as_one(stage, flags, tmp_path):
     """Two processes under TF_CONFIG, each a worker, end with the losses of one process at the same global batch."""
     archive = tmp_path / "phantom.zip"
     dataset.write_phantoms(archive, people=4, image_size=32)
-    flags = "--autoencoder none --image-size 32 --multipliers 1 2 --attention 16 --width 16 --head-size 16"
-    flags += " --epochs 1 --steps-per-epoch 2 --batch-size 4 --precision float32"
+    flags += " --image-size 32 --epochs 1 --steps-per-epoch 2 --batch-size 4 --precision float32"
     ports = []
     for _ in range(2):
         with socket.socket() as free:
@@ -206,7 +212,7 @@ def test_two_machines_train_as_one(tmp_path):
 
     def start(run, config=None):
         environment = os.environ | ({"TF_CONFIG": json.dumps(config)} if config else {})
-        command = [sys.executable, ROOT / "train.py", "--data", archive, "--run", tmp_path / run, *flags.split()]
+        command = [sys.executable, ROOT / "train.py", stage, "--data", archive, "--run", tmp_path / run, *flags.split()]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
     workers = [
@@ -218,6 +224,6 @@ def test_two_machines_train_as_one(tmp_path):
     finally:
         for process in workers:  # one that has lost its peer would wait for ever
             process.kill()
-    one, two = (np.genfromtxt(tmp_path / run / "diffusion.csv", delimiter=",", names=True) for run in ("one", "two"))
+    one, two = (np.genfromtxt(tmp_path / run / f"{stage}.csv", delimiter=",", names=True) for run in ("one", "two"))
     for name in ("loss", "val_loss", "gradient_norm"):
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4)
