@@ -577,7 +577,7 @@ class AdversarialTraining(Reports, keras.Model):
 
     only_training = (*Reports.only_training, *("adversarial", "adaptive_weight", "d_real", "d_fake", "d_loss"))
 
-    def __init__(self, autoencoder, discriminator, weight=0.3, cap=0.1, ramp_steps=500, random_latents=False, **kwargs):
+    def __init__(self, autoencoder, discriminator, weight=0.1, cap=0.1, ramp_steps=500, random_latents=False, **kwargs):
         super().__init__(**kwargs)
         self.autoencoder, self.discriminator = autoencoder, discriminator
         self.weight, self.cap, self.ramp_steps = weight, cap, ramp_steps

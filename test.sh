@@ -44,7 +44,7 @@ done
 
 "$python" train.py autoencoder $tiny --run "$smoke/fsq" --quantizer fsq --levels 8 5 5 --epochs 3 --gan --random-latents
 "$python" predict.py reconstruct --run "$smoke/fsq" --out "$smoke/samples"
-"$python" train.py autoencoder $tiny --run "$smoke/vae" --autoencoder vae --epochs 3 --gan --segment --condition-on-label \
+"$python" train.py autoencoder $tiny --run "$smoke/vae" --autoencoder vae --epochs 4 --gan --segment --condition-on-label \
     --learning-rate 1e-6  # nothing is gained, so adversarial training begins
 "$python" train.py latents --run "$smoke/vae"
 "$python" predict.py --prior histogram --run "$smoke/vae" --out "$smoke/samples" --z sweep

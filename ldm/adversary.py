@@ -10,16 +10,19 @@ from einops import rearrange
 from keras import layers
 
 # Stated here, and named in the lines that are printed when they are crossed.
-SETTLED = 0.05  # the last epoch improved the best validation reconstruction by less than this share
+SETTLED = 0.05  # the last two epochs improved the best validation reconstruction by less than this share
 GAP = 0.05  # a discriminator whose mean logits of real and fake differ by less says nothing
 DROP = 0.02  # most foreground SSIM on the validation people that sharpness may cost
 
 
 def settled(reconstructions):
-    """Whether the last epoch improved the least value before it by less than `SETTLED` of it."""
-    if len(reconstructions) < 2:
+    """Whether the last two epochs improved the least value before them by less than `SETTLED` of it.
+
+    Two, because a single epoch may be unlucky while the learning rate is high.
+    """
+    if len(reconstructions) < 3:
         return False
-    return reconstructions[-1] > (1.0 - SETTLED) * min(reconstructions[:-1])
+    return min(reconstructions[-2:]) > (1.0 - SETTLED) * min(reconstructions[:-2])
 
 
 def is_constant(d_real, d_fake):
@@ -50,7 +53,7 @@ class AdversaryWatch(keras.callbacks.Callback):
         if not self.model.active:
             if settled([row["val_reconstruction"] for row in self.rows]):
                 self.model.begin()
-                print(f"adversarial training begins: epoch {epoch + 1} improved the reconstruction by less than 5 %")
+                print(f"adversarial training begins: by epoch {epoch + 1}, two epochs have gained less than 5 %")
             return
         if logs["adversarial"] < 1.0:  # still on its way up
             return

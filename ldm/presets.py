@@ -26,7 +26,7 @@ DEFAULTS = {
         "condition_on_label": False,
         "segment": False,
         "gan": False,
-        "adversarial_weight": 0.3,
+        "adversarial_weight": 0.1,
         "random_latents": False,
         "batch_size": 16,
         "epochs": 20,
