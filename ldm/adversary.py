@@ -10,19 +10,20 @@ from einops import rearrange
 from keras import layers
 
 # Stated here, and named in the lines that are printed when they are crossed.
-SETTLED = 0.05  # the last two epochs improved the best validation reconstruction by less than this share
+SETTLED = 0.1  # the last two epochs lowered the best validation reconstruction by less than this share of the first's
 GAP = 0.05  # a discriminator whose mean logits of real and fake differ by less says nothing
 DROP = 0.02  # most foreground SSIM on the validation people that sharpness may cost
 
 
 def settled(reconstructions):
-    """Whether the last two epochs improved the least value before them by less than `SETTLED` of it.
+    """Whether the last two epochs lowered the least value before them by less than `SETTLED` of the first value.
 
-    Two, because a single epoch may be unlucky while the learning rate is high.
+    Two, because a single epoch may be unlucky while the learning rate is high. Of the first value, because the learning
+    rate decays over the whole training, and so the relative gains do not end before it does.
     """
     if len(reconstructions) < 3:
         return False
-    return min(reconstructions[-2:]) > (1.0 - SETTLED) * min(reconstructions[:-2])
+    return min(reconstructions[:-2]) - min(reconstructions[-2:]) < SETTLED * reconstructions[0]
 
 
 def is_constant(d_real, d_fake):
@@ -53,7 +54,9 @@ class AdversaryWatch(keras.callbacks.Callback):
         if not self.model.active:
             if settled([row["val_reconstruction"] for row in self.rows]):
                 self.model.begin()
-                print(f"adversarial training begins: by epoch {epoch + 1}, two epochs have gained less than 5 %")
+                print(
+                    f"adversarial training begins: by epoch {epoch + 1}, two epochs have gained less than a tenth of the first one's loss"
+                )
             return
         if logs["adversarial"] < 1.0:  # still on its way up
             return

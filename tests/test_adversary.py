@@ -8,12 +8,12 @@ from ldm import adversary
 from ldm.adversary import AdversaryWatch, CodeBank
 
 
-def test_reconstruction_has_settled_once_two_epochs_gain_less_than_a_twentieth():
+def test_reconstruction_has_settled_once_two_epochs_gain_less_than_a_tenth_of_the_first():
     assert not adversary.settled([]) and not adversary.settled([0.5, 0.5])
-    assert not adversary.settled([1.0, 0.8, 0.75, 0.77])  # 6 % better than the best before
-    assert not adversary.settled([1.0, 0.8, 0.9, 0.75])  # one unlucky epoch
-    assert adversary.settled([1.0, 0.8, 0.77, 0.9])  # 4 %
-    assert adversary.settled([1.0, 0.8, 0.9, 0.85])  # worse
+    assert not adversary.settled([2.0, 0.8, 0.55, 0.6])  # 0.25 better than the best before, an eighth of 2.0
+    assert not adversary.settled([2.0, 0.8, 0.9, 0.55])  # one unlucky epoch
+    assert adversary.settled([2.0, 0.8, 0.65, 0.9])  # 0.15
+    assert adversary.settled([2.0, 0.8, 0.9, 0.85])  # worse
 
 
 class Model:
