@@ -32,7 +32,7 @@ echo "== smoke run on phantoms: dataset, train, predict"
 smoke=$(mktemp -d)
 trap 'rm -rf "$smoke"' EXIT
 "$python" dataset.py phantom --people 8 --image-size 64 --out "$smoke/phantom.zip"
-tiny="--data $smoke/phantom.zip --run $smoke/run --image-size 32 --epochs 1 --steps-per-epoch 4 --batch-size 8 --width 32"
+tiny="--data $smoke/phantom.zip --run $smoke/run --image-size 32 --epochs 1 --steps-per-epoch 4 --batch-size 8 --width 32 --autoencoder-width 32"
 "$python" train.py $tiny --views 2 --attention 4 --gan
 "$python" predict.py --run "$smoke/run" --out "$smoke/samples" --steps 3 --count 4 --show-x0
 "$python" predict.py reconstruct --run "$smoke/run" --out "$smoke/samples"

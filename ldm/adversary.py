@@ -10,7 +10,7 @@ from einops import rearrange
 from keras import layers
 
 # Stated here, and named in the lines that are printed when they are crossed.
-SETTLED = 0.1  # the last two epochs lowered the best validation reconstruction by less than this share of the first's
+SETTLED = 0.1  # the last two epochs lowered the best reconstruction by less than this share of the first one
 GAP = 0.05  # a discriminator whose mean logits of real and fake differ by less says nothing
 DROP = 0.02  # most foreground SSIM on the validation people that sharpness may cost
 
