@@ -47,7 +47,7 @@ def test_it_begins_when_the_reconstruction_has_settled_and_not_before(capsys):
     assert not model.active and "never came to its full weight" in said[0] and len(said) == 1
     model, said = watched([*BEFORE, RAMP, (0.48, 0.79, 1.0, 0.5, -0.5)], capsys=capsys)
     assert model.active and float(model.strength) == 1.0
-    assert len(said) == 1 and "begins: by epoch 3" in said[0]
+    assert len(said) == 1 and "begins: epochs 2 and 3" in said[0]
 
 
 def test_a_constant_discriminator_is_said_and_turned_down(capsys):
