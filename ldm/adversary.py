@@ -55,7 +55,7 @@ class AdversaryWatch(keras.callbacks.Callback):
             if settled([row["val_reconstruction"] for row in self.rows]):
                 self.model.begin()
                 print(
-                    f"adversarial training begins: by epoch {epoch + 1}, two epochs have gained less than a tenth of the first one's loss"
+                    f"adversarial training begins: epochs {epoch} and {epoch + 1} gained less than a tenth of the first"
                 )
             return
         if logs["adversarial"] < 1.0:  # still on its way up
