@@ -235,6 +235,7 @@ def interrupted_equals_unbroken(tmp_path, stage, *flags):
     assert [row["epoch"] for row in histories[0]] == [0, 1, 2]
     for ours, theirs in zip(*histories, strict=True):
         assert ours.keys() == theirs.keys()
+        assert ours.pop("seconds") > 0 and theirs.pop("seconds") > 0
         np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5, atol=1e-6)
     best, other = (runs.load_model(run / f"{stage}.keras") for run in (broken, whole))
     assert type(best) is {"autoencoder": modules.VQVAE, "diffusion": modules.DiffusionModel}[stage]
