@@ -34,7 +34,7 @@ trap 'rm -rf "$smoke"' EXIT
 "$python" dataset.py phantom --people 8 --image-size 64 --out "$smoke/phantom.zip"
 tiny="--data $smoke/phantom.zip --run $smoke/run --image-size 32 --epochs 1 --steps-per-epoch 4 --batch-size 8 --width 32"
 narrow="--autoencoder-width 32"
-"$python" train.py $tiny $narrow --views 2 --attention 4 --gan
+"$python" train.py $tiny $narrow --views 2 --attention 4
 "$python" predict.py --run "$smoke/run" --out "$smoke/samples" --steps 3 --count 4 --show-x0
 "$python" predict.py reconstruct --run "$smoke/run" --out "$smoke/samples"
 for file in ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json; do
@@ -43,7 +43,7 @@ done
 "$python" train.py $tiny --run "$smoke/pixels" --autoencoder none --attention 8
 "$python" predict.py --run "$smoke/pixels" --out "$smoke/samples" --sampler dpm_solver_pp --steps 3 --count 4
 
-"$python" train.py autoencoder $tiny $narrow --run "$smoke/fsq" --quantizer fsq --levels 8 5 5 --epochs 3 --gan --random-latents
+"$python" train.py autoencoder $tiny $narrow --run "$smoke/fsq" --quantizer fsq --levels 8 5 5 --gan --random-latents
 "$python" predict.py reconstruct --run "$smoke/fsq" --out "$smoke/samples"
 "$python" train.py autoencoder $tiny $narrow --run "$smoke/vae" --autoencoder vae --epochs 4 --gan --segment --condition-on-label \
     --learning-rate 1e-6  # nothing is gained, so adversarial training begins

@@ -332,6 +332,7 @@ def test_codes_and_latents_are_turned_into_one_another():
 # ---- adversarial training --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_before_it_begins_the_autoencoder_is_trained_as_by_itself():
     def weights(model, inner):
         keras.utils.set_random_seed(4)
@@ -360,6 +361,7 @@ def test_adaptive_weight_makes_the_gradients_of_the_last_layer_comparable():
     np.testing.assert_allclose(model.adaptive_weight(tape, four, one), 0.1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_discriminator_tells_real_from_fake_and_the_autoencoder_hears_of_it():
     """Against a decoder that stands still, the discriminator must win; and its gradient reaches the decoder."""
     model = compiled(make_adversarial_vae(), learning_rate=1e-2)
@@ -402,6 +404,7 @@ def test_a_discriminator_may_be_told_nothing():
     np.testing.assert_array_equal(judge(known), judge(known | {"z": np.full(2, 30), "label": np.ones(2, "int32")}))
 
 
+@pytest.mark.slow
 def test_both_learning_rates_are_at_the_same_place_once_it_begins():
     model = compiled(make_adversarial_vqvae())
     model.begun.assign(-1.0)
