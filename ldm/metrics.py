@@ -14,6 +14,8 @@ both numbers, and put the trivial predictors (`mean_images`, `mean_image_predict
 References:
     Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity",
     IEEE Transactions on Image Processing 13(4), 2004, doi:10.1109/TIP.2003.819861.
+    Wang, Simoncelli, Bovik, "Multi-scale structural similarity for image quality assessment", 37th Asilomar Conference
+    on Signals, Systems and Computers, 2003, doi:10.1109/ACSSC.2003.1292216.
 """
 
 from collections.abc import Iterable
@@ -28,6 +30,8 @@ DATA_RANGE = 1.0
 # to background on which everything agrees, and they alone lift an all-black image from 0.000 to 0.012.
 FOREGROUND = 0.05
 TRUNCATE = 3.5  # window radius in sigmas: int(3.5 * 1.5 + 0.5) = 5, the 11 x 11 window of the paper
+WINDOW = 11
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2, fine to coarse
 
 
 def _as_stack(images: np.ndarray, name: str = "images") -> np.ndarray:
@@ -56,8 +60,11 @@ def _as_pair(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return real, fake
 
 
-def _ssim_map_of_slice(x: np.ndarray, y: np.ndarray, sigma: float) -> np.ndarray:
-    """SSIM of one pair (H, W), Wang et al. 2004, equation 13, every moment under the Gaussian window of equation 14."""
+def _ssim_factors(x: np.ndarray, y: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Luminance and contrast-structure maps of one pair (H, W), whose product is SSIM, Wang et al. 2004, equation 13.
+
+    Every moment is taken under the Gaussian window of equation 14.
+    """
 
     def window(image: np.ndarray) -> np.ndarray:
         return ndimage.gaussian_filter(image, sigma, mode="constant", cval=0.0, truncate=TRUNCATE)
@@ -70,7 +77,7 @@ def _ssim_map_of_slice(x: np.ndarray, y: np.ndarray, sigma: float) -> np.ndarray
     covariance = window(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
     contrast_structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return luminance * contrast_structure
+    return luminance, contrast_structure
 
 
 def ssim_map(real: np.ndarray, fake: np.ndarray, sigma: float = 1.5) -> np.ndarray:
@@ -95,7 +102,8 @@ def ssim_map(real: np.ndarray, fake: np.ndarray, sigma: float = 1.5) -> np.ndarr
     # float64: E[x^2] - E[x]^2 cancels, and c2 is only 9e-4.
     result = np.empty(real.shape, np.float32)
     for n, (x, y) in enumerate(zip(real, fake, strict=True)):
-        result[n] = _ssim_map_of_slice(x.astype(np.float64), y.astype(np.float64), sigma)
+        luminance, contrast_structure = _ssim_factors(x.astype(np.float64), y.astype(np.float64), sigma)
+        result[n] = luminance * contrast_structure
     return result
 
 
@@ -131,6 +139,64 @@ def foreground_ssim(real: np.ndarray, fake: np.ndarray, threshold: float = FOREG
     pixels = foreground.sum(axis=(1, 2))
     total = np.where(foreground, similarity, 0.0).sum(axis=(1, 2), dtype=np.float64)
     return np.divide(total, pixels, out=np.full(len(total), np.nan), where=pixels > 0)
+
+
+def ms_ssim_weights(height: int, width: int) -> np.ndarray:
+    """The weight of each scale that `ms_ssim` uses on pictures of this size; print their number beside the score.
+
+    A scale counts only if the 11 x 11 window fits into its picture, and at least one does always: five scales from 176
+    pixels on, 4 at 128, 3 at 64. The published weights of those that are left are divided by their sum, so scores of
+    different picture sizes do not compare.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+
+    Returns:
+        (scales,), fine to coarse, adding up to 1 (as published, the five add up to 1.0001).
+    """
+    scales = sum(min(height, width) >> scale >= WINDOW for scale in range(len(SCALE_WEIGHTS)))
+    weights = np.array(SCALE_WEIGHTS[: max(scales, 1)])
+    return weights / weights.sum()
+
+
+def _halve(image: np.ndarray) -> np.ndarray:
+    """Mean of every 2 x 2 pixels, (H, W) -> (ceil(H / 2), ceil(W / 2)); beyond an odd border lies background."""
+    image = np.pad(image, [(0, size % 2) for size in image.shape])
+    return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
+
+
+def ms_ssim(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
+    """Multi-scale SSIM over the whole image, Wang et al. 2003, equation 7, with the window and padding of `ssim_map`.
+
+    The mean contrast-structure of every scale and the mean SSIM of the coarsest, each to the power of its weight,
+    multiplied. Pictures too small for five scales have fewer: see `ms_ssim_weights`. Such a mean can be negative (two
+    pictures that are each other's negative), and a negative number has no real power: it counts as 0, and so does the
+    product. Like `ssim`, this is flattering where most of the picture is background.
+
+    Args:
+        real: images, (N, H, W) or (N, H, W, 1), in [0, 1].
+        fake: images of the same shape, in [0, 1].
+
+    Returns:
+        (N,) in [0, 1], 1 for identical images.
+
+    Raises:
+        ValueError: if the shapes differ or values leave [0, 1].
+    """
+    real, fake = _as_pair(real, fake)
+    weights = ms_ssim_weights(*real.shape[1:])
+    result = np.ones(len(real))
+    for n, (x, y) in enumerate(zip(real, fake, strict=True)):
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        for scale, weight in enumerate(weights):
+            if scale:
+                x, y = _halve(x), _halve(y)
+            luminance, contrast_structure = _ssim_factors(x, y, sigma=1.5)
+            coarsest = scale == len(weights) - 1
+            similarity = (luminance * contrast_structure if coarsest else contrast_structure).mean()
+            result[n] *= max(similarity, 0.0) ** weight
+    return result
 
 
 def psnr(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
@@ -185,6 +251,24 @@ def dice(real: np.ndarray, fake: np.ndarray, classes: tuple[int, ...] = (1, 2, 3
         a, b = (real == number) & known, (fake == number) & known
         both = a.sum() + b.sum()
         result.append(float(2 * (a & b).sum() / both) if both else float("nan"))
+    return result
+
+
+def all_scores(real: np.ndarray, fake: np.ndarray) -> dict[str, np.ndarray]:
+    """Every similarity of this room, for pairs of images (N, H, W, 1) in [0, 1]: {name: (N,)}."""
+    measures = {"SSIM": ssim, "foreground SSIM": foreground_ssim, "MS-SSIM": ms_ssim, "PSNR": psnr, "MAE": mae}
+    return {name: measure(real, fake) for name, measure in measures.items()}
+
+
+def over_people(scores: dict[str, np.ndarray], case: np.ndarray) -> dict[str, list[float]]:
+    """{name: (N,)} and the person of each slice -> {name: [mean over slices, standard deviation over people]}.
+
+    Slices without a score (NaN) do not count.
+    """
+    result = {}
+    for name, values in scores.items():
+        people = [np.nanmean(values[case == person]) for person in np.unique(case)]
+        result[name] = [float(np.nanmean(values)), float(np.std(people))]
     return result
 
 

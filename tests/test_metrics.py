@@ -1,4 +1,4 @@
-"""ldm/metrics.py against scikit-image, closed forms, and the trivial predictors on real slices."""
+"""ldm/metrics.py against scikit-image, TensorFlow, closed forms, and the trivial predictors on real slices."""
 
 import io
 import zipfile
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -103,6 +104,64 @@ def test_a_slice_without_foreground_is_nan_and_leaves_the_others_alone(pair):
     assert score[0] == metrics.foreground_ssim(real, fake)[0]
 
 
+# --------------------------------------------------------------------------------------------------------- MS-SSIM
+
+
+def test_ms_ssim_equals_tensorflow_on_a_picture_in_wide_background():
+    """TensorFlow pads nothing; where the border is background in both, it differs from us by a known number of ones."""
+    rng = np.random.default_rng(2)
+    real, other = np.zeros((2, 2, 512, 576), np.float32)
+    for part in (real, other):  # blocks of every size, so that every scale has something to compare
+        for size in (1, 4, 16, 32):
+            blocks = rng.random((2, 192 // size, 256 // size)) / 4
+            part[:, 160:352, 160:416] += blocks.repeat(size, axis=1).repeat(size, axis=2)
+    fake = (real + other) / 2
+    weights = metrics.ms_ssim_weights(512, 576)
+    expected = np.ones(2)
+    for scale in range(5):
+        only = np.eye(5)[scale].tolist()  # the power of one scale alone gives its mean
+        theirs = tf.image.ssim_multiscale(real[..., None], fake[..., None], 1.0, power_factors=only).numpy()
+        height, width = 512 >> scale, 576 >> scale
+        expected *= (1 - (1 - theirs) * (height - 10) * (width - 10) / (height * width)) ** weights[scale]
+    assert (expected < 0.97).all()
+    np.testing.assert_allclose(metrics.ms_ssim(real, fake), expected, atol=2e-5)
+
+
+def test_ms_ssim_has_as_many_scales_as_windows_fit():
+    assert [len(metrics.ms_ssim_weights(size, 512)) for size in (256, 176, 175, 128, 64, 22, 21, 4)] == [
+        *(5, 5, 4, 4, 3, 2, 1, 1)
+    ]
+    np.testing.assert_allclose(metrics.ms_ssim_weights(256, 256), metrics.SCALE_WEIGHTS, rtol=2e-4)
+    np.testing.assert_allclose(metrics.ms_ssim_weights(64, 22), [0.0448 / 0.3304, 0.2856 / 0.3304])
+
+
+def test_ms_ssim_of_one_scale_is_ssim(pair):
+    real, fake = (part[:, :21, :30] for part in pair)
+    np.testing.assert_allclose(metrics.ms_ssim(real, fake), metrics.ssim(real, fake), rtol=1e-6)
+
+
+def test_ms_ssim_pads_odd_pictures_with_background(pair):
+    real, fake = (part[:, :47, :39] for part in pair)
+    assert (metrics.ms_ssim(real, real) == 1).all()
+    halves = [metrics._halve(part[0]) for part in (real, np.pad(real, ((0, 0), (0, 1), (0, 1))))]
+    np.testing.assert_array_equal(*halves)
+    assert metrics.ms_ssim(real, fake).max() < 1
+
+
+def test_ms_ssim_of_a_negative_is_0_and_not_nan(pair):
+    real, _ = pair
+    board = np.indices((64, 64)).sum(axis=0)[None] % 2.0
+    assert metrics.ms_ssim(board, 1 - board)[0] == 0
+    assert np.isfinite(metrics.ms_ssim(real, 1 - real)).all()
+
+
+def test_ms_ssim_falls_as_noise_grows_and_is_symmetric(pair):
+    real, fake = pair
+    half = (real + fake) / 2
+    assert (metrics.ms_ssim(real, fake) < metrics.ms_ssim(real, half)).all()
+    np.testing.assert_allclose(metrics.ms_ssim(real, fake), metrics.ms_ssim(fake, real))
+
+
 # -------------------------------------------------------------------------------------------------------- PSNR and MAE
 
 
@@ -118,7 +177,7 @@ def test_a_constant_error_has_known_psnr_and_mae():
     np.testing.assert_allclose(metrics.mae(real, real - 0.1), 0.1)
 
 
-@pytest.mark.parametrize("metric", [metrics.ssim, metrics.foreground_ssim, metrics.psnr, metrics.mae])
+@pytest.mark.parametrize("metric", [metrics.ssim, metrics.foreground_ssim, metrics.ms_ssim, metrics.psnr, metrics.mae])
 def test_one_number_per_image_with_or_without_a_channel_axis(pair, metric):
     real, fake = pair
     together = metric(real[..., None], fake[..., None])
@@ -127,7 +186,7 @@ def test_one_number_per_image_with_or_without_a_channel_axis(pair, metric):
     np.testing.assert_array_equal(together, [metric(real[k : k + 1], fake[k : k + 1])[0] for k in range(3)])
 
 
-@pytest.mark.parametrize("metric", [metrics.ssim, metrics.foreground_ssim, metrics.psnr, metrics.mae])
+@pytest.mark.parametrize("metric", [metrics.ssim, metrics.foreground_ssim, metrics.ms_ssim, metrics.psnr, metrics.mae])
 def test_wrong_input_is_refused(pair, metric):
     real, fake = pair
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
