@@ -1,10 +1,10 @@
-"""Every picture the project draws: contact sheets, denoising GIFs, labelled comparisons, curves, codebook health.
+"""Pictures made of pictures: contact sheets, denoising GIFs, labelled comparisons, tissue maps.
 
-This is the only room that imports matplotlib, and it knows nothing of models or datasets. It takes the images the rest
-of the project works with, floats (N, H, W, 1) or (N, H, W) in [-1, 1], and turns them into 8-bit grey in one place,
-`to_uint8`. Anything array-like will do, tensors included.
+What has axes lives in `ldm.charts`, and these two are the only rooms that import matplotlib. This one knows nothing of
+models or datasets. It takes the images the rest of the project works with, floats (N, H, W, 1) or (N, H, W) in [-1, 1],
+and turns them into 8-bit grey in one place, `to_uint8`. Anything array-like will do, tensors included.
 
-Three promises hold for every file written here:
+Three promises hold for every file written here, and for those of `ldm.charts`, which are written by `write_figure`:
 
 - atomic: it is written under a temporary name in the same folder and then renamed, so whoever watches the folder never
   opens half a picture, and a failure leaves the previous picture as it was;
@@ -14,7 +14,6 @@ Three promises hold for every file written here:
 """
 
 import contextlib
-import csv
 import io
 import math
 import os
@@ -28,17 +27,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 GAP = 2  # pixels between two tiles
 GREY = 48  # grey value of gaps and empty tiles: dark, yet told apart from the black background of a slice
 DPI = 100  # of every matplotlib figure; labelled sheets measure in pixels and only divide by it
-TRAINING, VALIDATION = {"color": "#1f4e79"}, {"color": "#d9730d"}  # distinct in grey print and to colour-blind readers
-WHOLE, FOREGROUND, BACKGROUND = {"color": "black"}, {**VALIDATION, "ls": "--"}, {**TRAINING, "ls": ":"}
-FAINT = {"color": "0.65", "lw": 1, "marker": ""}
-MARKERS = "os^DvPX*"  # one per curve, so that grey print tells them apart
-CURVES = ("#1f4e79", "#d9730d", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#000000")  # 7 to 8 markers: 56 pairs
 # Class k is the k-th, and -1 the last. Blue, orange, pale yellow also grow brighter in this order, as in a T1 picture.
 TISSUES = {
     "background": (0, 0, 0),
@@ -110,7 +103,7 @@ def enlarge(images, minimum: int = 128) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
 
 
-def _near_square(count: int) -> int:
+def near_square(count: int) -> int:
     """Columns for `count` tiles: no empty tile if the sheet stays within 3 : 1, else the squarest with some empty."""
     least = math.ceil(math.sqrt(count))
     return next((c for c in range(least, count + 1) if count % c == 0 and c * c <= 3 * count), least)
@@ -139,7 +132,7 @@ def sheet(images, columns: int | None = None) -> np.ndarray:
         ValueError: if `columns` is not positive, or the images are none (see `to_uint8`).
     """
     tiles = to_uint8(images)
-    columns = _near_square(len(tiles)) if columns is None else columns
+    columns = near_square(len(tiles)) if columns is None else columns
     if columns < 1:
         raise ValueError(f"columns must be at least 1, not {columns}")
     return _tile(tiles, columns)
@@ -209,7 +202,7 @@ def _write(path: str | Path, data: bytes) -> None:
         raise
 
 
-def _write_figure(path: str | Path, figure: Figure) -> None:
+def write_figure(path: str | Path, figure: Figure) -> None:
     """Write a matplotlib figure as PNG, without the software version that matplotlib would put in."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
@@ -322,17 +315,22 @@ def labelled_sheet(
         raise ValueError(f"{columns} columns but {len(column_titles)} column titles")
     scale = ScalarMappable(Normalize(0, limit), "magma")
     painted = [(title, _grey_as_rgb(images)) for title, images in tiles[: len(pairs)]]
-    painted += [(title, scale.cmap(scale.norm(errors), bytes=True)[..., :3]) for title, errors in tiles[len(pairs) :]]
+    painted += [(title, _painted(scale, errors)) for title, errors in tiles[len(pairs) :]]
     margin = GAP if difference is None else 7 * _letter(height)
     figure = _labelled_figure(painted, column_titles, margin)
     if difference is not None:
         _draw_scale(figure, scale, margin, height)
-    _write_figure(path, figure)
+    write_figure(path, figure)
 
 
 def _grey_as_rgb(images) -> np.ndarray:
     """Images in [-1, 1], (N, H, W) -> uint8 (N, H, W, 3)."""
     return repeat(to_uint8(images), "n h w -> n h w rgb", rgb=3)
+
+
+def _painted(scale: ScalarMappable, errors: np.ndarray) -> np.ndarray:
+    """Errors (N, H, W) -> uint8 (N, H, W, 3) in the colours of a scale."""
+    return scale.cmap(scale.norm(errors), bytes=True)[..., :3]
 
 
 def _letter(height: int) -> int:
@@ -347,7 +345,8 @@ def _labelled_figure(
     columns, height, width, _ = rows[0][1].shape
     # All lengths in pixels, origin at the bottom left as matplotlib has it.
     text = _letter(height)
-    left, bottom = 2 * text, GAP
+    lines = max(title.count("\n") for title, _ in rows) + 1
+    left, bottom = (lines + 1) * text, GAP
     top = 2 * text if column_titles is not None else GAP
     total_width = left + columns * (width + GAP) - GAP + margin
     total_height = bottom + len(rows) * (height + 2 * GAP) - 2 * GAP + top
@@ -355,7 +354,8 @@ def _labelled_figure(
     points = text * 72 / DPI
 
     def label(x: float, y: float, words: str, room: int, **how) -> None:
-        size = min(points, points * room / (0.65 * text * len(words) + 1))  # a letter is about 0.65 of its size wide
+        longest = max(map(len, words.split("\n")))
+        size = min(points, points * room / (0.65 * text * longest + 1))  # a letter is about 0.65 of its size wide
         figure.text(x / total_width, y / total_height, words, fontsize=size, ha="center", va="center", **how)
 
     for number, (title, tiles) in enumerate(rows):
@@ -415,6 +415,51 @@ def reconstruction_sheet(path: str | Path, real, fake, z=None, count: int = 8, l
     labelled_sheet(path, rows, titles, difference=("|difference|", fake - real), limit=limit)
 
 
+def pairs_sheet(
+    path: str | Path,
+    left,
+    right,
+    captions: Sequence[str] | None = None,
+    titles: Sequence[str] = ("generated", "in training", "|difference|"),
+    count: int = 8,
+    limit: float = 0.2,
+    minimum: int = 128,
+) -> None:
+    """Save pairs of images below each other, one pair a row: left, right and their difference, a caption beside them.
+
+    Meant for the closest pairs of an audit, generated slice and nearest training slice: three tiles abreast are still
+    large enough to judge on a telephone.
+
+    Args:
+        path: PNG file to write.
+        left: floats (N, H, W, 1) or (N, H, W) in [-1, 1], the most telling pair first.
+        right: the other half of each pair, same shape and order.
+        captions: N captions, each at most a few lines; none by default.
+        titles: of the three columns.
+        count: most pairs to draw, from the first.
+        limit: difference at which the colours end, as a share of the grey range.
+        minimum: shorter side of a tile in pixels; smaller images are enlarged by a whole factor.
+
+    Raises:
+        ValueError: if shapes differ, there are not N captions or three titles, or `count` is not positive.
+    """
+    left, right = _as_stack(left), _as_stack(right)
+    captions = [""] * len(left) if captions is None else captions
+    if left.shape != right.shape or len(captions) != len(left):
+        raise ValueError(f"{left.shape} and {right.shape} with {len(captions)} captions are not so many pairs")
+    if count < 1 or len(titles) != 3:
+        raise ValueError(f"a sheet of pairs needs a count of at least 1 and three titles, not {count} and {titles}")
+    left, right = left[:count], right[:count]
+    scale = ScalarMappable(Normalize(0, limit), "magma")
+    difference = _painted(scale, enlarge(np.abs(left - right) / 2, minimum))
+    pairs = np.stack([_grey_as_rgb(enlarge(left, minimum)), _grey_as_rgb(enlarge(right, minimum)), difference], axis=1)
+    height = pairs.shape[2]
+    margin = 7 * _letter(height)
+    figure = _labelled_figure(list(zip(captions, pairs, strict=False)), titles, margin)
+    _draw_scale(figure, scale, margin, height)
+    write_figure(path, figure)
+
+
 def _as_tissue(labels, shape: tuple[int, ...], lowest: int) -> np.ndarray:
     """Check that `labels` are tissue classes, whole numbers from `lowest` to 3 in an array of that shape."""
     labels = np.asarray(labels)
@@ -469,221 +514,4 @@ def tissue_sheet(
         handlelength=1,
         handletextpad=0.4,
     )
-    _write_figure(path, figure)
-
-
-# --------------------------------------------------------------------------------------------------------------- curves
-
-
-def _read_history(csv_path: str | Path) -> dict[str, dict[float, float]]:
-    """Read a Keras CSVLogger file into {column: {epoch: value}}, tolerant of what interrupted runs leave behind.
-
-    A resumed run may repeat an epoch (the later row replaces the lost one) or the header (skipped); a killed one may
-    end in half a row; "NA" marks a value not measured in that epoch. NaN and infinity are kept: they are results.
-    """
-    history: dict[str, dict[float, float]] = {}
-    with open(csv_path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            numbers = {}
-            for column, cell in row.items():
-                with contextlib.suppress(TypeError, ValueError):
-                    numbers[column] = float(cell)
-            epoch = numbers.pop("epoch", None)
-            for column, value in numbers.items() if epoch is not None else ():
-                history.setdefault(column, {})[epoch] = value
-    if not history:
-        raise ValueError(f"{csv_path} holds no epoch with a number in it: nothing to draw")
-    return history
-
-
-def _panels(count: int) -> tuple[Figure, np.ndarray]:
-    """A figure of small multiples and its `count` axes, row by row."""
-    columns = min(_near_square(count), 4)  # more than 4 abreast no longer fit a page
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels[count:]:
-        panel.set_visible(False)
-    return figure, panels[:count]
-
-
-def _plain(axes, title: str, colour: str = "black") -> None:
-    """Give an axes the looks that all curves here share."""
-    axes.set_title(title, fontsize=10, loc="left", color=colour)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_metric(axes, name: str, series: list[tuple[str, dict, dict[float, float]]]) -> None:
-    """Draw the curves of one metric, each (legend, looks of the line, {epoch: value}), into one axes."""
-    shown: list[float] = []
-    lost = 0
-    for legend, looks, points in series:
-        finite = sorted((epoch, value) for epoch, value in points.items() if math.isfinite(value))
-        lost += len(points) - len(finite)
-        if finite:
-            epochs, values = zip(*finite, strict=True)
-            # Dots where there are few points: a single one draws no line at all.
-            looks = {"lw": 1.6, "marker": "o" if len(values) <= 20 else "", "ms": 3} | looks
-            axes.plot(epochs, values, label=legend, **looks)
-            shown += values
-    if shown and min(shown) > 0 and max(shown) > 10 * min(shown):
-        axes.set_yscale("log")
-    # A diverged run must not look like a shorter one.
-    note = f"  ({lost} not finite)" if lost else ""
-    _plain(axes, name + note, "#b00020" if lost else "black")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-    left, right = axes.get_xlim()
-    axes.set_xlim(min(left, (left + right - 1) / 2), max(right, (left + right + 1) / 2))  # at least one epoch wide
-    if len(series) > 1 and shown:
-        axes.legend(fontsize=8, frameon=False)
-
-
-def loss_curves(csv_path: str | Path, png_path: str | Path) -> None:
-    """Draw the history of a training run as small multiples, one panel per metric, training and validation together.
-
-    The vertical axis is logarithmic where all values are positive and span more than a decade.
-
-    Args:
-        csv_path: file of `keras.callbacks.CSVLogger`: a column "epoch", then one per metric, "val_" before those of
-            the validation data. Files of one row, of resumed and of interrupted runs are welcome.
-        png_path: PNG file to write.
-
-    Raises:
-        FileNotFoundError: if there is no such history.
-        ValueError: if it holds no epoch yet.
-    """
-    history = _read_history(csv_path)
-    names = list(dict.fromkeys(column.removeprefix("val_") for column in history))  # in the file's order, each once
-    figure, panels = _panels(len(names))
-    for panel, name in zip(panels, names, strict=True):
-        candidates = (("training", TRAINING, name), ("validation", VALIDATION, f"val_{name}"))
-        _draw_metric(panel, name, [(legend, looks, history[c]) for legend, looks, c in candidates if c in history])
-    for panel in panels[-panels[0].get_gridspec().ncols :]:  # the lowest panel of every column
-        panel.set_xlabel("epoch", fontsize=9)
-    _write_figure(png_path, figure)
-
-
-def _as_counts(foreground, background) -> np.ndarray:
-    """Check how often each code was used, and return both counts as (2, K)."""
-    counts = [np.asarray(foreground), np.asarray(background)]
-    shapes = [array.shape for array in counts]
-    if shapes[0] != shapes[1] or len(shapes[0]) != 1 or shapes[0] == (0,):
-        raise ValueError(f"foreground and background must be counts of one shape (K,), not {shapes[0]} and {shapes[1]}")
-    counts = np.stack(counts)
-    if not (np.isfinite(counts) & (counts >= 0)).all():
-        raise ValueError("foreground and background must be counts: finite and not negative")
-    return counts
-
-
-def dead_codes(foreground, background) -> int:
-    """The number of codes of a codebook that were never used, given the counts (K,) in the brain and beside it."""
-    return int((~_as_counts(foreground, background).any(axis=0)).sum())
-
-
-def _draw_ranks(axes, foreground, background) -> None:
-    """Draw how often codes are used against their rank, both logarithmic, foreground and background ranked apart."""
-    size = len(foreground)
-    for legend, looks, counts in (("foreground", FOREGROUND, foreground), ("background", BACKGROUND, background)):
-        used = np.sort(counts[counts > 0])[::-1]
-        marker = "o" if len(used) <= 20 else ""
-        label = f"{legend}: {len(used):,} used"
-        axes.plot(np.arange(1, len(used) + 1), used, label=label, lw=1.6, marker=marker, ms=3, **looks)
-    top = max(5, foreground.max(), background.max()) ** 1.6  # the upper third is for the legend
-    axes.set(xscale="log", yscale="log", xlim=(0.8, 1.3 * size), ylim=(0.8, top))
-    axes.set_xlabel("rank", fontsize=9)
-    _plain(axes, "how often each code was used, last epoch")
-    title = f"{dead_codes(foreground, background):,} of {size:,} codes dead"
-    # No "best" place: matplotlib would search through every code for it.
-    axes.legend(title=title, title_fontsize=8, fontsize=8, alignment="left", loc="upper right", frameon=False)
-
-
-def codebook_health(csv_path: str | Path, png_path: str | Path, foreground, background) -> None:
-    """Draw how the codebook of a VQ-VAE is used: usage, perplexity, revivals over the epochs, and its codes by rank.
-
-    A panel whose columns the history lacks is left out; so are the revivals where there were none.
-
-    Args:
-        csv_path: file of `keras.callbacks.CSVLogger` with the columns "epoch" and any of "usage", "usage_foreground",
-            "usage_background" (shares of the codes, in [0, 1]), "perplexity", "revived" (a sum over the epoch).
-        png_path: PNG file to write.
-        foreground: (K,) how often each code was used in the last epoch where latents show brain.
-        background: (K,) likewise where they show none.
-
-    Raises:
-        FileNotFoundError: if there is no such history.
-        ValueError: if it holds no epoch yet, or the counts are not two of one length K, finite and not negative.
-    """
-    counts = _as_counts(foreground, background)
-    history = _read_history(csv_path)
-    size = counts.shape[1]
-    parts = {
-        "usage": ("whole", WHOLE),
-        "usage_foreground": ("foreground", FOREGROUND),
-        "usage_background": ("background", BACKGROUND),
-    }
-    percent = {column: {epoch: 100 * share for epoch, share in history.get(column, {}).items()} for column in parts}
-    usage = [(*parts[column], points) for column, points in percent.items() if points]
-    drawn = {"codes used (%)": usage} if usage else {}
-    if perplexity := history.get("perplexity"):
-        ends = {min(perplexity) - 0.5: size, max(perplexity) + 0.5: size}  # a line even where there is one epoch only
-        drawn["perplexity"] = [("perplexity", WHOLE, perplexity), (f"K: {size:,} codes", FAINT, ends)]
-    if any(history.get("revived", {}).values()):
-        drawn["codes revived per epoch"] = [("revived", WHOLE, history["revived"])]
-    figure, panels = _panels(len(drawn) + 1)
-    for panel, (name, series) in zip(panels, drawn.items(), strict=False):
-        _draw_metric(panel, name, series)
-        panel.set_xlabel("epoch", fontsize=9)
-        if series is usage:
-            panel.set(yscale="linear", ylim=(-2, 102))  # fixed, so that two runs compare
-    _draw_ranks(panels[-1], *counts)
-    _write_figure(png_path, figure)
-
-
-def _as_points(name: str, points) -> np.ndarray:
-    """Check the points of a curve, (bits, SSIM, PSNR) each, and return them as (3, N) by rising bits."""
-    points = [tuple(point) for point in points]
-    if not points or any(len(point) != 3 for point in points):
-        raise ValueError(f"{name}: points must be (bits, foreground SSIM, PSNR) each, not {points}")
-    points = np.array(points, float)
-    if not np.isfinite(points).all() or (points[:, 0] <= 0).any():
-        raise ValueError(f"{name}: points must be finite, and their bits above 0, not {points.tolist()}")
-    return points[points[:, 0].argsort(kind="stable")].T
-
-
-def rate_curve(path: str | Path, curves: dict[str, Sequence[tuple]], references: Sequence[tuple] = ()) -> None:
-    """Draw what quality a first stage reaches for how many bits, foreground SSIM and PSNR side by side.
-
-    Args:
-        path: PNG file to write.
-        curves: name -> points (bits per slice, foreground SSIM, PSNR in dB), joined by rising bits.
-        references: (name, foreground SSIM, PSNR in dB) each, drawn as level dashed lines: what needs no bits at all,
-            such as the mean image of every slice index.
-
-    Raises:
-        ValueError: if there is no curve, a point does not hold three finite numbers, or bits are not above 0.
-    """
-    series = {name: _as_points(name, points) for name, points in curves.items()}
-    if not series:
-        raise ValueError("a rate curve needs at least one curve")
-    levels = [(name, _as_points(name, [(1, *both)])) for name, *both in references]  # true at any number of bits
-    figure = Figure(figsize=(7.6, 3.6), dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, 2)
-    for row, (axes, title) in enumerate(zip(panels, ("foreground SSIM", "PSNR (dB)"), strict=True), 1):
-        for number, (name, points) in enumerate(series.items()):
-            marker, colour = MARKERS[number % len(MARKERS)], CURVES[number % len(CURVES)]
-            axes.plot(points[0], points[row], label=name, marker=marker, color=colour, lw=1.4, ms=6)
-        for number, (name, level) in enumerate(levels):
-            dashes = (0, (7 / 2**number, 2))  # the later the shorter
-            axes.axhline(level[row, 0], label=name, color="0.45", ls=dashes, lw=1.2, zorder=1)
-        axes.set_xscale("log")
-        axes.margins(x=0.08, y=0.08)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("bits per slice", fontsize=9)
-        _plain(axes, title)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, handlelength=3)
-    _write_figure(path, figure)
+    write_figure(path, figure)

@@ -14,8 +14,13 @@ ALLOWED = {  # what each file may import of ours; a command line may import ever
     **{f"ldm.{room}": set() for room in ROOMS},
     "ldm.samplers": {"ldm.schedules"},
     "ldm.layers": {"ldm.normalization"},
+    "ldm.charts": {"ldm.figures"},
     "dataset": {"ldm.phantom", "ldm.archive", "ldm.transforms"},
-    "modules": {"ldm.layers", "ldm.schedules", "ldm.losses", "ldm.quantizers", "ldm.distribution", "ldm.adversary"},
+    "modules": {
+        *("ldm.layers", "ldm.transformer", "ldm.schedules", "ldm.losses", "ldm.quantizers"),
+        *("ldm.distribution", "ldm.adversary"),
+        "ldm.transforms",
+    },
     **{command: OURS - set(COMMANDS) - {"ldm"} for command in COMMANDS},
 }
 
@@ -75,9 +80,9 @@ def test_every_room_is_on_the_map():
         assert f"    {room} " in listed, f"ldm/__init__.py does not say what {room} is"
 
 
-def test_only_figures_imports_matplotlib():
+def test_only_figures_and_charts_import_matplotlib():
     drawing = {name for name, path in files().items() if any(m.split(".")[0] == "matplotlib" for m in imports(path))}
-    assert drawing == {"ldm.figures"}
+    assert drawing == {"ldm.figures", "ldm.charts"}
 
 
 def test_no_command_line_is_imported_by_the_program():
@@ -86,7 +91,7 @@ def test_no_command_line_is_imported_by_the_program():
 
 
 def test_networks_and_samplers_are_free_of_tensorflow():
-    for room in ("layers", "schedules", "samplers", "losses", "quantizers"):
+    for room in ("layers", "transformer", "schedules", "samplers", "guidance", "losses", "quantizers"):
         assert not {m for m in imports(files()[f"ldm.{room}"]) if m.split(".")[0] == "tensorflow"}, room
 
 
@@ -98,6 +103,13 @@ def test_normalization_needs_tensorflow_only_where_it_is_the_backend():
     imported = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.Import) and "tf" in ast.unparse(node)}
     assert named and imported
     assert min(named | imported) > guards[0].lineno
+
+
+def test_what_judges_pictures_needs_no_network_and_draws_none():
+    for room in ("metrics", "fidelity", "audit", "anatomy", "report"):
+        if room in ROOMS:
+            frameworks = {module.split(".")[0] for module in imports(files()[f"ldm.{room}"])}
+            assert not frameworks & {"keras", "tensorflow", "matplotlib"}, room
 
 
 def test_argparse_lives_in_the_files_at_the_root():

@@ -38,14 +38,9 @@ def brains():
 @pytest.fixture
 def drawn(monkeypatch):
     """The matplotlib figures drawn so far, in order, each of them also written as ever."""
-    written, write = [], figures._write_figure
-    monkeypatch.setattr(figures, "_write_figure", lambda path, figure: (written.append(figure), write(path, figure)))
+    written, write = [], figures.write_figure
+    monkeypatch.setattr(figures, "write_figure", lambda path, figure: (written.append(figure), write(path, figure)))
     return written
-
-
-def panels_of(figure) -> dict:
-    """The visible axes of a figure by title."""
-    return {axes.get_title("left"): axes for axes in figure.axes if axes.get_visible()}
 
 
 # ------------------------------------------------------------------------------------------------------------- to_uint8
@@ -326,6 +321,39 @@ def test_tissue_sheet_refuses_what_does_not_match(tmp_path, tissue, changes, mes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pairs_sheet_shows_left_right_and_difference_pixel_for_pixel_from_the_first_pair_on(tmp_path):
+    left, right = np.random.default_rng(0).uniform(-1, 1, (2, 3, 128, 128))
+    for name in ("a.png", "b.png"):
+        figures.pairs_sheet(tmp_path / name, left, right, ["one", "two\nlines", "three"], count=2)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    picture = iio.imread(tmp_path / "a.png")[..., :3]
+    rows = [figures.sheet(pair, 2) for pair in np.stack([left, right], axis=1)]
+    assert [contains(picture, row[..., None].repeat(3, axis=-1)) for row in rows] == [True, True, False]
+    figures.pairs_sheet(tmp_path / "same.png", left, left)
+    same = iio.imread(tmp_path / "same.png")[..., :3]
+    assert 1 <= (same == (0, 0, 3)).all(-1).sum() / (3 * 128 * 128) < 1.01, "no difference: where magma begins"
+
+
+def test_pairs_sheet_captions_every_pair(tmp_path, brains, drawn):
+    figures.pairs_sheet(tmp_path / "a.png", *brains, captions=["near", "nearer", "far"], titles=["x", "y", "x - y"])
+    assert {text.get_text() for text in drawn[0].texts} == {"near", "nearer", "far", "x", "y", "x - y"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(right=np.zeros((2, 32, 32))), "not so many pairs"),
+        (dict(captions=["one"]), "1 captions"),
+        (dict(titles=["one"]), "three titles"),
+        (dict(count=0), "count of at least 1"),
+    ],
+)
+def test_pairs_sheet_refuses_what_does_not_match(tmp_path, brains, changes, message):
+    with pytest.raises(ValueError, match=message):
+        figures.pairs_sheet(tmp_path / "a.png", **dict(left=brains[0], right=brains[1]) | changes)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_labelled_pictures_are_reproducible_and_leave_no_software_version(tmp_path, brains):
     real, fake = brains
     for name in ("a.png", "b.png"):
@@ -356,182 +384,6 @@ def test_labelled_sheet_refuses_rows_that_do_not_match(tmp_path, brains):
         figures.labelled_sheet(tmp_path / "a.png", {"real": real}, column_titles=["one"])
     with pytest.raises(ValueError, match="same shape"):
         figures.reconstruction_sheet(tmp_path / "a.png", real, fake[:2])
-
-
-# ---------------------------------------------------------------------------------------------------------- loss curves
-
-
-def test_history_of_a_resumed_and_interrupted_run(tmp_path):
-    path = tmp_path / "history.csv"
-    path.write_text(
-        "epoch,loss,val_loss,note\n0,3.0,NA,[1 2]\n1,2.0,2.5,x\n"
-        "epoch,loss,val_loss,note\n1,1.5,2.2,x\n2,nan,NA,x\n3,0.9"  # resumed at epoch 1; killed in the middle of a row
-    )
-    history = figures._read_history(path)
-    assert list(history) == ["loss", "val_loss"]
-    assert {epoch: value for epoch, value in history["loss"].items() if epoch != 2} == {0: 3.0, 1: 1.5, 3: 0.9}
-    assert np.isnan(history["loss"][2])
-    assert history["val_loss"] == {1: 2.2}
-
-
-def test_loss_curves_of_one_row_and_of_many(tmp_path):
-    sizes, contents = [], []
-    for rows in (1, 50):
-        path = tmp_path / f"{rows}.csv"
-        lines = [f"{k},{10 ** (-k / 10)},{10 ** (-k / 12)},{k}" for k in range(rows)]
-        path.write_text("epoch,loss,val_loss,learning_rate\n" + "\n".join(lines) + "\n")
-        for copy in "ab":
-            figures.loss_curves(path, tmp_path / f"{rows}{copy}.png")
-        content = (tmp_path / f"{rows}a.png").read_bytes()
-        assert content == (tmp_path / f"{rows}b.png").read_bytes()
-        contents.append(content)
-        sizes.append(iio.imread(tmp_path / f"{rows}a.png").shape)
-    assert sizes[0] == sizes[1] == (250, 720, 4)  # two panels: loss with val_loss, learning_rate
-    assert contents[0] != contents[1]
-
-
-def test_scale_legend_and_warning_of_a_panel():
-    def panel(*series):
-        axes = figures.Figure().subplots()
-        figures._draw_metric(axes, "loss", [("curve", figures.WHOLE, points) for points in series])
-        return axes
-
-    assert panel({0: 1.0, 1: 0.01}).get_yscale() == "log"
-    assert panel({0: 1.0, 1: 0.5}).get_yscale() == "linear", "less than a decade"
-    assert panel({0: 1.0, 1: 0.0}).get_yscale() == "linear", "zero has no logarithm"
-    assert panel({0: 1.0}).get_legend() is None
-    assert len(panel({0: 1.0}, {0: 2.0}).get_legend().get_texts()) == 2
-    assert "2 not finite" in panel({0: 1.0, 1: np.nan, 2: np.inf}).get_title("left")
-    assert "1 not finite" in panel({0: np.nan}).get_title("left"), "nothing finite at all is still a panel"
-
-
-def test_a_missing_or_empty_history_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        figures.loss_curves(tmp_path / "none.csv", tmp_path / "a.png")
-    (tmp_path / "empty.csv").write_text("epoch,loss\n")
-    with pytest.raises(ValueError, match="empty.csv holds no epoch"):
-        figures.loss_curves(tmp_path / "empty.csv", tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()
-
-
-# ------------------------------------------------------------------------------------------------------ codebook health
-
-RANKS = "how often each code was used, last epoch"
-
-
-def write_history(path, epochs=3, **columns):
-    """A history in which every column holds value, value / 2, value / 3, ..."""
-    rows = [",".join(map(str, [k, *(value / (k + 1) for value in columns.values())])) for k in range(epochs)]
-    path.write_text("\n".join([",".join(["epoch", *columns]), *rows]) + "\n")
-    return path
-
-
-def test_dead_codes_are_those_used_neither_in_the_brain_nor_beside_it():
-    assert figures.dead_codes([0, 3, 0, 2, 0], [0, 0, 5, 1, 0]) == 2
-    assert figures.dead_codes(np.zeros(7), np.zeros(7)) == 7
-    assert figures.dead_codes([1.0, 0.0], [0.0, 0.5]) == 0
-    assert figures.dead_codes(np.array([200, 0], np.uint8), np.array([56, 0], np.uint8)) == 1, "200 + 56 wraps to 0"
-
-
-@pytest.mark.parametrize(
-    ("foreground", "background", "message"),
-    [
-        ([1, 2], [1], "one shape"),
-        ([[1, 2]], [[1, 2]], "one shape"),
-        ([], [], "one shape"),
-        ([1, -1], [0, 0], "not negative"),
-        ([1, np.nan], [0, 0], "finite"),
-    ],
-)
-def test_what_is_not_a_pair_of_counts_is_refused(tmp_path, foreground, background, message):
-    history = write_history(tmp_path / "history.csv", usage=0.5)
-    with pytest.raises(ValueError, match=message):
-        figures.dead_codes(foreground, background)
-    with pytest.raises(ValueError, match=message):
-        figures.codebook_health(history, tmp_path / "a.png", foreground, background)
-    assert not (tmp_path / "a.png").exists()
-
-
-def test_codebook_health_shows_shares_codes_and_ranks(tmp_path, drawn):
-    columns = dict(usage=0.9, usage_foreground=0.6, usage_background=0.3, perplexity=3, revived=7, val_usage=0.1)
-    history = write_history(tmp_path / "history.csv", **columns)
-    figures.codebook_health(history, tmp_path / "a.png", [0, 3, 9, 2, 0, 1], [0, 0, 0, 8, 0, 4])
-    panels = panels_of(drawn[0])
-    assert list(panels) == ["codes used (%)", "perplexity", "codes revived per epoch", RANKS]
-    usage, perplexity, revived, ranks = ([line.get_ydata() for line in axes.lines] for axes in panels.values())
-    assert np.allclose(usage, np.outer([90, 60, 30], [1, 1 / 2, 1 / 3]))
-    assert np.allclose(perplexity[0], [3, 1.5, 1]) and set(perplexity[1]) == {6}, "and a line at K"
-    assert np.allclose(revived, [[7, 3.5, 7 / 3]])
-    assert [line.tolist() for line in ranks] == [[9, 3, 2, 1], [8, 4]], "each ranked by itself, without the unused"
-    legend = panels[RANKS].get_legend()
-    assert legend.get_title().get_text() == "2 of 6 codes dead"
-    assert [text.get_text() for text in legend.get_texts()] == ["foreground: 4 used", "background: 2 used"]
-    for axes in (panels["codes used (%)"], panels[RANKS]):
-        assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines), "apart in grey print too"
-
-
-@pytest.mark.parametrize(
-    ("columns", "titles"),
-    [
-        (dict(loss=1), [RANKS]),
-        (dict(usage=0.5), ["codes used (%)", RANKS]),
-        (dict(usage=0.5, usage_background=0.1, perplexity=9), ["codes used (%)", "perplexity", RANKS]),
-        (dict(perplexity=9, revived=0), ["perplexity", RANKS]),
-        (dict(revived=3), ["codes revived per epoch", RANKS]),
-    ],
-)
-def test_columns_that_older_runs_lack_only_cost_their_panel(tmp_path, drawn, columns, titles):
-    for epochs in (1, 30):
-        history = write_history(tmp_path / "history.csv", epochs, **columns)
-        figures.codebook_health(history, tmp_path / "a.png", np.zeros(16), np.zeros(16))
-        assert list(panels_of(drawn[-1])) == titles
-
-
-def test_codebook_health_of_64_000_codes_has_the_same_bytes_twice(tmp_path):
-    history = write_history(tmp_path / "history.csv", usage=0.9, perplexity=4000)
-    foreground, background = np.random.default_rng(0).poisson([[2.0], [0.1]], (2, 64_000))
-    for name in "ab":
-        figures.codebook_health(history, tmp_path / f"{name}.png", foreground, background)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png", "history.csv"]
-
-
-# ----------------------------------------------------------------------------------------------------------- rate curve
-
-
-def test_rate_curve_joins_points_by_rising_bits_and_marks_each_curve_its_own_way(tmp_path, drawn):
-    curves = {"VQ": [(9000, 0.8, 28), (3000, 0.6, 24)], "FSQ": [(64_000, 0.9, 32)]}
-    references = [("mean image", 0.4, 19.5), ("black", 0.0, 14)]
-    for name in "ab":
-        figures.rate_curve(tmp_path / f"{name}.png", curves, references)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    panels = panels_of(drawn[0])
-    assert list(panels) == ["foreground SSIM", "PSNR (dB)"]
-    for axes, expected in zip(panels.values(), ([[0.6, 0.8], [0.9], 0.4, 0], [[24, 28], [32], 19.5, 14]), strict=True):
-        vq, fsq, mean, black = axes.lines
-        assert axes.get_xscale() == "log"
-        assert vq.get_xdata().tolist() == [3000, 9000] and vq.get_ydata().tolist() == expected[0]
-        assert fsq.get_ydata().tolist() == expected[1] and fsq.get_marker() != vq.get_marker()
-        assert [set(line.get_ydata()) for line in (mean, black)] == [{expected[2]}, {expected[3]}]
-        assert mean.is_dashed() and black.is_dashed() and not vq.is_dashed()
-    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["VQ", "FSQ", "mean image", "black"]
-
-
-@pytest.mark.parametrize(
-    ("curves", "references", "message"),
-    [
-        ({}, (), "at least one curve"),
-        ({"VQ": []}, (), "VQ: points must be"),
-        ({"VQ": [(1, 0.5, 20), (2, 0.5)]}, (), "VQ: points must be"),
-        ({"VQ": [(0, 0.5, 20)]}, (), "VQ: .* bits above 0"),
-        ({"VQ": [(1, np.nan, 20)]}, (), "VQ: .* finite"),
-        ({"VQ": [(1, 0.5, 20)]}, [("mean", 0.4)], "mean: points must be"),
-    ],
-)
-def test_rate_curve_refuses_what_it_cannot_place(tmp_path, curves, references, message):
-    with pytest.raises(ValueError, match=message):
-        figures.rate_curve(tmp_path / "a.png", curves, references)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_global_plotting_state():
