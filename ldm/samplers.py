@@ -1,9 +1,10 @@
 """Samplers: from noise to data, given any `denoise(x_t, t) -> x_0`.
 
-Every sampler is a generator that yields `(x_t, x_0)` after each step: the state it has reached and the clean data that
-the network saw on the way. The last x_t is the sample; the list of them is the film. `steps` counts network calls.
-A sampler knows no model: `denoise` takes x_t and a float32 array t of shape (B,), and `schedule` is a function
-t -> (alpha, sigma) of `ldm.schedules`. Nothing clips x_t, ever; a `denoise` for pixels may clip its x_0.
+Every sampler is a generator that yields `(x_t, x_0)` after each network call: the state it has reached and the clean
+data that the network saw on the way. The last x_t is the sample; the list of them is the film. `steps` counts network
+calls. A sampler knows no model: `denoise` takes x_t and a float32 array t of shape (B,), and `schedule` is a function
+t -> (alpha, sigma) of `ldm.schedules`, which need not preserve the variance and may end at alpha(1) = 0: the first
+step is then x_s = alpha_s x_0 + sigma_s x_T. Nothing clips x_t, ever; a `denoise` for pixels may clip its x_0.
 """
 
 import keras
@@ -12,19 +13,45 @@ from keras import ops
 
 from ldm import schedules
 
+SPACINGS = ("uniform", "trailing", "karras")
 
-def time_grid(steps):
-    """The `steps + 1` times that a sampler visits, from 1 down to 0, evenly spaced; float32.
+# The noise levels sigma / alpha between which the Karras spacing lies, and its exponent (arXiv 2206.00364, table 1).
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
+
+
+def time_grid(steps, spacing="uniform", schedule=None):
+    """The `steps + 1` times that a sampler visits, from 1 down to 0; float32.
+
+    Args:
+        steps: number of steps.
+        spacing: "uniform": evenly spaced. "trailing": these times rounded to the table of T = 1000 entries, which is
+            the spacing of that name in arXiv 2305.08891, section 3.3; so the uniform one is its continuous form, and
+            they are the same where `steps` divides T. "karras": noise levels sigma / alpha whose 7th roots are evenly
+            spaced from 80 (or the schedule's own end, if that is less) to 0.002, and then 0 (arXiv 2206.00364, eq. 5);
+            the first of them is moved to t = 1, since that is where x_T is noise and nothing else.
+        schedule: callable t -> (alpha, sigma), for "karras".
 
     Raises:
-        ValueError: if `steps` is less than 1.
+        ValueError: if `steps` is less than 1, the spacing is unknown, or the table has fewer entries than steps.
     """
     if steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, not {steps}")
-    return np.linspace(1.0, 0.0, steps + 1, dtype="float32")
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {SPACINGS}, not {spacing!r}")
+    if spacing == "karras":
+        alpha, sigma = _numbers(schedule, 1.0)
+        highest = SIGMA_MAX if sigma > SIGMA_MAX * alpha else sigma / alpha
+        levels = np.linspace(highest ** (1 / RHO), SIGMA_MIN ** (1 / RHO), steps) ** RHO
+        return np.concatenate([[1.0], _times_of(schedule, levels[1:]), [0.0]]).astype("float32")
+    uniform = np.linspace(1.0, 0.0, steps + 1, dtype="float32")
+    if spacing == "uniform":
+        return uniform
+    if steps > schedules.TABLE_LENGTH:
+        raise ValueError(f"trailing spacing has at most {schedules.TABLE_LENGTH} steps, not {steps}")
+    return np.round(uniform * schedules.TABLE_LENGTH) / np.float32(schedules.TABLE_LENGTH)
 
 
-def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None):
+def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform"):
     """DDIM (arXiv 2010.02502, eq. 12): x_s = alpha_s x_0 + sqrt(sigma_s^2 - noise^2) eps + noise z.
 
     Args:
@@ -34,13 +61,14 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None):
         steps: number of network calls.
         eta: 0 is deterministic; 1 has the moments of DDPM.
         seed: integer for the noise that eta > 0 adds.
+        spacing: of the times; see `time_grid`.
 
     Yields:
         (x_t, x_0), each (B, ...), once per network call.
     """
     noise = keras.random.SeedGenerator(seed)
     x_t = x_T
-    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps):
+    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing):
         x_0 = denoise(x_t, _at(t, x_t))
         eps = schedules.to_eps(x_0, x_t, alpha_t, sigma_t)
         added = eta * _posterior_deviation(alpha_t, sigma_t, alpha_s, sigma_s)
@@ -51,7 +79,7 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None):
         yield x_t, x_0
 
 
-def ddpm(denoise, x_T, schedule, steps, seed=None):
+def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform"):
     """Ancestral sampling from q(x_s | x_t, x_0) (arXiv 2006.11239, eq. 6 and 7, for any pair of times s < t).
 
     With the linear schedule and 1000 steps this is the classic chain; with fewer, the same chain on fewer times.
@@ -61,7 +89,7 @@ def ddpm(denoise, x_T, schedule, steps, seed=None):
     """
     noise = keras.random.SeedGenerator(seed)
     x_t = x_T
-    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps):
+    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing):
         x_0 = denoise(x_t, _at(t, x_t))
         alpha_ts = alpha_t / alpha_s  # x_t given x_s: mean alpha_ts x_s, variance sigma_t^2 - alpha_ts^2 sigma_s^2
         weight_x_t = alpha_ts * sigma_s**2 / sigma_t**2
@@ -73,20 +101,22 @@ def ddpm(denoise, x_T, schedule, steps, seed=None):
         yield x_t, x_0
 
 
-def dpm_solver_pp(denoise, x_T, schedule, steps):
+def dpm_solver_pp(denoise, x_T, schedule, steps, spacing="uniform"):
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order in log-SNR, one network call per step.
 
-    The first step, and the last one, which ends at sigma = 0, are of first order (equal to DDIM).
+    The first step, and the last one, which ends at sigma = 0, are of first order (equal to DDIM); so is the second if
+    the first came from alpha = 0, infinitely far away in log-SNR.
 
     Args and Yields: as `ddim`.
     """
     x_t, last_x_0, last_h = x_T, None, None
-    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps):
+    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing):
         x_0 = denoise(x_t, _at(t, x_t))
         if sigma_s == 0.0:
             x_t, h = alpha_s * x_0, None
         else:
-            h = np.log(alpha_s / sigma_s) - np.log(alpha_t / sigma_t)  # step in lambda = log(alpha / sigma)
+            # step in lambda = log(alpha / sigma)
+            h = np.log(alpha_s / sigma_s) - np.log(alpha_t / sigma_t) if alpha_t > 0.0 else np.inf
             if last_x_0 is None:
                 ahead = x_0
             else:
@@ -97,14 +127,72 @@ def dpm_solver_pp(denoise, x_T, schedule, steps):
         yield x_t, x_0
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp}
+def euler(denoise, x_T, schedule, steps, spacing="uniform"):
+    """Euler's method for the probability-flow ODE: in a rectified flow, x_s = x_t + (s - t)(eps - x_0).
+
+    For other schedules it is Euler's step for x / alpha in sigma / alpha, dx = eps dsigma (arXiv 2206.00364, eq. 1).
+    Both move along alpha x_0 + sigma eps with x_0 and eps held fixed, which is DDIM without noise: one formula.
+
+    Args and Yields: as `ddim`.
+    """
+    yield from ddim(denoise, x_T, schedule, steps, spacing=spacing)
 
 
-def _steps(schedule, steps):
+def heun(denoise, x_T, schedule, steps, spacing="uniform"):
+    """Heun's second-order method (arXiv 2206.00364, algorithm 1): Euler's step, then again with the mean slope.
+
+    The algorithm is for any scaling of x_t. Here it is that of a rectified flow, x_t / (alpha + sigma) as a function
+    of sigma / (alpha + sigma) with slope eps - x_0, because it is finite at both ends; x_t / alpha is not at alpha = 0.
+
+    A step takes two calls, except the last, which ends at sigma = 0, and the first where `steps` is even: these are
+    Euler's. So `steps` calls go through `steps // 2 + 1` intervals. The film has one moment per call: Euler's state,
+    then the corrected one at the same time.
+
+    Args and Yields: as `ddim`.
+    """
+    x_t = x_T
+    path = list(_steps(schedule, min(steps, steps // 2 + 1), spacing))
+    for i, (t, alpha_t, sigma_t, alpha_s, sigma_s) in enumerate(path):
+        x_0 = denoise(x_t, _at(t, x_t))
+        eps = schedules.to_eps(x_0, x_t, alpha_t, sigma_t)
+        ahead = alpha_s * x_0 + sigma_s * eps
+        yield ahead, x_0
+        if i == len(path) - 1 or (i == 0 and steps % 2 == 0):
+            x_t = ahead
+            continue
+        slope = eps - x_0
+        s = path[i + 1][0]
+        x_0 = denoise(ahead, _at(s, x_t))
+        slope = 0.5 * (slope + schedules.to_eps(x_0, ahead, alpha_s, sigma_s) - x_0)
+        scale_t, scale_s = alpha_t + sigma_t, alpha_s + sigma_s
+        x_t = scale_s * (x_t / scale_t + (sigma_s / scale_s - sigma_t / scale_t) * slope)
+        yield x_t, x_0
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "euler": euler, "heun": heun}
+
+
+def _steps(schedule, steps, spacing):
     """(t, alpha_t, sigma_t, alpha_s, sigma_s) of each step t -> s, as Python floats."""
-    times = time_grid(steps)
-    alpha, sigma = (ops.convert_to_numpy(value).astype("float64").tolist() for value in schedule(times))
+    times = time_grid(steps, spacing, schedule)
+    alpha, sigma = (value.tolist() for value in _numbers(schedule, times))
     return [(float(times[i]), alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]) for i in range(steps)]
+
+
+def _numbers(schedule, times):
+    """alpha and sigma as float64 arrays."""
+    return tuple(ops.convert_to_numpy(value).astype("float64") for value in schedule(np.float32(times)))
+
+
+def _times_of(schedule, levels):
+    """The times at which sigma / alpha has the given values, by bisection."""
+    low, high = np.zeros_like(levels), np.ones_like(levels)
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        alpha, sigma = _numbers(schedule, middle)
+        noisier = sigma > levels * alpha
+        low, high = np.where(noisier, low, middle), np.where(noisier, middle, high)
+    return high
 
 
 def _at(t, x_t):

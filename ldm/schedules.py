@@ -1,8 +1,9 @@
-"""Noise schedules, and the three things a denoiser may predict.
+"""Noise schedules, and what a denoiser may predict.
 
-Here lives everything about x_t = alpha(t) x_0 + sigma(t) eps: the functions t -> (alpha, sigma) with
-alpha^2 + sigma^2 = 1 and t in [0, 1] (t = 1 is noise), and the conversions between eps, v and x_0. A schedule is a
-plain function, so a new one needs no class. Everything is computed in float32.
+Here lives everything about x_t = alpha(t) x_0 + sigma(t) eps, t in [0, 1] (t = 1 is noise): the functions
+t -> (alpha, sigma), and the conversions between what a network says and x_0. A schedule is a plain function, so a new
+one needs no class. All keep alpha^2 + sigma^2 = 1 except `flow`, which keeps alpha + sigma = 1; the conversions hold
+for any alpha and sigma. Schedules are computed in float32.
 """
 
 import numpy as np
@@ -67,7 +68,51 @@ def sigmoid(t):
     return _from_log_alpha(0.5 * ops.log(ops.clip(alpha_squared, SMALLEST_ALPHA**2, 1.0)))
 
 
-SCHEDULES = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
+def flow(t):
+    """Rectified flow: x_t = (1 - t) x_0 + t eps, a straight line from data to noise (arXiv 2209.03003, eq. 1).
+
+    Not variance-preserving, and at t = 1 nothing but noise. It visits the sigma / alpha of any other schedule at other
+    times: what differs is which noise levels training and an even grid dwell on, and the scale of x_t.
+
+    Args:
+        t: float in [0, 1], any shape.
+
+    Returns:
+        (alpha, sigma) = (1 - t, t), float32, the shape of `t`.
+    """
+    t = _float32(t)
+    return 1.0 - t, t
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "flow": flow}
+
+
+def zero_terminal_snr(schedule):
+    """The schedule rescaled so that alpha(1) = 0 (arXiv 2305.08891, algorithm 1).
+
+    alpha becomes (alpha - alpha(1)) / (1 - alpha(1)), and sigma follows. Without it, x_1 in training still shows the
+    brightness of the picture, while sampling starts from noise that shows none. At t = 1 nothing can be said of x_0
+    from eps, so a network must predict something else.
+
+    Args:
+        schedule: callable t -> (alpha, sigma) with alpha^2 + sigma^2 = 1, or one that ends at alpha(1) = 0 already:
+            that one comes back as it is.
+
+    Returns:
+        The rescaled schedule, float32: alpha(0) = 1 and alpha(1) = 0 exactly.
+    """
+    last = float(ops.convert_to_numpy(schedule(1.0)[0]))
+    if last == 0.0:
+        return schedule
+
+    def rescaled(t):
+        alpha, sigma = schedule(t)
+        at_end = _float32(t) >= 1.0  # exactly, although compilers round differently
+        lost = ops.minimum(sigma**2 / ((1.0 + alpha) * (1.0 - last)), 1.0)  # 1 - alpha, with all its digits at t = 0
+        alpha = ops.maximum(alpha - last, 0.0) / (1.0 - last)
+        return ops.where(at_end, 0.0, alpha), ops.where(at_end, 1.0, ops.sqrt(lost * (2.0 - lost)))
+
+    return rescaled
 
 
 def log_snr(alpha, sigma):
@@ -76,10 +121,15 @@ def log_snr(alpha, sigma):
 
 
 # ---- what the network predicts ---------------------------------------------------------------------------------------
-# alpha and sigma broadcast against x: shape (B, 1, 1, 1) for images. All three carry the same information once x_t is
-# known; they differ in which noise levels the mean squared error weighs most.
+# alpha and sigma broadcast against x: shape (B, 1, 1, 1) for images. Every prediction is a combination of x_0 and eps
+# (`to_target`), and carries the same information once x_t is known: x_0 = c_skip x_t + c_out output. They differ in
+# which noise levels the mean squared error weighs most, which `min_snr_weight` evens out.
 
-PREDICTIONS = ("eps", "v", "x_0")
+PREDICTIONS = ("eps", "v", "x_0", "flow", "edm")
+
+# Standard deviation of the data that "edm" counts on: the paper's, for pixels in [-1, 1]. Data of unit variance, such
+# as latents, need no option of their own: with sigma_data = 1 and alpha^2 + sigma^2 = 1, "edm" is -v.
+SIGMA_DATA = 0.5
 
 
 def add_noise(x_0, eps, alpha, sigma):
@@ -87,11 +137,14 @@ def add_noise(x_0, eps, alpha, sigma):
     return alpha * x_0 + sigma * eps
 
 
-def to_target(prediction, x_0, eps, alpha, sigma):
+def to_target(prediction, x_0, eps, alpha, sigma, sigma_data=SIGMA_DATA):
     """What the network should say, given clean data and noise.
 
     Args:
-        prediction: "eps", "v" (arXiv 2202.00512, appendix D: v = alpha eps - sigma x_0) or "x_0".
+        prediction: "eps"; "v" = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D); "x_0"; "flow" = eps - x_0, the
+            velocity of a rectified flow (arXiv 2209.03003, eq. 1, with t = 1 at the noise); "edm", the target of
+            unit variance of arXiv 2206.00364, appendix B.6, (x_0 - c_skip x_t) / c_out.
+        sigma_data: standard deviation of the data, for "edm".
 
     Raises:
         ValueError: for any other `prediction`.
@@ -102,27 +155,76 @@ def to_target(prediction, x_0, eps, alpha, sigma):
         return alpha * eps - sigma * x_0
     if prediction == "x_0":
         return x_0
+    if prediction == "flow":
+        return eps - x_0
+    if prediction == "edm":  # written so that nothing is divided by sigma
+        return (sigma / sigma_data * x_0 - sigma_data * alpha * eps) / _deviation(alpha, sigma, sigma_data)
     raise ValueError(f"prediction must be one of {PREDICTIONS}, not {prediction!r}")
 
 
-def to_x_0(prediction, output, x_t, alpha, sigma):
-    """The clean data that a network output stands for: the inverse of `to_target`, given x_t.
+def preconditioning(prediction, alpha, sigma, sigma_data=SIGMA_DATA):
+    """How x_0 follows from the network's output: x_0 = c_skip x_t + c_out network(c_in x_t).
+
+    For "edm" these are table 1 of arXiv 2206.00364 with sigma / alpha for its sigma and x_t / alpha for its x, in a
+    form that holds at alpha = 0 too. Its c_noise, a function of sigma alone, is t here. "v" and "flow" hold for any
+    alpha and sigma, at either end; "eps" needs alpha > 0.
+
+    Returns:
+        (c_skip, c_out, c_in), each a number or the shape of `alpha`.
 
     Raises:
         ValueError: for a `prediction` that is none of PREDICTIONS.
     """
     if prediction == "eps":
-        return (x_t - sigma * output) / alpha
+        return 1.0 / alpha, -sigma / alpha, 1.0
     if prediction == "v":
-        return alpha * x_t - sigma * output
+        power = alpha**2 + sigma**2  # 1, except in a flow
+        return alpha / power, -sigma / power, 1.0
     if prediction == "x_0":
-        return output
+        return 0.0, 1.0, 1.0
+    if prediction == "flow":
+        return 1.0 / (alpha + sigma), -sigma / (alpha + sigma), 1.0
+    if prediction == "edm":
+        deviation = _deviation(alpha, sigma, sigma_data)
+        return sigma_data**2 * alpha / deviation**2, sigma * sigma_data / deviation, 1.0 / deviation
     raise ValueError(f"prediction must be one of {PREDICTIONS}, not {prediction!r}")
+
+
+def to_x_0(prediction, output, x_t, alpha, sigma, sigma_data=SIGMA_DATA):
+    """The clean data that a network output stands for: the inverse of `to_target`, given x_t.
+
+    Raises:
+        ValueError: for a `prediction` that is none of PREDICTIONS.
+    """
+    c_skip, c_out, _ = preconditioning(prediction, alpha, sigma, sigma_data)
+    return c_skip * x_t + c_out * output
+
+
+def min_snr_weight(prediction, alpha, sigma, gamma, sigma_data=SIGMA_DATA):
+    """Weight of the squared error of the network's output under min-SNR-gamma (arXiv 2303.09556, section 3.4).
+
+    An error in x_0 weighs min(SNR, gamma), SNR = alpha^2 / sigma^2, whatever the network predicts. Since an error in
+    the output is c_out times as large in x_0, that is min(SNR, gamma) c_out^2: min(SNR, gamma) / SNR for eps and
+    min(SNR, gamma) / (SNR + 1) for v, as in the paper. Finite at sigma = 0, and at alpha = 0 except for "eps".
+
+    Args:
+        gamma: the paper's is 5.
+
+    Returns:
+        float, the shape of `alpha`.
+    """
+    _, c_out, _ = preconditioning(prediction, alpha, sigma, sigma_data)
+    return ops.minimum(alpha**2 / sigma**2, gamma) * c_out**2  # x / 0 is infinite, and gamma is less
 
 
 def to_eps(x_0, x_t, alpha, sigma):
     """The noise that turns x_0 into x_t; sigma must not be 0."""
     return (x_t - alpha * x_0) / sigma
+
+
+def _deviation(alpha, sigma, sigma_data):
+    """Standard deviation of x_t."""
+    return (sigma**2 + (sigma_data * alpha) ** 2) ** 0.5
 
 
 def _float32(t):

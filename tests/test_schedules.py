@@ -7,7 +7,11 @@ import tensorflow as tf
 from ldm import schedules
 
 GRID = np.linspace(0.0, 1.0, 2001, dtype="float32")
-every_schedule = pytest.mark.parametrize("schedule", schedules.SCHEDULES.values(), ids=schedules.SCHEDULES)
+CURVED = {name: schedule for name, schedule in schedules.SCHEDULES.items() if name != "flow"}
+RESCALED = {f"{name}_zero_snr": schedules.zero_terminal_snr(schedule) for name, schedule in CURVED.items()}
+PRESERVING = {**CURVED, **RESCALED}  # alpha^2 + sigma^2 = 1
+ALL = {**PRESERVING, "flow": schedules.flow}
+every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 
 
 def values(schedule, t):
@@ -17,7 +21,7 @@ def values(schedule, t):
 # ---- the functions t -> (alpha, sigma) -------------------------------------------------------------------------------
 
 
-@every_schedule
+@pytest.mark.parametrize("schedule", PRESERVING.values(), ids=PRESERVING)
 def test_variance_is_preserved_at_every_time(schedule):
     alpha, sigma = values(schedule, GRID)
     np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, atol=3e-7)
@@ -26,7 +30,7 @@ def test_variance_is_preserved_at_every_time(schedule):
 @every_schedule
 def test_signal_falls_and_noise_rises(schedule):
     alpha, sigma = values(schedule, GRID)
-    assert np.all(np.diff(alpha) <= 0) and np.all(np.diff(sigma) >= 0)
+    assert np.all(np.diff(alpha) <= 0) and np.all(np.diff(sigma) >= -1.2e-7)  # float32's last digit near 1
     coarse_alpha, coarse_sigma = alpha[::20], sigma[::20]  # float32 can tell these apart
     assert np.all(np.diff(coarse_alpha) < 0)
     assert np.all(np.diff(coarse_sigma[:-1]) > 0)
@@ -38,15 +42,15 @@ def test_time_0_is_clean_exactly(schedule):
     assert alpha == 1.0 and sigma == 0.0
 
 
-@every_schedule
-def test_nothing_of_the_picture_is_left_at_time_1(schedule):
+@pytest.mark.parametrize("schedule", CURVED.values(), ids=CURVED)
+def test_hardly_anything_of_the_picture_is_left_at_time_1(schedule):
     """Otherwise the mean brightness of training leaks through t = 1, and samples collapse to it."""
     alpha, sigma = values(schedule, 1.0)
     assert 0.0 < alpha**2 < 1e-4  # above 0: x_0 from eps divides by alpha
     assert sigma > 0.9999
 
 
-@every_schedule
+@pytest.mark.parametrize("schedule", CURVED.values(), ids=CURVED)
 def test_alpha_never_reaches_0_so_that_x_0_from_eps_stays_finite(schedule):
     alpha, sigma = schedule(GRID)
     assert float(tf.reduce_min(alpha)) >= 0.99 * schedules.SMALLEST_ALPHA
@@ -102,7 +106,7 @@ def test_schedule_keeps_shape_and_takes_any_float(schedule):
 def test_schedule_is_float32_under_mixed_bfloat16(schedule, bfloat16):
     alpha, sigma = schedule(GRID)
     assert alpha.dtype == sigma.dtype == tf.float32
-    np.testing.assert_allclose(np.asarray(alpha, "float64") ** 2 + np.asarray(sigma, "float64") ** 2, 1.0, atol=3e-7)
+    np.testing.assert_allclose(alpha, schedule(np.asarray(GRID, "float64"))[0], atol=3e-7)
 
 
 @every_schedule
@@ -110,6 +114,49 @@ def test_schedule_gives_the_same_inside_a_graph(schedule):
     eager, traced = schedule(GRID), tf.function(schedule)(GRID)
     np.testing.assert_allclose(eager[0], traced[0], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(eager[1], traced[1], rtol=1e-5, atol=3e-4)  # sqrt(1 - 1) at t = 0
+
+
+def test_flow_is_a_straight_line():
+    alpha, sigma = values(schedules.flow, GRID)
+    np.testing.assert_allclose(alpha, 1.0 - GRID.astype("float64"), atol=1e-7)
+    np.testing.assert_array_equal(sigma, GRID)
+
+
+# ---- zero terminal SNR -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_rescaled_schedule_is_algorithm_1_of_the_paper(name):
+    """arXiv 2305.08891, on the table of sqrt(alpha_bar): shift the last to 0, scale the first back to where it was."""
+    t = np.linspace(0.0, 1.0, 1001, dtype="float32")
+    table, _ = values(CURVED[name], t)
+    table = table - table[-1]
+    table = table / table[0]
+    alpha, sigma = values(RESCALED[f"{name}_zero_snr"], t)
+    np.testing.assert_allclose(alpha, table, atol=3e-7)
+    np.testing.assert_allclose(sigma, np.sqrt(1.0 - table**2), atol=2e-4)
+    last, _ = values(CURVED[name], 1.0)
+    before = values(CURVED[name], t[1:50])[1] ** 2 / (1.0 + values(CURVED[name], t[1:50])[0])
+    gap = before / (1.0 - last)  # 1 - alpha, with its digits
+    np.testing.assert_allclose(sigma[1:50], np.sqrt(gap * (2.0 - gap)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [*RESCALED.values(), schedules.flow], ids=[*RESCALED, "flow"])
+def test_a_process_without_terminal_signal_ends_at_0_exactly(schedule):
+    for t in (1.0, np.ones(33), tf.ones((4, 5))):
+        for found in (schedule(t), tf.function(schedule)(tf.convert_to_tensor(t))):
+            np.testing.assert_array_equal(found[0], 0.0)
+            np.testing.assert_array_equal(found[1], 1.0)
+    assert schedules.zero_terminal_snr(schedule) is schedule
+
+
+def test_rescaling_ends_any_schedule_at_0_and_leaves_no_jump():
+    """The first 200 of the 1000 betas, as an earlier project had them, leave 80 % of the picture."""
+    cut = schedules.zero_terminal_snr(lambda t: schedules.linear(0.2 * tf.convert_to_tensor(t)))
+    alpha, sigma = values(cut, GRID)
+    assert alpha[0] == 1.0 and alpha[-1] == 0.0 and sigma[-1] == 1.0
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, atol=2e-6)  # the stretch by 5 is one of float32's digits too
+    assert np.abs(np.diff(alpha)).max() < 5.0 / len(GRID)
 
 
 def test_log_snr_is_the_log_of_the_power_ratio():
@@ -121,12 +168,16 @@ def test_log_snr_is_the_log_of_the_power_ratio():
 # ---- eps, v, x_0 -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[0.02, 0.5, 0.98])
+MOMENTS = {f"{name}_{t}": (schedule, t) for name, schedule in ALL.items() for t in (0.02, 0.5, 0.98)}
+
+
+@pytest.fixture(params=[*MOMENTS.values(), (None, (1.7, 0.4))], ids=[*MOMENTS, "neither"])
 def noisy(request):
-    """x_0, eps, alpha, sigma and x_t, by the definition in float64."""
+    """x_0, eps, alpha, sigma and x_t, by the definition in float64; also where neither sum is 1."""
     rng = np.random.default_rng(0)
     x_0, eps = rng.normal(size=(2, 3, 4, 4, 1))
-    alpha, sigma = values(schedules.cosine, request.param)
+    schedule, t = request.param
+    alpha, sigma = values(schedule, t) if schedule else t
     return x_0, eps, alpha, sigma, alpha * x_0 + sigma * eps
 
 
@@ -142,8 +193,21 @@ def test_x_0_comes_back_from_every_prediction(noisy, prediction):
     np.testing.assert_allclose(schedules.to_x_0(prediction, target, x_t, alpha, sigma), x_0, atol=1e-5)
 
 
-def test_targets_are_what_the_papers_say(noisy):
-    x_0, eps, alpha, sigma, _ = noisy
+@pytest.mark.parametrize("prediction", [name for name in schedules.PREDICTIONS if name != "eps"])
+@pytest.mark.parametrize("t", [0.0, 1.0])
+@pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
+def test_x_0_comes_back_at_both_ends(schedule, t, prediction):
+    """At t = 1 of a zero-SNR process x_t says nothing, so it is the output that does; at t = 0 it is x_t."""
+    x_0, eps = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 1))
+    alpha, sigma = values(schedule, t)
+    x_t = schedules.add_noise(x_0, eps, alpha, sigma)
+    target = schedules.to_target(prediction, x_0, eps, alpha, sigma)
+    np.testing.assert_allclose(schedules.to_x_0(prediction, target, x_t, alpha, sigma), x_0, atol=1e-6)
+
+
+def test_targets_are_what_the_papers_say():
+    x_0, eps = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 1))
+    alpha, sigma = values(schedules.cosine, 0.4)
     angle = np.arctan2(sigma, alpha)  # v is the derivative of x by the angle (arXiv 2202.00512, appendix D)
     step = 1e-5
     ahead = np.cos(angle + step) * x_0 + np.sin(angle + step) * eps
@@ -152,6 +216,49 @@ def test_targets_are_what_the_papers_say(noisy):
     np.testing.assert_allclose(schedules.to_target("v", x_0, eps, alpha, sigma), derivative, atol=1e-6)
     np.testing.assert_array_equal(schedules.to_target("eps", x_0, eps, alpha, sigma), eps)
     np.testing.assert_array_equal(schedules.to_target("x_0", x_0, eps, alpha, sigma), x_0)
+    ahead, behind = ((1 - t) * x_0 + t * eps for t in (0.7 + step, 0.7 - step))
+    velocity = (ahead - behind) / (2 * step)  # dx / dt of a rectified flow (arXiv 2209.03003, eq. 1)
+    np.testing.assert_allclose(schedules.to_target("flow", x_0, eps, *values(schedules.flow, 0.7)), velocity, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma_data", [schedules.SIGMA_DATA, 1.0, 2.0])
+def test_edm_is_table_1_of_the_paper(noisy, sigma_data):
+    """arXiv 2206.00364: D(x; s) = c_skip x + c_out F(c_in x), for x = x_t / alpha and s = sigma / alpha."""
+    x_0, eps, alpha, sigma, x_t = noisy
+    if alpha == 0.0:
+        pytest.skip("the paper's sigma is infinite")
+    x, s, d = x_t / alpha, sigma / alpha, sigma_data
+    c_skip, c_out, c_in = d**2 / (s**2 + d**2), s * d / np.sqrt(s**2 + d**2), 1.0 / np.sqrt(s**2 + d**2)
+    ours = schedules.preconditioning("edm", alpha, sigma, d)
+    np.testing.assert_allclose(ours[2] * x_t, c_in * x, rtol=1e-9)
+    np.testing.assert_allclose(ours[:2], [c_skip / alpha, c_out], rtol=1e-9)
+    target = schedules.to_target("edm", x_0, eps, alpha, sigma, d)
+    np.testing.assert_allclose(target, (x_0 - c_skip * x) / c_out, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(schedules.to_x_0("edm", target, x_t, alpha, sigma, d), x_0, atol=1e-6)
+
+
+@every_schedule
+def test_edm_gives_the_network_unit_variance_and_asks_for_unit_variance(schedule):
+    """In a flow too, whose x_t has neither: so the unweighted error is the paper's loss, lambda c_out^2 = 1."""
+    rng, d = np.random.default_rng(1), schedules.SIGMA_DATA
+    x_0, eps = d * rng.normal(size=100_000), rng.normal(size=100_000)
+    for t in (0.0, 0.3, 0.8, 1.0):
+        alpha, sigma = values(schedule, t)
+        _, _, c_in = schedules.preconditioning("edm", alpha, sigma)
+        x_t, target = alpha * x_0 + sigma * eps, schedules.to_target("edm", x_0, eps, alpha, sigma)
+        np.testing.assert_allclose([np.std(c_in * x_t), np.std(target)], 1.0, atol=0.02)
+        assert abs(np.corrcoef(x_t, target)[0, 1]) < 0.02  # c_skip leaves to the network what x_t does not say
+
+
+@pytest.mark.parametrize("schedule", PRESERVING.values(), ids=PRESERVING)
+def test_v_is_edm_for_data_of_unit_variance_up_to_the_sign(schedule):
+    x_0, eps = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 1))
+    for t in (0.0, 0.1, 0.6, 1.0):
+        alpha, sigma = values(schedule, t)
+        edm, v = (schedules.to_target(name, x_0, eps, alpha, sigma, 1.0) for name in ("edm", "v"))
+        np.testing.assert_allclose(edm, -v, atol=1e-6)
+        ours, theirs = (schedules.preconditioning(name, alpha, sigma, 1.0) for name in ("edm", "v"))
+        np.testing.assert_allclose(ours, [theirs[0], -theirs[1], theirs[2]], atol=1e-6)
 
 
 def test_eps_comes_back_from_x_0(noisy):
@@ -166,3 +273,40 @@ def test_unknown_prediction_is_refused(noisy, prediction):
         schedules.to_target(prediction, x_0, eps, alpha, sigma)
     with pytest.raises(ValueError, match="prediction must be one of"):
         schedules.to_x_0(prediction, x_0, x_t, alpha, sigma)
+
+
+# ---- min-SNR-gamma ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", PRESERVING.values(), ids=PRESERVING)
+def test_min_snr_weights_are_those_of_the_paper(schedule):
+    """arXiv 2303.09556, section 3.4: min(SNR, gamma) for x_0, over SNR for eps, over SNR + 1 for v."""
+    t, gamma = np.linspace(0.02, 0.98, 25), 5.0
+    alpha, sigma = values(schedule, t)
+    snr = (alpha / sigma) ** 2
+    assert snr.min() < gamma < snr.max()
+    for prediction, divisor in (("x_0", 1.0), ("eps", snr), ("v", snr + 1.0)):
+        weight = schedules.min_snr_weight(prediction, alpha, sigma, gamma)
+        np.testing.assert_allclose(weight, np.minimum(snr, gamma) / divisor, rtol=1e-5)
+
+
+def test_min_snr_makes_every_prediction_weigh_an_error_in_x_0_the_same(noisy):
+    x_0, eps, alpha, sigma, x_t = noisy
+    wrong = x_0 + 0.1  # and eps such that x_t stays what it is
+    other = schedules.to_eps(wrong, x_t, alpha, sigma)
+    for prediction in schedules.PREDICTIONS:
+        miss = schedules.to_target(prediction, x_0, eps, alpha, sigma)
+        miss = miss - schedules.to_target(prediction, wrong, other, alpha, sigma)
+        weight = np.asarray(schedules.min_snr_weight(prediction, alpha, sigma, 5.0))
+        np.testing.assert_allclose(weight * miss**2, 0.01 * min((alpha / sigma) ** 2, 5.0), rtol=1e-4)
+
+
+@every_schedule
+@pytest.mark.parametrize("prediction", schedules.PREDICTIONS)
+def test_min_snr_weights_are_finite_from_end_to_end(schedule, prediction):
+    alpha, sigma = schedule(GRID)
+    if prediction == "eps":  # refused by the model where alpha is 0
+        alpha, sigma = alpha[alpha > 0], sigma[alpha > 0]
+    weight = np.asarray(schedules.min_snr_weight(prediction, alpha, sigma, 5.0))
+    assert np.all(np.isfinite(weight)) and np.all(weight >= 0.0) and weight.max() <= 5.0
+    assert weight[0] == (5.0 if prediction == "x_0" else 0.0)
