@@ -40,6 +40,7 @@ from ldm.archive import SPLITS, DataError
 
 CHECK_ALL = 20_000  # archives up to this many slices are checked whole when opened,
 CHECK_SAMPLE = 2_000  # larger ones by a seeded sample of this many; the rest is checked as it is read
+BOX_SAMPLE = 4_000  # so many training slices tell where brains lie
 HASH_BYTES = 200 * 10**6
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
 MASK_LEVELS = (0, 85, 170, 255)  # of a tissue mask: background, CSF, grey matter, white matter
@@ -413,6 +414,35 @@ def _masks(source: Source, split: str, size: int, budget: int):
     return lambda places: source._decoded[key][places].astype(np.int32)
 
 
+def brain_window(source: Source, size: int, step: int) -> list[int] | None:
+    """The part of the pictures that is not black in all training slices, with a little room around it for augmentation.
+
+    Args:
+        source: of the slices; of a training split larger than BOX_SAMPLE, so many of them are looked at, evenly spread.
+        size: side of the pictures in pixels.
+        step: the window's sides are multiples of this.
+
+    Returns:
+        [top, left, height, width] in pixels; None where that is the whole picture.
+    """
+    rows = source.select("train")
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), BOX_SAMPLE)).astype(int)]
+    seen = np.zeros((size, size), np.uint8)
+    with data_errors(source):
+        batches = _read_pixels(source, tf.data.Dataset.from_tensor_slices(rows).batch(64), size, 64)
+        for batch in batches.as_numpy_iterator():
+            seen = np.maximum(seen, batch.max(axis=0)[..., 0])
+    window = []
+    for axis in (1, 0):
+        filled = np.flatnonzero(seen.max(axis=axis))
+        first, last = (filled[0], filled[-1] + 1) if len(filled) else (0, size)
+        room = size // 40
+        length = min(-(-(last - first + 2 * room) // step) * step, size)
+        window.append((int(np.clip((first + last - length) // 2, 0, size - length)), int(length)))
+    (top, height), (left, width) = window
+    return None if height == width == size else [top, left, height, width]
+
+
 @contextlib.contextmanager
 def data_errors(source: Source | None = None):
     """Turns what a damaged slice raises inside `tf.data` back into the DataError that names it.
@@ -538,34 +568,39 @@ def make_dataset(
     return _in_order(tf.data.Dataset.zip(images, plans).map(finish, num_parallel_calls=tf.data.AUTOTUNE))
 
 
-def make_latents_dataset(path, batch_size: int, training: bool, *, seed: int = 0, start_step: int = 0):
+def make_latents_dataset(
+    path, batch_size: int, training: bool, *, seed: int = 0, start_step: int = 0, codes: bool = False
+):
     """Batches of the latents that `train.py latents` has written, in the same order as `make_dataset` gives slices.
 
     Args:
         path: an .npz with latents (V, N, h, w, C), V views of N slices, and z, label, case (N,).
         batch_size, training, seed, start_step: as in `make_dataset`. Training goes through the views, epoch by epoch;
             otherwise it is view 0, the slices as they are.
+        codes: the codes instead of the latents.
 
     Returns:
-        Dataset of {"image": (B, h, w, C) float32, the latents, "z", "label", "case": (B,) int32}.
+        Dataset of {"image": (B, h, w, C) float32, the latents, "z", "label", "case": (B,) int32}; or, instead of
+        "image", "codes": (B, h, w) int32.
     """
+    name, kind = ("codes", "int32") if codes else ("image", "float32")
     with np.load(path) as file:
-        latents, z, label, case = (file[key] for key in ("latents", "z", "label", "case"))
+        latents, z, label, case = (file[key] for key in ("codes" if codes else "latents", "z", "label", "case"))
     views, count, *shape = latents.shape
     order = _element_order(count, batch_size, training, seed)
 
     def gather(step):
         n, place = order(step)
         view = (n // count + place) % views if training else 0
-        return latents[view, place].astype("float32"), z[place], label[place], case[place]
+        return latents[view, place].astype(kind), z[place], label[place], case[place]
 
     full = batch_size if training else None
 
     def batch(step):
-        image, *conditions = tf.numpy_function(gather, [step], [tf.float32] + [tf.int32] * 3)
+        image, *conditions = tf.numpy_function(gather, [step], [tf.as_dtype(kind)] + [tf.int32] * 3)
         named = zip(("z", "label", "case"), conditions, strict=True)
         return {
-            "image": tf.ensure_shape(image, [full, *shape]),
+            name: tf.ensure_shape(image, [full, *shape]),
             **{key: tf.ensure_shape(value, [full]) for key, value in named},
         }
 

@@ -2,7 +2,7 @@
 
 python predict.py                            noise -> slices: a PNG and a denoising GIF by DDIM, and by DDPM
 python predict.py --z sweep                  one slice per slice index, in order
-python predict.py --prior histogram          what the first stage makes of random latents
+python predict.py --prior transformer        codes drawn one by one; histogram, normal: what random latents give
 python predict.py reconstruct --data ...     real slices through the first stage: sheet and scores
 """
 
@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 import dataset
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm import distribution, figures, metrics, runs, samplers
+from ldm import distribution, figures, guidance, metrics, runs, samplers
 
-STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20}  # network calls, unless --steps says otherwise
+STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20, "euler": 50, "heun": 41}  # network calls, unless --steps says
 BATCH = 32  # slices that are drawn at a time
 FRAMES = 40  # most frames of a GIF
 TISSUES = ("CSF", "grey matter", "white matter")
@@ -42,13 +42,20 @@ def parser():
     s.add_argument(
         "--prior",
         default="diffusion",
-        choices=("diffusion", "histogram", "normal"),
-        help="where latents come from: the diffusion model; each place by itself, out of the training latents of the "
-        "same slice index; N(0, I)",
+        choices=("diffusion", "transformer", "histogram", "normal"),
+        help="where latents come from: the diffusion model; the transformer over codes; each place by itself, out of "
+        "the training latents of the same slice index; N(0, I)",
     )
     s.add_argument("--sampler", nargs="+", default=["ddim", "ddpm"], choices=tuple(samplers.SAMPLERS))
     s.add_argument("--steps", type=int, help=f"network calls (default: {STEPS})")
     s.add_argument("--eta", type=float, default=0.0, help="DDIM's noise: 0 is deterministic, 1 is DDPM-like")
+    s.add_argument("--spacing", default="uniform", choices=samplers.SPACINGS, help="of a sampler's times")
+    s.add_argument("--guidance", type=float, default=1.0, help="more than 1 exaggerates slice index and label")
+    s.add_argument("--guidance-rescale", type=float, default=0.0, help="share of the added contrast to take back")
+    s.add_argument("--negative-label", help="guide away from this label, not from an unconditional slice")
+    s.add_argument("--temperature", type=float, default=1.0, help="of the transformer; 0: always the likeliest code")
+    s.add_argument("--top-k", type=int, default=0, help="of the transformer: draw from the k likeliest codes")
+    s.add_argument("--top-p", type=float, default=1.0, help="of the transformer: draw from the likeliest share p")
     s.add_argument("--count", type=int, help="slices to draw (default: 16; with --z sweep, one per slice index)")
     s.add_argument("--z", nargs="+", help="slice indices, repeated as needed, or 'sweep' (default: spread over all)")
     s.add_argument("--label", help="a label of the training data, by name (default: labels in turn, if there are any)")
@@ -121,6 +128,11 @@ def sample_prior(flags, run):
     count = len(conditions["z"])
     if flags.prior == "normal":
         latents = np.stack([noise(flags.seed, i, autoencoder.latent_shape) for i in range(count)])
+    elif flags.prior == "transformer":
+        prior = runs.load_model(run / "prior.keras")
+        options = {"temperature": flags.temperature, "top_k": flags.top_k, "top_p": flags.top_p}
+        codes = prior.sample(conditions["z"], conditions["label"], seed=flags.seed, **options)
+        latents = np.asarray(autoencoder.latents_of(codes))
     else:
         latents = histogram_latents(run, conditions["z"], flags.seed)
     images = to_images(latents, tf.function(autoencoder.decode, reduce_retracing=True), conditions)
@@ -173,13 +185,21 @@ def choose_conditions(flags, data):
     else:
         z = np.linspace(first, last, flags.count or 16)
     names = data["labels"]
+    if flags.negative_label is not None:
+        if flags.negative_label not in names:
+            raise runs.RunError(f"--negative-label {flags.negative_label}: {known_labels(names)}")
+        flags.negative = names.index(flags.negative_label)
     if flags.label is None:
         label = np.arange(len(z)) % len(names) if names else np.full(len(z), -1)
     elif flags.label in names:
         label = np.full(len(z), names.index(flags.label))
     else:
-        raise runs.RunError(f"--label {flags.label}: this run knows {' and '.join(names) or 'no labels'}")
+        raise runs.RunError(f"--label {flags.label}: {known_labels(names)}")
     return {"z": np.round(z).astype("int32"), "label": label.astype("int32")}
+
+
+def known_labels(names):
+    return f"this run knows {' and '.join(names) or 'no labels'}"
 
 
 def draw(denoise, schedule, name, x_T, conditions, steps, flags):
@@ -188,18 +208,20 @@ def draw(denoise, schedule, name, x_T, conditions, steps, flags):
     Returns:
         List of (x_t, x_0), each (count, h, w, C): the steps that the film shows, the last among them.
     """
-    options = {"eta": flags.eta} if name == "ddim" else {}
+    options = {"spacing": flags.spacing} | ({"eta": flags.eta} if name == "ddim" else {})
     shown = set(np.linspace(0, steps - 1, min(steps, FRAMES)).round().astype(int).tolist())
     batches = []
     with tqdm(total=steps * -(-len(x_T) // BATCH), desc=name, unit="call") as bar:
         for start in range(0, len(x_T), BATCH):
             part = slice(start, start + BATCH)
             told = {key: tf.constant(value[part]) for key, value in conditions.items()}
-            if name != "dpm_solver_pp":
+            if name in ("ddim", "ddpm"):
                 options["seed"] = flags.seed + start
-            steps_of = samplers.SAMPLERS[name](
-                lambda x_t, t, told=told: denoise(x_t, t, told), x_T[part], schedule, steps, **options
-            )
+            away = None
+            if flags.negative_label:
+                away = {**told, "label": tf.fill(told["label"].shape, flags.negative)}
+            steered = guidance.guided(denoise, told, flags.guidance, flags.guidance_rescale, away)
+            steps_of = samplers.SAMPLERS[name](steered, x_T[part], schedule, steps, **options)
             film = []
             for i, pair in enumerate(steps_of):
                 bar.update()
@@ -257,8 +279,10 @@ def reconstruct(flags, run):
         "mean image per slice index": metrics.mean_image_prediction(mean, z),
         "black": np.zeros_like(real),
     }
-    scores = {name: score(to_unit(real), picture, case) for name, picture in rows.items()}
-    show_scores(scores, flags.split, len(np.unique(case)), len(real), bits(autoencoder))
+    scores = {
+        name: metrics.over_people(metrics.all_scores(to_unit(real), picture), case) for name, picture in rows.items()
+    }
+    show_scores(scores, flags.split, len(np.unique(case)), len(real), getattr(autoencoder, "bits_per_slice", None))
     background = float(to_unit(fake)[real == -1].mean())
     print(f"background: {background:.4f} on average where the real slice is black (0)")
     out = Path(flags.out)
@@ -282,28 +306,6 @@ def to_unit(images):
     return np.clip((np.asarray(images) + 1) / 2, 0, 1)
 
 
-def bits(autoencoder):
-    """Bits that name one slice's codes; None for continuous latents."""
-    if not hasattr(autoencoder, "num_codes"):
-        return None
-    return autoencoder.latent_size**2 * float(np.log2(autoencoder.num_codes))
-
-
-def score(real, fake, case):
-    """{metric: [mean over slices, standard deviation over people]}."""
-    values = {
-        "SSIM": metrics.ssim(real, fake),
-        "foreground SSIM": metrics.foreground_ssim(real, fake),
-        "PSNR": metrics.psnr(real, fake),
-        "MAE": metrics.mae(real, fake),
-    }
-    result = {}
-    for name, value in values.items():
-        people = [np.nanmean(value[case == person]) for person in np.unique(case)]
-        result[name] = [float(np.nanmean(value)), float(np.std(people))]
-    return result
-
-
 def show_scores(scores, split, people, count, rate):
     """Print the table."""
     print(f"\n{split}: {count} slices of {people} people; SSIM: 11x11 Gaussian, sigma 1.5, range [0, 1], zero padding;")
@@ -325,8 +327,14 @@ def check(flags):
         value = getattr(flags, name)
         if value is not None and value < least:
             raise runs.RunError(f"--{name} must be at least {least}, not {value}")
-    if not 0 <= flags.eta <= 1:
-        raise runs.RunError(f"--eta must lie between 0 and 1, not {flags.eta}")
+    for name in ("eta", "guidance_rescale", "top_p"):
+        if not 0 <= getattr(flags, name) <= 1:
+            raise runs.RunError(f"--{name.replace('_', '-')} must lie between 0 and 1, not {getattr(flags, name)}")
+    for name in ("temperature", "top_k"):
+        if getattr(flags, name) < 0:
+            raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(flags, name)}")
+    if flags.negative_label and flags.guidance == 1.0:
+        raise runs.RunError("--negative-label has no effect without --guidance: give it more than 1")
     if flags.fps <= 0:
         raise runs.RunError(f"--fps must be more than 0, not {flags.fps}")
 

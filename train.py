@@ -4,6 +4,7 @@
     python train.py autoencoder ...       images  -> first stage        autoencoder.keras
     python train.py latents ...           images  -> their latents      latents/*.npz
     python train.py diffusion ...         latents -> denoising network  diffusion.keras
+    python train.py prior ...             codes   -> transformer        prior.keras      (not one of all stages)
 
 Settings come from a preset, then from what the run already is, then from the flags. To resume, run the same command.
 """
@@ -23,12 +24,12 @@ import tensorflow as tf
 
 import dataset
 import modules
-from ldm import adversary, distribution, figures, runs, samplers, transforms
+from ldm import adversary, charts, distribution, figures, runs, samplers, schedules, transforms
 from ldm.presets import DEFAULTS, PRESETS, merged
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 TISSUES = 4  # classes of a mask: background, CSF, grey matter, white matter
-MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss"}
+MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
 
 
 # ---- settings: preset < what the run is < flags ----------------------------------------------------------------------
@@ -39,7 +40,7 @@ def parser():
     p = argparse.ArgumentParser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("stage", nargs="?", default="all", choices=("all", "autoencoder", "latents", "diffusion"))
+    p.add_argument("stage", nargs="?", default="all", choices=("all", *runs.STAGES))
     p.add_argument("--data", nargs="+", help="zip, folder, or NIfTI volumes (default: phantom brains)")
     p.add_argument("--run", help="name of the run, whose folder is checkpoint/<run> (default: the name of the data)")
     p.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from (default: phantom)")
@@ -64,13 +65,19 @@ def parser():
     first = p.add_argument_group("first stage")
     first.add_argument("--autoencoder", choices=("vqvae", "vae", "none"), help="none: diffusion straight in pixels")
     first.add_argument("--downsampling", type=int, choices=(4, 8, 16), help="image pixels per latent pixel, a side")
-    first.add_argument("--latent-channels", type=int)
+    first.add_argument(
+        "--crop",
+        action=argparse.BooleanOptionalAction,
+        help="leave out the margin that is black in all slices",
+    )
+    first.add_argument("--latent-channels", type=int, help="channels of a latent; of a VQ-VAE: of a code")
     first.add_argument("--quantizer", choices=("ema", "fsq"), help="of the VQ-VAE: learned codebook, or fixed grid")
     first.add_argument("--num-codes", type=int, help="size of the learned codebook")
+    first.add_argument("--codes-per-latent", type=int, help="vqvae: each latent is cut into so many parts")
     first.add_argument(
         "--cosine", action=argparse.BooleanOptionalAction, help="its codes are compared by direction only"
     )
-    first.add_argument("--levels", type=int, nargs="+", help="fsq: levels of each latent channel")
+    first.add_argument("--levels", type=int, nargs="+", help="fsq: levels of each channel of a code")
     first.add_argument("--kl-weight", type=float, help="vae: weight of the KL divergence, in nats per slice")
     first.add_argument("--kl-cycles", type=int, help="vae: times that this weight rises from 0; 0: constant")
     first.add_argument("--patch", type=int, choices=(2, 4), help="pixels a side that its first layer takes as one")
@@ -85,15 +92,26 @@ def parser():
     )
 
     second = p.add_argument_group("diffusion")
-    second.add_argument("--schedule", choices=("linear", "cosine", "sigmoid"))
-    second.add_argument("--prediction", choices=("eps", "v", "x_0"))
+    second.add_argument("--schedule", choices=tuple(schedules.SCHEDULES))
+    second.add_argument("--prediction", choices=schedules.PREDICTIONS)
+    second.add_argument("--zero-snr", action=argparse.BooleanOptionalAction, help="rescale it to end in pure noise")
+    second.add_argument("--loss", choices=tuple(modules.DiffusionModel.penalties))
+    second.add_argument("--min-snr-gamma", type=float, help="cap of the loss's weight at low noise, 5 in the paper")
+    second.add_argument("--accumulate", type=int, help="batches whose gradients make one step of the optimizer")
     second.add_argument("--width", type=int, help="channels of the U-Net's first level")
     second.add_argument("--multipliers", type=int, nargs="+", help="channels of each level, in widths")
     second.add_argument("--blocks", type=int, help="residual blocks per level")
-    second.add_argument("--attention", type=int, nargs="*", help="resolutions with attention, pixels a side")
+    second.add_argument(
+        "--attention", type=int, nargs="*", help="resolutions with attention, pixels a side of the whole picture"
+    )
     second.add_argument("--head-size", type=int, help="channels per attention head")
     second.add_argument("--dropout", type=float)
+    second.add_argument("--select", choices=("loss", "kid"), help="which epoch is kept: by validation loss, or by KID")
     second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
+    third = p.add_argument_group("prior, a transformer over the codes of a VQ-VAE")
+    third.add_argument("--prior-width", type=int, help="channels")
+    third.add_argument("--prior-depth", type=int, help="blocks")
+    third.add_argument("--prior-heads", type=int, help="attention heads")
     return p
 
 
@@ -105,22 +123,26 @@ PLACES = {
     "seed": [("seed",)],
     "autoencoder": [("first_stage",)],
     **{
-        flag: [("autoencoder", flag), ("diffusion", flag)]
+        flag: [("autoencoder", flag), ("diffusion", flag), ("prior", flag)]
         for flag in ("batch_size", "epochs", "steps_per_epoch", "learning_rate")
     },
     **{
         flag: [("autoencoder", flag)]
         for flag in (
-            "downsampling latent_channels quantizer num_codes cosine levels kl_weight kl_cycles patch condition_on_z "
-            "condition_on_label segment gan adversarial_weight random_latents"
+            "downsampling crop latent_channels quantizer num_codes codes_per_latent cosine levels kl_weight kl_cycles "
+            "patch condition_on_z condition_on_label segment gan adversarial_weight random_latents"
         ).split()
     },
     "autoencoder_width": [("autoencoder", "width")],
     "views": [("latents", "views")],
     **{
         flag: [("diffusion", flag)]
-        for flag in "schedule prediction width multipliers blocks attention head_size dropout".split()
+        for flag in (
+            "schedule prediction zero_snr loss min_snr_gamma accumulate select width multipliers blocks attention "
+            "head_size dropout"
+        ).split()
     },
+    **{f"prior_{key}": [("prior", key)] for key in ("width", "depth", "heads")},
 }
 
 
@@ -137,9 +159,11 @@ def resolve(flags):
     if stored and not flags.preset:
         for stage in runs.STAGES:  # each stage wrote down what it was made with
             settings = merged(settings, (runs.load_json(run / f"{stage}.json") or {}).get("settings", {}))
+    if made := runs.load_json(run / "autoencoder.json"):
+        settings["autoencoder"]["window"] = made["settings"]["autoencoder"].get("window")
     if flags.data:
         settings["data"] = flags.data if len(flags.data) > 1 else flags.data[0]
-    stages = runs.STAGES if flags.stage == "all" else (flags.stage,)
+    stages = runs.STAGES[:3] if flags.stage == "all" else (flags.stage,)
     for flag, places in PLACES.items():
         value = getattr(flags, flag)
         for *parents, key in places:
@@ -150,9 +174,13 @@ def resolve(flags):
     refuse_idle_flags(flags, settings)
     check(settings)
     if settings["first_stage"] == "none":
-        if flags.stage in ("autoencoder", "latents"):
+        if flags.stage in ("autoencoder", "latents", "prior"):
             raise runs.RunError(f"--autoencoder none works in pixels and has no {flags.stage} stage: leave it out")
         stages = ("diffusion",)
+    if flags.stage == "prior" and settings["first_stage"] == "vae":
+        raise runs.RunError(
+            "a prior draws codes, and --autoencoder vae has none: train a vqvae, or diffusion on this one"
+        )
     for stage in runs.STAGES:
         refuse_change(run, stage, settings)
     refuse_new_ground(run, stages, settings)
@@ -186,11 +214,13 @@ def refuse_idle_flags(flags, settings):
     some, gan = ("--autoencoder vqvae or vae", first != "none"), ("--gan", group["gan"] and first != "none")
     needs = {
         "cosine": ("--quantizer ema", kind == "ema"),
+        "codes_per_latent": ("--autoencoder vqvae", first == "vqvae"),
         "num_codes": ("--quantizer ema", kind == "ema"),
         "quantizer": ("--autoencoder vqvae", first == "vqvae"),
         **dict.fromkeys(("kl_weight", "kl_cycles"), ("--autoencoder vae", kind == "vae")),
         **dict.fromkeys(("adversarial_weight", "random_latents"), gan),
-        **dict.fromkeys(("gan", "segment", "condition_on_label", "autoencoder_width", "patch", "downsampling"), some),
+        **dict.fromkeys(("gan", "segment", "condition_on_label", "autoencoder_width", "patch"), some),
+        **dict.fromkeys(("downsampling", "crop"), some),
     }
     for flag, (needed, met) in needs.items():
         if getattr(flags, flag) and not met:
@@ -199,7 +229,9 @@ def refuse_idle_flags(flags, settings):
 
 def spelt(key, group=None):
     """The flag that sets `key` of the settings, in that group of them."""
-    return "--autoencoder-width" if (group, key) == ("autoencoder", "width") else f"--{key.replace('_', '-')}"
+    owner = f"{group}-" if group == "prior" and key in ("width", "depth", "heads") else ""
+    owner = "autoencoder-" if (group, key) == ("autoencoder", "width") else owner
+    return f"--{owner}{key.replace('_', '-')}"
 
 
 def check(settings):
@@ -209,7 +241,7 @@ def check(settings):
         RunError: naming the flag.
     """
     positive = {"image_size": settings["image_size"], "views": settings["latents"]["views"]}
-    for stage in ("autoencoder", "diffusion"):
+    for stage in ("autoencoder", "diffusion", "prior"):
         group = settings[stage]
         names = (
             "batch_size",
@@ -219,7 +251,11 @@ def check(settings):
             "blocks",
             "latent_channels",
             "num_codes",
+            "codes_per_latent",
             "head_size",
+            "accumulate",
+            "depth",
+            "heads",
         )
         positive |= {name: group[name] for name in names if name in group}
         group["steps_per_epoch"] = group["steps_per_epoch"] or None
@@ -233,27 +269,38 @@ def check(settings):
         if first[name] < 0:
             raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {first[name]}")
     size, unet = settings["image_size"], settings["diffusion"]
+    if unet["prediction"] == "eps" and (unet["zero_snr"] or unet["schedule"] == "flow"):
+        ends = "--zero-snr" if unet["zero_snr"] else "--schedule flow"
+        raise runs.RunError(f"{ends} ends in noise alone, where eps tells nothing of x_0: add --prediction v")
     if settings["first_stage"] != "none":
         factor = settings["autoencoder"]["downsampling"]
         if size % factor:
             raise runs.RunError(f"--image-size {size} must be divisible by --downsampling {factor}")
-        size //= factor
-    halvings = 2 ** (len(unet["multipliers"]) - 1)
-    if size % halvings:
-        raise runs.RunError(
-            f"--multipliers with {len(unet['multipliers'])} levels do not fit {size}x{size}: give fewer, or another "
-            "--image-size"
-        )
+    check_levels(settings)
     for multiplier in unet["multipliers"]:
         channels = unet["width"] * multiplier
         if channels > unet["head_size"] and channels % unet["head_size"]:
             raise runs.RunError(f"--width times {multiplier} is {channels}, not divisible by --head-size")
 
 
+def check_levels(settings):
+    """Refuse a U-Net that halves what it denoises more often than that can be halved.
+
+    Raises:
+        RunError: naming the flag.
+    """
+    height, width, _ = latent_shape(settings)
+    levels = len(settings["diffusion"]["multipliers"])
+    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        raise runs.RunError(
+            f"--multipliers with {levels} levels do not fit {height}x{width}: give fewer, or another --image-size"
+        )
+
+
 def identity(settings, stage):
     """The part of the settings that makes a stage's weights what they are; only epochs may change afterwards."""
     common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
-    planned = ("epochs", "kl_cycle_steps")
+    planned = ("epochs", "kl_cycle_steps", "window", "select")
     return common | {key: value for key, value in settings[stage].items() if key not in planned}
 
 
@@ -333,6 +380,7 @@ def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
         weight_decay=1e-4,
         use_ema=averaged,
         ema_momentum=momentum if averaged else 0.99,
+        gradient_accumulation_steps=settings["accumulate"] if settings.get("accumulate", 1) > 1 else None,
     )
 
 
@@ -382,7 +430,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
             verbose=1 if sys.stdout.isatty() else 2,
         )
     if runs.is_chief():
-        figures.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
+        charts.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
     distribution.wait_for_all(model.distribute_strategy)
 
 
@@ -418,7 +466,7 @@ class CodebookHealth(keras.callbacks.Callback):
         used = np.sum(list(self.counts.values()), axis=0)
         dead = np.flatnonzero(used == 0).tolist()
         runs.save_json(self.run / "codebook.json", {"epoch": epoch + 1, "dead": dead, **self.counts})
-        figures.codebook_health(self.run / "autoencoder.csv", self.run / "codebook.png", **self.counts)
+        charts.codebook_health(self.run / "autoencoder.csv", self.run / "codebook.png", **self.counts)
 
 
 class Picture(keras.callbacks.Callback):
@@ -484,17 +532,40 @@ def train_autoencoder(run, settings, source, strategy):
     record(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"], **facts)
 
 
+def find_window(settings, source):
+    """The window of the pictures that the first stage sees: what it is already, or the box of the training brains.
+
+    Its sides are such that the latents can be halved as often as the U-Net does.
+    """
+    group = settings["autoencoder"]
+    if settings["first_stage"] == "none" or not group["crop"] or group["window"]:
+        return group["window"]
+    step = group["downsampling"] * 2 ** (len(settings["diffusion"]["multipliers"]) - 1)
+    return dataset.brain_window(source, settings["image_size"], step)
+
+
+def latent_shape(settings):
+    """(h, w, C) of what the diffusion model denoises: latents, or pixels."""
+    size, group = settings["image_size"], settings["autoencoder"]
+    if settings["first_stage"] == "none":
+        return (size, size, 1)
+    height, width = (group["window"] or (0, 0, size, size))[2:]
+    channels = group["latent_channels"] * (group["codes_per_latent"] if settings["first_stage"] == "vqvae" else 1)
+    return (height // group["downsampling"], width // group["downsampling"], channels)
+
+
 def make_autoencoder(settings, num_labels):
     """The first stage that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
     group = settings["autoencoder"]
-    names = ["downsampling", "patch", "width", "blocks", "latent_channels", "condition_on_z"]
+    names = ["window", "downsampling", "patch", "width", "blocks", "condition_on_z"]
     more = {
+        "latent_channels": latent_shape(settings)[-1],
         "num_labels": num_labels if group["condition_on_label"] else 0,
         "tissues": TISSUES if group["segment"] else 0,
     }
     if settings["first_stage"] == "vqvae":
-        kind, names = modules.VQVAE, [*names, "quantizer", "num_codes", "cosine", "levels"]
+        kind, names = modules.VQVAE, [*names, "quantizer", "num_codes", "codes_per_latent", "cosine", "levels"]
     else:
         kind, names = modules.VAE, [*names, "kl_weight", "kl_cycles", "kl_cycle_steps"]
     return kind(settings["image_size"], seed=settings["seed"], **{name: group[name] for name in names}, **more)
@@ -503,7 +574,7 @@ def make_autoencoder(settings, num_labels):
 def with_adversary(autoencoder, stage):
     """The training of an autoencoder against a discriminator of the same conditions; its ramp takes one epoch."""
     conditions = {"condition_on_z": autoencoder.condition_on_z, "num_labels": autoencoder.num_labels}
-    judge = modules.Discriminator(autoencoder.image_size, autoencoder.patch, **conditions)
+    judge = modules.Discriminator(autoencoder.window[2:], autoencoder.patch, **conditions)
     return modules.AdversarialTraining(
         autoencoder,
         judge,
@@ -535,12 +606,15 @@ def encode_latents(run, settings, source):
                 else:
                     for key in ("z", "label", "case"):
                         columns.setdefault(key, []).append(batch[key].numpy())
-                part.append(encode(images, batch["z"], batch["label"]).numpy().astype("float16"))
+                part.append(encode(images, batch["z"], batch["label"]).numpy())
             latents.append(np.concatenate(part))
             print(f"latents: {split}, view {view + 1} of {views}", flush=True)
         arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
+        if settings["first_stage"] == "vqvae":
+            arrays["codes"] = np.stack([autoencoder.codes(part).numpy() for part in latents])
+        arrays["latents"] = np.stack(latents).astype("float16")
         path = run / "latents" / f"{split}.npz"
-        runs.write(path, lambda temporary, **_: np.savez(temporary, latents=np.stack(latents), **arrays))  # noqa: B023
+        runs.write(path, lambda temporary, **_: np.savez(temporary, **arrays))  # noqa: B023
     epochs = runs.load_json(run / "autoencoder.json")["epochs"]
     record(run, "latents", settings, source.manifest(), finished=True, epochs=epochs)
 
@@ -582,16 +656,52 @@ def train_diffusion(run, settings, source, strategy):
     record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"])
 
 
+def train_prior(run, settings, source, strategy):
+    """Instead of stage 3: codes -> `prior.keras`, which draws them one by one."""
+    stage = with_steps(settings["prior"], source)
+    autoencoder, latents = runs.load_first_stage(run), run / "latents" / "train.npz"
+    if not latents.exists():
+        raise runs.RunError(f"{latents} is not there yet: run `python train.py latents --run {run.name}` first")
+    with np.load(latents) as file:
+        if "codes" not in file:  # written before there were priors
+            encode_latents(run, settings, source)
+    record(run, "prior", settings, source.manifest(), finished=False)
+    keras.utils.set_random_seed(settings["seed"])
+    names = ("width", "depth", "heads", "dropout")
+    options = {name: stage[name] for name in names} | {"num_labels": len(source.label_names), "seed": settings["seed"]}
+    with strategy.scope():
+        model = modules.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
+
+    def batches(split, training, start_step=0):
+        order = {"seed": settings["seed"], "start_step": start_step, "codes": True}
+        return dataset.make_latents_dataset(run / "latents" / f"{split}.npz", stage["batch_size"], training, **order)
+
+    validation = batches("validate", training=False)
+    shown = spread(validation, 8)
+
+    def picture(model):
+        def draw(path):
+            codes = model.sample(shown["z"], shown["label"], seed=settings["seed"])
+            images = autoencoder.decode(autoencoder.latents_of(codes), shown["z"], shown["label"])
+            figures.save_png(path, figures.sheet(figures.enlarge(images), columns=4))
+
+        return draw
+
+    fit(model, run, "prior", stage, functools.partial(batches, "train", True), validation, picture)
+    record(run, "prior", settings, source.manifest(), finished=True, epochs=stage["epochs"])
+
+
 def make_diffusion(settings, num_labels):
     """The diffusion model that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
     group, in_pixels = settings["diffusion"], settings["first_stage"] == "none"
-    size, channels = settings["image_size"], 1
-    if not in_pixels:
-        size, channels = size // settings["autoencoder"]["downsampling"], settings["autoencoder"]["latent_channels"]
-    names = ("width", "multipliers", "blocks", "attention", "head_size", "dropout")
-    unet = modules.UNet(size, channels, num_labels=num_labels, **{name: group[name] for name in names})
-    names = ("schedule", "prediction", "drop_conditions")
+    *shape, channels = latent_shape(settings)
+    side = settings["image_size"] // (1 if in_pixels else settings["autoencoder"]["downsampling"])
+    names = ("width", "multipliers", "blocks", "head_size", "dropout")
+    options = {name: group[name] for name in names}
+    attention = [rows * shape[0] // side for rows in group["attention"]]  # said of the whole picture
+    unet = modules.UNet(shape, channels, attention=attention, num_labels=num_labels, **options)
+    names = ("schedule", "prediction", "drop_conditions", "zero_snr", "min_snr_gamma", "loss")
     options = {name: group[name] for name in names}
     return modules.DiffusionModel(unet, clip_x_0=in_pixels, seed=settings["seed"], **options)
 
@@ -637,17 +747,19 @@ def refuse_missing(group, source):
 
 def announce(flags, run, settings, source, strategy, precision):
     """One line that says what is about to happen."""
-    sizes = []
+    sizes, cropped, group = [], "", settings["autoencoder"]
     if settings["first_stage"] != "none":
         first = make_autoencoder(settings, len(source.label_names))
-        gan = " + discriminator" if settings["autoencoder"]["gan"] else ""
+        gan = " + discriminator" if group["gan"] else ""
         sizes.append(f"{settings['first_stage']} {first.count_params() / 1e6:.1f} M{gan}")
+        height, width = first.window[2:]
+        cropped = f" cropped to {height}x{width}" if group["window"] else ""
     sizes.append(f"U-Net {make_diffusion(settings, len(source.label_names)).count_params() / 1e6:.1f} M parameters")
     people = {split: int(len(np.unique(source.case[source.split == split]))) for split in dataset.SPLITS}
     print(
         f"{flags.stage}: {source.path}, {len(source.entries)} slices, people {'/'.join(map(str, people.values()))} in "
-        f"train/validate/test | {settings['image_size']}x{settings['image_size']}, {', '.join(sizes)} | {precision}, "
-        f"{strategy.num_replicas_in_sync} replica(s) | {run}/",
+        f"train/validate/test | {settings['image_size']}x{settings['image_size']}{cropped}, {', '.join(sizes)} | "
+        f"{precision}, {strategy.num_replicas_in_sync} replica(s) | {run}/",
         flush=True,
     )
 
@@ -656,7 +768,7 @@ def work(flags):
     """Do what the flags say; returns the exit status."""
     run, stages, settings = resolve(flags)
     strategy = distribution.make_strategy(flags.replicas)
-    for stage in ("autoencoder", "diffusion"):
+    for stage in ("autoencoder", "diffusion", "prior"):
         if settings[stage]["batch_size"] % strategy.num_replicas_in_sync:
             raise runs.RunError(
                 f"--batch-size {settings[stage]['batch_size']} must be divisible by the "
@@ -666,6 +778,8 @@ def work(flags):
     source = open_data(settings)
     if settings["first_stage"] != "none":
         refuse_missing(settings["autoencoder"], source)
+    settings["autoencoder"]["window"] = find_window(settings, source)
+    check_levels(settings)
     announce(flags, run, settings, source, strategy, precision)
     if flags.dry_run:
         print(runs.json.dumps(settings, indent=2))
@@ -680,11 +794,14 @@ def work(flags):
                 train_autoencoder(run, settings, source, strategy)
             elif stage == "latents":
                 encode_latents(run, settings, source)
-            else:
+            elif stage == "diffusion":
                 train_diffusion(run, settings, source, strategy)
+            else:
+                train_prior(run, settings, source, strategy)
         distribution.wait_for_all(strategy)
         print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
     following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
+    following["prior"] = "predict.py --prior transformer"
     print(f"next: python {following.get(stages[-1], 'predict.py')} --run {flags.run or run.name}")
     return 0
 

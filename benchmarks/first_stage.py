@@ -25,7 +25,7 @@ from PIL import Image
 import dataset
 import modules
 import train
-from ldm import distribution, figures, losses, metrics, runs
+from ldm import charts, distribution, losses, metrics, runs
 
 HERE = Path(__file__).parent
 BATCH = 32
@@ -89,8 +89,7 @@ def run_row(run, source):
     about = runs.load_json(run / "autoencoder.json")
     history = runs.read_history(run / "autoencoder.csv")
     real, z, label = split_of(source, "test", autoencoder.image_size)
-    bits = getattr(autoencoder, "num_codes", None)
-    bits = autoencoder.latent_size**2 * np.log2(bits) if bits else None
+    bits = getattr(autoencoder, "bits_per_slice", None)
     shape = "x".join(str(n) for n in autoencoder.latent_shape)
     minutes = sum(row.get("seconds", np.nan) for row in history) / 60  # what older runs do not know
     usage = about.get("codebook", {}).get("usage")
@@ -159,7 +158,7 @@ def table(flags):
     curves = {name: sorted(points) for name, points in curves.items()}
     curves[f"WebP, {largest} pixels"] = codec_curve(source, largest, "WEBP", (1, 5, 20, 40))
     curves[f"JPEG 2000, {largest} pixels"] = codec_curve(source, largest, "JPEG2000", (300, 200, 100, 50, 30))
-    figures.rate_curve(flags.out, curves, references)
+    charts.rate_curve(flags.out, curves, references)
     print(f"-> {flags.out}")
 
 
@@ -245,7 +244,9 @@ def ablation(flags):
     rows = {}
     for name, terms in VARIANTS.items():
         keras.utils.set_random_seed(0)
-        model = modules.VQVAE(flags.image_size, downsampling=8, patch=4, width=flags.width)
+        window = dataset.brain_window(source, flags.image_size, 16)
+        options = {"latent_channels": 8, "codes_per_latent": 2, "width": flags.width}
+        model = modules.VQVAE(flags.image_size, window, downsampling=8, patch=4, **options)
         model.compare = lambda real, fake, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
         model.compile(optimizer=train.make_optimizer({"learning_rate": 8e-4}, flags.steps))
         step = tf.function(model.train_step)

@@ -155,11 +155,12 @@ def autoencoder(flags):
     size = flags.image_size
     settings = merged(DEFAULTS, PRESETS[f"{size}-f8"])
     group = settings["autoencoder"]
+    source = dataset.open_source(flags.data)
+    group["window"] = train.find_window(settings, source)
     model = train.make_autoencoder(settings, 0)
     rate = TimedCosine(group["learning_rate"])
     model.compile(optimizer=keras.optimizers.AdamW(rate, beta_2=0.99, weight_decay=1e-4), jit_compile=False)
     model.make_train_function()
-    source = dataset.open_source(flags.data)
 
     def learn():
         stream = dataset.make_dataset(source, "train", size, group["batch_size"], training=True)

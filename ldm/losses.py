@@ -82,6 +82,26 @@ def hinge_generator(fakes):
     return -sum(ops.mean(_exact(logits)) for logits in fakes) / len(fakes)
 
 
+def contrastive(projections, temperature):
+    """Cross-entropy of finding each row's partner among all others, by cosine (SimCLR, arXiv 2002.05709, eq. 1).
+
+    Args:
+        projections: (2 N, D); rows 2 i and 2 i + 1 are partners.
+        temperature: divides the cosines.
+
+    Returns:
+        A scalar in nats; log(2 N - 1) for projections that tell nothing.
+    """
+    unit = ops.normalize(_exact(projections), axis=-1)
+    rows = ops.shape(unit)[0]
+    myself = ops.eye(rows)
+    logits = ops.matmul(unit, ops.transpose(unit)) / temperature - 1e9 * myself
+    number = ops.arange(rows)
+    partner = number + 1 - 2 * (number % 2)
+    chosen = ops.take_along_axis(logits, partner[:, None], axis=1)[:, 0]
+    return ops.mean(ops.logsumexp(logits, axis=-1) - chosen)
+
+
 # ---- the rest --------------------------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,14 @@ DEFAULTS = {
     "autoencoder": {
         "downsampling": 4,
         "patch": 2,
+        "crop": False,  # presets crop; what was trained before there was a choice did not
+        "window": None,  # found when training begins
         "quantizer": "ema",
         "width": 64,
         "blocks": 1,
         "latent_channels": 4,
         "num_codes": 1024,
+        "codes_per_latent": 1,
         "cosine": False,
         "levels": [8, 5, 5, 5],
         "kl_weight": 1e-6,
@@ -44,8 +47,23 @@ DEFAULTS = {
         "head_size": 64,
         "dropout": 0.0,
         "drop_conditions": 0.1,
+        "zero_snr": False,
+        "loss": "mse",
+        "min_snr_gamma": None,
+        "accumulate": 1,
+        "select": "loss",
         "batch_size": 32,
         "epochs": 100,
+        "steps_per_epoch": None,
+        "learning_rate": 5e-4,
+    },
+    "prior": {
+        "width": 256,
+        "depth": 6,
+        "heads": 4,
+        "dropout": 0.1,
+        "batch_size": 8,
+        "epochs": 20,
         "steps_per_epoch": None,
         "learning_rate": 5e-4,
     },
@@ -62,7 +80,9 @@ def _sized(image_size, downsampling):
             "downsampling": downsampling,
             "patch": 4 if downsampling > 4 else 2,  # what costs most is the full resolution
             "width": 96 if downsampling > 4 else 64,
+            "crop": True,
             "num_codes": 256 if downsampling == 16 else 1024,
+            "codes_per_latent": 2,  # as many bits as one code, where nothing is cropped
             "batch_size": 4 if image_size == 256 else 8,  # many small steps learn more in the same time
             "epochs": 14,
         },
@@ -78,7 +98,8 @@ PRESETS = {
         "data": None,
         "image_size": 64,
         "autoencoder": {
-            "downsampling": 4,
+            "crop": True,
+            "codes_per_latent": 2,
             "batch_size": 8,
             "epochs": 10,
             "steps_per_epoch": 160,
@@ -98,7 +119,7 @@ PRESETS = {
     # an OASIS-like archive at 128x128, latents 32x32x4: 75 minutes, foreground SSIM 0.93
     "oasis-128": {
         "image_size": 128,
-        "autoencoder": {"epochs": 14, "steps_per_epoch": 72},
+        "autoencoder": {"crop": True, "codes_per_latent": 2, "epochs": 14, "steps_per_epoch": 72},
         "latents": {"views": 4},
         "diffusion": {"multipliers": [1, 2, 3], "blocks": 1, "attention": [8], "epochs": 22, "steps_per_epoch": 100},
     },

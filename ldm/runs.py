@@ -21,7 +21,7 @@ from pathlib import Path
 import keras
 
 ROOT = Path("checkpoint")
-STAGES = ("autoencoder", "latents", "diffusion")
+STAGES = ("autoencoder", "latents", "diffusion", "prior")
 
 
 class RunError(ValueError):
@@ -33,16 +33,16 @@ def folder(name):
     return Path(name) if os.sep in str(name) else ROOT / name
 
 
-def newest(stage="diffusion"):
-    """The run in `checkpoint/` whose `<stage>.keras` was written last.
+def newest(*stages):
+    """The run in `checkpoint/` whose `<stage>.keras` was written last, of the first of these stages that any run has.
 
     Raises:
         RunError: if there is none.
     """
-    models = sorted(ROOT.glob(f"*/{stage}.keras"), key=lambda path: path.stat().st_mtime)
-    if not models:
-        raise RunError(f"no run in {ROOT}/ has a trained {stage} model yet: run `python train.py` first")
-    return models[-1].parent
+    for stage in stages:
+        if models := sorted(ROOT.glob(f"*/{stage}.keras"), key=lambda path: path.stat().st_mtime):
+            return models[-1].parent
+    raise RunError(f"no run in {ROOT}/ has a trained {stages[0]} model yet: run `python train.py` first")
 
 
 def is_chief():

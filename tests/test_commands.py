@@ -53,6 +53,11 @@ def refusal(main, argv, capsys):
         (["--cosine", "--quantizer", "fsq"], "--cosine has no effect without --quantizer ema"),
         (["--gan", "--adversarial-weight", "-1"], "--adversarial-weight must be 0 or more"),
         (["--downsampling", "16", "--patch", "4", "--image-size", "40"], "--image-size 40"),
+        (["--codes-per-latent", "2", "--autoencoder", "vae"], "--codes-per-latent has no effect"),
+        (["--accumulate", "0"], "--accumulate"),
+        (["prior", "--autoencoder", "vae"], "--autoencoder vae has none"),
+        (["prior", "--prior-width", "-4"], "--prior-width"),
+        (["--zero-snr", "--prediction", "eps"], "--zero-snr"),
     ],
 )
 def test_train_refuses_in_one_sentence_that_names_the_flag(argv, named, tmp_path, phantoms, capsys):
@@ -129,6 +134,31 @@ def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
     settings["autoencoder"]["width"] = settings["diffusion"]["width"] = 32  # fewer channels are made sooner
     settings["diffusion"]["head_size"] = 32
     assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
+    assert settings["autoencoder"]["crop"]
+    settings["autoencoder"]["window"] = [
+        0,
+        0,
+        size,
+        size * 3 // 4,
+    ]  # 32 pixels are an eighth of 256, as in `find_window`
+    train.check_levels(settings)
+    assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
+
+
+def test_the_window_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
+    argv = ["--run", str(tmp_path), "--data", phantoms, "--preset", "64-f4"]
+    settings = train.resolve(train.parser().parse_args(argv))[2]
+    window = train.find_window(settings, dataset.open_source(phantoms))
+    height, width = window[2:]
+    assert height % 8 == width % 8 == 0 and width < height < 64  # latents of 4 pixels, halved once
+    stored = {"settings": train.merged(settings, {"autoencoder": {"window": [1, 2, 32, 24]}}), "data": {}}
+    (tmp_path / "autoencoder.json").write_text(json.dumps(stored))
+    again = train.resolve(train.parser().parse_args(argv))[2]
+    assert train.find_window(again, None) == [1, 2, 32, 24] and train.latent_shape(again) == (8, 6, 8)
+    again["diffusion"]["multipliers"] = [1, 2, 2]
+    with pytest.raises(train.runs.RunError, match="--multipliers with 3 levels do not fit 8x6"):
+        train.check_levels(again)
+    assert train.find_window(train.merged(again, {"autoencoder": {"crop": False, "window": None}}), None) is None
 
 
 def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
@@ -147,6 +177,11 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
         (["--steps", "0"], "--steps"),
         (["--eta", "2"], "--eta"),
         (["--fps", "0"], "--fps"),
+        (["--guidance-rescale", "2"], "--guidance-rescale"),
+        (["--top-p", "-1"], "--top-p"),
+        (["--temperature", "-1"], "--temperature"),
+        (["--negative-label", "AD"], "--negative-label has no effect without --guidance"),
+        (["--prior", "transformer", "--run", "nowhere"], "python train.py autoencoder"),
         (["--prior", "normal", "--run", "nowhere"], "python train.py autoencoder"),
     ],
 )

@@ -588,6 +588,30 @@ def test_augmented_epochs_differ_but_keep_their_conditions(course):
     assert (first[:, :2, :2] == -1).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "step", "expected"),
+    [
+        (80, 8, [22, 34, 24, 32]),  # rows 25-42, columns 36-63, room of 2: 22 and 32 pixels
+        (80, 1, [23, 34, 22, 32]),
+        (80, 40, [14, 30, 40, 40]),
+        (80, 80, None),
+    ],
+)
+def test_the_window_holds_what_training_slices_show(tmp_path, size, step, expected):
+    entries = {}
+    for split, case, rows, columns in (
+        ("train", 1, (25, 40), (40, 60)),
+        ("train", 2, (30, 43), (36, 64)),
+        ("validate", 3, (0, 80), (0, 80)),
+        ("test", 4, (0, 80), (0, 80)),
+    ):
+        pixels = np.zeros((80, 80), np.uint8)
+        pixels[slice(*rows), slice(*columns)] = 1
+        entries[f"keras_png_slices_{split}/case_{case:03d}_slice_0.nii.png"] = encode(pixels)
+    source = dataset.open_source(write(tmp_path / "a.zip", entries))
+    assert dataset.brain_window(source, size, step) == expected
+
+
 def test_nothing_is_written_to_disk(tmp_path, course):
     before = sorted(tmp_path.rglob("*"))
     take(make_dataset(course, "train", 24, 4, True, cache_bytes=0), 3)

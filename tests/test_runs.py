@@ -56,13 +56,13 @@ def test_a_run_is_a_name_under_checkpoint_or_a_path(tmp_path):
 def test_newest_run_is_the_one_trained_last(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     with pytest.raises(runs.RunError, match=r"run `python train.py` first"):
-        runs.newest()
+        runs.newest("diffusion")
     for age, name in ((30, "b"), (10, "a"), (20, "c")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "diffusion.keras").touch()
         os.utime(tmp_path / name / "diffusion.keras", (time.time() - age,) * 2)
     (tmp_path / "d").mkdir()  # no model in it
-    assert runs.newest() == tmp_path / "a"
+    assert runs.newest("diffusion") == tmp_path / "a"
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
