@@ -9,14 +9,15 @@ cd "$(dirname "$0")"
 python=${PYTHON:-}
 if [ -z "$python" ]; then
     if [ -x .venv/bin/python ]; then python=.venv/bin/python
-    elif python3 -c "import tensorflow, keras, einops, nibabel, pytest, ruff, skimage" 2>/dev/null; then python=python3
+    elif python3 -c "import tensorflow, keras, einops, nibabel, pytest, xdist, ruff, skimage" 2>/dev/null; then python=python3
     else
         echo "packages are missing: making .venv and installing requirements-test.txt"
         python3 -m venv .venv
         python=.venv/bin/python
     fi
 fi
-if ! "$python" -c "import tensorflow, keras, einops, imageio, nibabel, scipy, pytest, ruff, skimage" 2>/dev/null; then
+if ! "$python" -c "import tensorflow, keras, einops, imageio, nibabel, scipy, umap, pytest, xdist, ruff, skimage" 2>/dev/null
+then
     "$python" -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 fi
 export TF_CPP_MIN_LOG_LEVEL=3
@@ -28,7 +29,7 @@ echo "== ruff"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 
-echo "== smoke run on phantoms: dataset, train, predict"
+echo "== smoke run on phantoms: dataset, train, predict, evaluate"
 smoke=$(mktemp -d)
 trap 'rm -rf "$smoke"' EXIT
 "$python" dataset.py phantom --people 8 --image-size 64 --out "$smoke/phantom.zip"
@@ -40,8 +41,11 @@ narrow="--autoencoder-width 32"
 for file in ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json; do
     [ -s "$smoke/samples/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
 done
-"$python" train.py $tiny --run "$smoke/pixels" --autoencoder none --attention 8
-"$python" predict.py --run "$smoke/pixels" --out "$smoke/samples" --sampler dpm_solver_pp --steps 3 --count 4
+"$python" train.py prior $tiny --run "$smoke/run" --prior-width 32 --prior-depth 2
+"$python" predict.py --run "$smoke/run" --out "$smoke/samples" --prior transformer --count 4 --top-k 50
+"$python" evaluate.py --run "$smoke/run" --count 60 --steps 3 --fail-above 0.9
+"$python" train.py $tiny --run "$smoke/pixels" --autoencoder none --attention 8 --schedule flow --prediction flow
+"$python" predict.py --run "$smoke/pixels" --out "$smoke/samples" --sampler heun --steps 3 --count 4 --guidance 2
 
 "$python" train.py autoencoder $tiny $narrow --run "$smoke/fsq" --quantizer fsq --levels 8 5 5 --gan --random-latents
 "$python" predict.py reconstruct --run "$smoke/fsq" --out "$smoke/samples"
@@ -51,9 +55,10 @@ done
 "$python" predict.py --prior histogram --run "$smoke/vae" --out "$smoke/samples" --z sweep
 "$python" predict.py reconstruct --run "$smoke/vae" --out "$smoke/samples"
 "$python" benchmarks/first_stage.py table "$smoke/fsq" "$smoke/vae" --out "$smoke/samples/rate.png"
-for file in histogram.png histogram_tissue.png reconstruct_tissue.png rate.png; do
-    [ -s "$smoke/samples/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
+for file in samples/histogram.png samples/histogram_tissue.png samples/reconstruct_tissue.png samples/rate.png \
+    samples/transformer.png run/report.html run/report.json run/model_card.md; do
+    [ -s "$smoke/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
 done
 
 echo "== tests"
-"$python" -m pytest -q -m "$marker"
+"$python" -m pytest -q -n 2 -m "$marker"
