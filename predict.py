@@ -2,6 +2,7 @@
 
 python predict.py                            noise -> slices: a PNG and a denoising GIF by DDIM, and by DDPM
 python predict.py --z sweep                  one slice per slice index, in order
+python predict.py --person                   one head: a stack of slices that belong together, and a NIfTI volume
 python predict.py --prior transformer        codes drawn one by one; histogram, normal: what random latents give
 python predict.py reconstruct --data ...     real slices through the first stage: sheet and scores
 """
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 import dataset
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm import distribution, figures, guidance, metrics, runs, samplers
+from ldm import archive, distribution, figures, guidance, metrics, runs, samplers
 
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20, "euler": 50, "heun": 41}  # network calls, unless --steps says
 BATCH = 32  # slices that are drawn at a time
@@ -49,6 +50,8 @@ def parser():
     s.add_argument("--sampler", nargs="+", default=["ddim", "ddpm"], choices=tuple(samplers.SAMPLERS))
     s.add_argument("--steps", type=int, help=f"network calls (default: {STEPS})")
     s.add_argument("--eta", type=float, default=0.0, help="DDIM's noise: 0 is deterministic, 1 is DDPM-like")
+    s.add_argument("--person", action="store_true", help="one person: all slices from the same noise, in order")
+    s.add_argument("--voxel", type=float, nargs=3, default=[1.0, 1.0, 1.0], help="person: mm, for the volume's affine")
     s.add_argument("--spacing", default="uniform", choices=samplers.SPACINGS, help="of a sampler's times")
     s.add_argument("--guidance", type=float, default=1.0, help="more than 1 exaggerates slice index and label")
     s.add_argument("--guidance-rescale", type=float, default=0.0, help="share of the added contrast to take back")
@@ -85,7 +88,7 @@ def sample(flags, run):
 
     shape = model.data_shape
     count = len(conditions["z"])
-    x_T = np.stack([noise(flags.seed, i, shape) for i in range(count)])
+    x_T = np.stack([noise(flags.seed, 0 if flags.person else i, shape) for i in range(count)])
     columns = 8 if flags.z == ["sweep"] else None
     for name in flags.sampler:
         steps = flags.steps or STEPS[name]
@@ -102,8 +105,19 @@ def sample(flags, run):
             f"{name}: {count} slices, {steps} network calls each, {seconds:.2f} seconds per slice -> "
             f"{out / name}.png, {out / name}.gif"
         )
+        if flags.z == ["sweep"]:
+            print(f"neighbouring slices correlate by {metrics.neighbour_correlation(to_unit(film[-1][0])):.3f}")
+        if flags.person:
+            write_person(out, name, film[-1][0], flags)
         if not pixels:
             draw_tissue(autoencoder, film[-1][0], latents, conditions, out / f"{name}_tissue.png")
+
+
+def write_person(out, name, images, flags):
+    """The stack as a film from the lowest slice up, and as a volume."""
+    figures.save_gif(out / f"{name}_stack.gif", list(figures.to_uint8(figures.enlarge(images))), flags.fps)
+    archive.save_volume(out / f"{name}.nii.gz", figures.to_uint8(images), flags.voxel)
+    print(f"-> {out / name}_stack.gif, {out / name}.nii.gz: {len(images)} slices, voxels of {flags.voxel} mm")
 
 
 def noise(seed, i, shape):
@@ -173,6 +187,9 @@ def choose_conditions(flags, data):
         RunError: for slice indices or labels that the run does not know.
     """
     first, last = data["z"]
+    if flags.person:
+        flags.z = ["sweep"]
+        flags.label = flags.label or (data["labels"] or [None])[0]
     if flags.z == ["sweep"]:
         z = np.linspace(first, last, flags.count or min(last - first + 1, 64))
     elif flags.z:
@@ -215,8 +232,8 @@ def draw(denoise, schedule, name, x_T, conditions, steps, flags):
         for start in range(0, len(x_T), BATCH):
             part = slice(start, start + BATCH)
             told = {key: tf.constant(value[part]) for key, value in conditions.items()}
-            if name in ("ddim", "ddpm"):
-                options["seed"] = flags.seed + start
+            if name in ("ddim", "ddpm"):  # noise that is shared must be shared by all batches
+                options |= {"seed": flags.seed + (0 if flags.person else start), "shared_noise": flags.person}
             away = None
             if flags.negative_label:
                 away = {**told, "label": tf.fill(told["label"].shape, flags.negative)}
@@ -335,6 +352,10 @@ def check(flags):
             raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(flags, name)}")
     if flags.negative_label and flags.guidance == 1.0:
         raise runs.RunError("--negative-label has no effect without --guidance: give it more than 1")
+    if flags.person and (flags.z or flags.prior != "diffusion"):
+        raise runs.RunError("--person sweeps all slice indices of the diffusion model: leave --z and --prior out")
+    if min(flags.voxel) <= 0:
+        raise runs.RunError(f"--voxel takes three sizes in mm, above 0, not {flags.voxel}")
     if flags.fps <= 0:
         raise runs.RunError(f"--fps must be more than 0, not {flags.fps}")
 

@@ -229,6 +229,24 @@ def mae(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
     return np.abs(real.astype(np.float64) - fake).mean(axis=(1, 2))
 
 
+def neighbour_correlation(images: np.ndarray) -> float:
+    """How much consecutive slices of a stack agree: the mean correlation of neighbours' pixels, where either is brain.
+
+    Args:
+        images: slices of one person in order, (N, H, W) or (N, H, W, 1), in [0, 1].
+
+    Returns:
+        In [-1, 1]; NaN if no two neighbours have contrast.
+    """
+    images = _as_stack(images)
+    values = []
+    for one, other in zip(images[:-1], images[1:], strict=True):
+        brain = (one > FOREGROUND) | (other > FOREGROUND)
+        if brain.any() and one[brain].std() > 0 and other[brain].std() > 0:
+            values.append(np.corrcoef(one[brain], other[brain])[0, 1])
+    return float(np.mean(values)) if values else float("nan")
+
+
 def dice(real: np.ndarray, fake: np.ndarray, classes: tuple[int, ...] = (1, 2, 3)) -> list[float]:
     """Dice coefficient of each class over all slices together, 2 |A and B| / (|A| + |B|) (Dice 1945).
 

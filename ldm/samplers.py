@@ -51,7 +51,7 @@ def time_grid(steps, spacing="uniform", schedule=None):
     return np.round(uniform * schedules.TABLE_LENGTH) / np.float32(schedules.TABLE_LENGTH)
 
 
-def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform"):
+def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", shared_noise=False):
     """DDIM (arXiv 2010.02502, eq. 12): x_s = alpha_s x_0 + sqrt(sigma_s^2 - noise^2) eps + noise z.
 
     Args:
@@ -62,6 +62,7 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform"):
         eta: 0 is deterministic; 1 has the moments of DDPM.
         seed: integer for the noise that eta > 0 adds.
         spacing: of the times; see `time_grid`.
+        shared_noise: add the same noise to all rows, so that from one x_T for all they become one head.
 
     Yields:
         (x_t, x_0), each (B, ...), once per network call.
@@ -75,11 +76,11 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform"):
         kept = max(sigma_s**2 - added**2, 0.0) ** 0.5
         x_t = alpha_s * x_0 + kept * eps
         if added > 0:
-            x_t = x_t + added * keras.random.normal(ops.shape(x_t), seed=noise)
+            x_t = x_t + added * _draw(x_t, noise, shared_noise)
         yield x_t, x_0
 
 
-def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform"):
+def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform", shared_noise=False):
     """Ancestral sampling from q(x_s | x_t, x_0) (arXiv 2006.11239, eq. 6 and 7, for any pair of times s < t).
 
     With the linear schedule and 1000 steps this is the classic chain; with fewer, the same chain on fewer times.
@@ -97,7 +98,7 @@ def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform"):
         x_t = weight_x_t * x_t + weight_x_0 * x_0
         deviation = _posterior_deviation(alpha_t, sigma_t, alpha_s, sigma_s)
         if deviation > 0:  # 0 only on the last step, which ends at x_0
-            x_t = x_t + deviation * keras.random.normal(ops.shape(x_t), seed=noise)
+            x_t = x_t + deviation * _draw(x_t, noise, shared_noise)
         yield x_t, x_0
 
 
@@ -193,6 +194,12 @@ def _times_of(schedule, levels):
         noisier = sigma > levels * alpha
         low, high = np.where(noisier, low, middle), np.where(noisier, middle, high)
     return high
+
+
+def _draw(x_t, generator, shared):
+    """Standard normal noise for x_t; the same for all of its rows, if shared."""
+    rows, *rest = ops.shape(x_t)
+    return keras.random.normal((1 if shared else rows, *rest), seed=generator)
 
 
 def _at(t, x_t):

@@ -178,6 +178,8 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
         (["--eta", "2"], "--eta"),
         (["--fps", "0"], "--fps"),
         (["--guidance-rescale", "2"], "--guidance-rescale"),
+        (["--person", "--z", "3"], "--person sweeps"),
+        (["--voxel", "1", "0", "1"], "--voxel"),
         (["--top-p", "-1"], "--top-p"),
         (["--temperature", "-1"], "--temperature"),
         (["--negative-label", "AD"], "--negative-label has no effect without --guidance"),

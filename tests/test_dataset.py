@@ -915,3 +915,16 @@ def test_a_bad_mask_is_named(tmp_path, cache_bytes, mask, words):
     with pytest.raises(DataError, match=f"seg_002_slice_1.*{words}") as caught, data_errors(source):
         take(make_dataset(source, "train", 24, 4, False, masks=True, cache_bytes=cache_bytes), 99)
     assert "\n" not in str(caught.value)
+
+
+def test_a_volume_gives_back_the_slices_that_were_written(tmp_path):
+    slices = np.random.default_rng(0).integers(1, 256, (5, 12, 10)).astype(np.uint8)
+    slices[:, 0, 0] = 255
+    archive.save_volume(tmp_path / "head.nii.gz", slices, (1.0, 1.5, 2.0))
+    stored = nibabel.load(tmp_path / "head.nii.gz")
+    assert nibabel.aff2axcodes(stored.affine) == ("R", "A", "S")
+    np.testing.assert_allclose(stored.header.get_zooms(), (1.0, 1.5, 2.0))
+    np.testing.assert_allclose(stored.affine @ [4.5, 5.5, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0], atol=1e-6)
+    store = archive.VolumeStore([tmp_path / "head.nii.gz"])
+    read = [np.frombuffer(store.read(name), np.uint8).reshape(store.shape(name)) for name in store.names]
+    np.testing.assert_allclose(read, slices, atol=3)  # white is a high percentile there

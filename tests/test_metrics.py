@@ -273,3 +273,14 @@ def test_dice_counts_known_pixels_of_all_slices_together():
     assert metrics.dice(real, real)[:2] == [1.0, 1.0]
     with pytest.raises(ValueError, match="same shape"):
         metrics.dice(real, fake[:1])
+
+
+def test_neighbours_correlate_by_the_mean_over_pairs_where_either_is_brain():
+    rng = np.random.default_rng(3)
+    stack = rng.random((3, 8, 8))
+    stack = 0.1 + 0.9 * stack
+    stack[:, :, 4:] = 0.0  # both black: does not count
+    pairs = [np.corrcoef(stack[i, :, :4].ravel(), stack[i + 1, :, :4].ravel())[0, 1] for i in range(2)]
+    np.testing.assert_allclose(metrics.neighbour_correlation(stack), np.mean(pairs))
+    np.testing.assert_allclose(metrics.neighbour_correlation(stack[[0, 0, 0]]), 1.0)
+    assert np.isnan(metrics.neighbour_correlation(np.zeros((3, 8, 8))))

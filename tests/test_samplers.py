@@ -448,3 +448,14 @@ def test_sampler_needs_only_a_callable_and_runs_on_tensors(draw):
     *_, (x_t, _) = draw(denoise, x_T, schedules.sigmoid, 3)
     assert x_t.shape == x_T.shape and x_t.dtype == tf.float32
     assert np.all(np.isfinite(x_t))
+
+
+@pytest.mark.parametrize("draw", [samplers.ddpm, lambda *told, **more: samplers.ddim(*told, eta=1.0, **more)])
+def test_shared_noise_keeps_equal_rows_equal(draw):
+    x_T = np.repeat(np.random.default_rng(0).normal(size=(1, 4)).astype("float32"), 3, axis=0)
+
+    def end(**options):
+        return np.asarray(list(draw(lambda x_t, t: 0.5 * x_t, x_T, schedules.cosine, 5, seed=1, **options))[-2][0])
+
+    np.testing.assert_array_equal(end(shared_noise=True)[1:], end(shared_noise=True)[:-1])
+    assert np.abs(end()[1:] - end()[:-1]).max() > 0.01
