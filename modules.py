@@ -1153,7 +1153,8 @@ class CodePrior(Reports, keras.Model):
 
     What a VQ-VAE's codes look like (arXiv 1711.00937, section 3.2), here said by a transformer (arXiv 2012.09841). The
     network that predicts a code is told the code before it (a start token for the first), the row and the column where
-    it is to stand, the slice index and the label; what came earlier it finds by attention.
+    it is to stand, the slice index and the label; what came earlier it finds by attention. What it says is added to
+    the log frequencies of the codes at that place, where `start_from` has counted them.
 
     A batch is {"codes" (B, h, w) int32, "z" (B,), "label" (B,)}; the loss is in nats per code.
 
@@ -1199,6 +1200,8 @@ class CodePrior(Reports, keras.Model):
         self.blocks = [TransformerBlock(heads, dropout) for _ in range(depth)]
         self.norm = layers.LayerNormalization()
         self.head = layers.Dense(num_codes, kernel_initializer="zeros", dtype="float32")
+        options = {"trainable": False, "aggregation": "only_first_replica", "initializer": "zeros", "autocast": False}
+        self.log_frequency = self.add_weight(shape=(height * columns, num_codes), name="log_frequency", **options)
         for layer in (self.code, self.slice, *([self.label] if num_labels else [])):
             layer.build((None,))
         for layer in (*self.blocks, self.norm, self.head):
@@ -1214,6 +1217,10 @@ class CodePrior(Reports, keras.Model):
         """Codes before those that are asked for, (B, N), at these places of the raster -> (B, N, width)."""
         positions = rearrange(self.row + self.column, "h w c -> (h w) c")[places]
         return self.code(previous) + ops.cast(positions, self.compute_dtype) + condition[:, None]
+
+    def scores(self, x, places=slice(None)):
+        """What the blocks say at these places, (B, N, width) -> logits (B, N, K) float32."""
+        return self.head(self.norm(x)) + self.log_frequency[places]
 
     def condition(self, known):
         """What `told` says of a slice -> (B, width)."""
@@ -1232,7 +1239,7 @@ class CodePrior(Reports, keras.Model):
         x = dropout(x, self.dropout, uniform)
         for block in self.blocks:
             x = block(x, uniform=uniform)
-        return rearrange(self.head(self.norm(x)), "b (h w) k -> b h w k", h=height)
+        return rearrange(self.scores(x), "b (h w) k -> b h w k", h=height)
 
     def logits(self, codes, z, label=None):
         """Codes (B, h, w) int32, conditions as of `told` -> float32 (B, h, w, K): log p(code | those before it) + c."""
@@ -1267,7 +1274,7 @@ class CodePrior(Reports, keras.Model):
             for block, cache in zip(self.blocks, caches, strict=True):
                 x, cache = block.step(x, cache, i)
                 grown.append(cache)
-            code = draw_tokens(self.head(self.norm(x))[:, 0], uniform[:, i], temperature, top_k, top_p)[:, None]
+            code = draw_tokens(self.scores(x, i)[:, 0], uniform[:, i], temperature, top_k, top_p)[:, None]
             return ops.slice_update(codes, (0, i), code), code, grown
 
         codes, previous = ops.zeros((rows, length), "int32"), ops.full((rows, 1), self.num_codes, "int32")
@@ -1279,6 +1286,22 @@ class CodePrior(Reports, keras.Model):
         return rearrange(codes, "b (h w) -> b h w", h=self.code_shape[0])
 
     # -- training
+
+    def start_from(self, codes, weight=100.0):
+        """Let the logits start at the log frequencies of the training codes, place by place; the rest learns the rest.
+
+        A network of this kind would take many passes to find these h w K numbers. A place with few slices behind it
+        leans on all places' frequencies, and these on the uniform ones.
+
+        Args:
+            codes: the training split's, (M, h, w) integers.
+            weight: how many slices the frequencies over all places count for.
+        """
+        codes = rearrange(np.asarray(codes), "m h w -> m (h w)")
+        everywhere = np.bincount(codes.ravel(), minlength=self.num_codes) + 1.0
+        counts = np.stack([np.bincount(column, minlength=self.num_codes) for column in codes.T])
+        frequency = (counts + weight * everywhere / everywhere.sum()) / (len(codes) + weight)
+        self.log_frequency.assign(np.log(frequency))
 
     def cross_entropy(self, batch, training=False, uniform=None):
         """Mean over a batch's codes, in nats."""

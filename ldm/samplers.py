@@ -19,8 +19,8 @@ SPACINGS = ("uniform", "trailing", "karras")
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 
 
-def time_grid(steps, spacing="uniform", schedule=None):
-    """The `steps + 1` times that a sampler visits, from 1 down to 0; float32.
+def time_grid(steps, spacing="uniform", schedule=None, start=1.0):
+    """The `steps + 1` times that a sampler visits, from `start` down to 0; float32.
 
     Args:
         steps: number of steps.
@@ -30,20 +30,24 @@ def time_grid(steps, spacing="uniform", schedule=None):
             spaced from 80 (or the schedule's own end, if that is less) to 0.002, and then 0 (arXiv 2206.00364, eq. 5);
             the first of them is moved to t = 1, since that is where x_T is noise and nothing else.
         schedule: callable t -> (alpha, sigma), for "karras".
+        start: the first time, in (0, 1]; less than 1 where x_T is a noised picture, evenly spaced only.
 
     Raises:
-        ValueError: if `steps` is less than 1, the spacing is unknown, or the table has fewer entries than steps.
+        ValueError: if `steps` is less than 1, the spacing is unknown or does not go with `start`, or the table has
+            fewer entries than steps.
     """
     if steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, not {steps}")
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {SPACINGS}, not {spacing!r}")
+    if not 0 < start <= 1 or (start < 1 and spacing != "uniform"):
+        raise ValueError(f"start must be more than 0 and at most 1, and 1 unless evenly spaced, not {start}")
     if spacing == "karras":
         alpha, sigma = _numbers(schedule, 1.0)
         highest = SIGMA_MAX if sigma > SIGMA_MAX * alpha else sigma / alpha
         levels = np.linspace(highest ** (1 / RHO), SIGMA_MIN ** (1 / RHO), steps) ** RHO
         return np.concatenate([[1.0], _times_of(schedule, levels[1:]), [0.0]]).astype("float32")
-    uniform = np.linspace(1.0, 0.0, steps + 1, dtype="float32")
+    uniform = np.linspace(start, 0.0, steps + 1, dtype="float32")
     if spacing == "uniform":
         return uniform
     if steps > schedules.TABLE_LENGTH:
@@ -51,7 +55,7 @@ def time_grid(steps, spacing="uniform", schedule=None):
     return np.round(uniform * schedules.TABLE_LENGTH) / np.float32(schedules.TABLE_LENGTH)
 
 
-def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", shared_noise=False):
+def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", start=1.0, shared_noise=False):
     """DDIM (arXiv 2010.02502, eq. 12): x_s = alpha_s x_0 + sqrt(sigma_s^2 - noise^2) eps + noise z.
 
     Args:
@@ -61,7 +65,7 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", s
         steps: number of network calls.
         eta: 0 is deterministic; 1 has the moments of DDPM.
         seed: integer for the noise that eta > 0 adds.
-        spacing: of the times; see `time_grid`.
+        spacing, start: of the times; see `time_grid`.
         shared_noise: add the same noise to all rows, so that from one x_T for all they become one head.
 
     Yields:
@@ -69,7 +73,7 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", s
     """
     noise = keras.random.SeedGenerator(seed)
     x_t = x_T
-    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing):
+    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing, start):
         x_0 = denoise(x_t, _at(t, x_t))
         eps = schedules.to_eps(x_0, x_t, alpha_t, sigma_t)
         added = eta * _posterior_deviation(alpha_t, sigma_t, alpha_s, sigma_s)
@@ -80,7 +84,7 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", s
         yield x_t, x_0
 
 
-def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform", shared_noise=False):
+def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform", start=1.0, shared_noise=False):
     """Ancestral sampling from q(x_s | x_t, x_0) (arXiv 2006.11239, eq. 6 and 7, for any pair of times s < t).
 
     With the linear schedule and 1000 steps this is the classic chain; with fewer, the same chain on fewer times.
@@ -90,19 +94,15 @@ def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform", shared_noi
     """
     noise = keras.random.SeedGenerator(seed)
     x_t = x_T
-    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing):
+    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing, start):
         x_0 = denoise(x_t, _at(t, x_t))
-        alpha_ts = alpha_t / alpha_s  # x_t given x_s: mean alpha_ts x_s, variance sigma_t^2 - alpha_ts^2 sigma_s^2
-        weight_x_t = alpha_ts * sigma_s**2 / sigma_t**2
-        weight_x_0 = alpha_s * (sigma_t**2 - alpha_ts**2 * sigma_s**2) / sigma_t**2
-        x_t = weight_x_t * x_t + weight_x_0 * x_0
-        deviation = _posterior_deviation(alpha_t, sigma_t, alpha_s, sigma_s)
+        x_t, deviation = _posterior(x_t, x_0, alpha_t, sigma_t, alpha_s, sigma_s)
         if deviation > 0:  # 0 only on the last step, which ends at x_0
             x_t = x_t + deviation * _draw(x_t, noise, shared_noise)
         yield x_t, x_0
 
 
-def dpm_solver_pp(denoise, x_T, schedule, steps, spacing="uniform"):
+def dpm_solver_pp(denoise, x_T, schedule, steps, spacing="uniform", start=1.0):
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order in log-SNR, one network call per step.
 
     The first step, and the last one, which ends at sigma = 0, are of first order (equal to DDIM); so is the second if
@@ -111,7 +111,7 @@ def dpm_solver_pp(denoise, x_T, schedule, steps, spacing="uniform"):
     Args and Yields: as `ddim`.
     """
     x_t, last_x_0, last_h = x_T, None, None
-    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing):
+    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing, start):
         x_0 = denoise(x_t, _at(t, x_t))
         if sigma_s == 0.0:
             x_t, h = alpha_s * x_0, None
@@ -128,7 +128,7 @@ def dpm_solver_pp(denoise, x_T, schedule, steps, spacing="uniform"):
         yield x_t, x_0
 
 
-def euler(denoise, x_T, schedule, steps, spacing="uniform"):
+def euler(denoise, x_T, schedule, steps, spacing="uniform", start=1.0):
     """Euler's method for the probability-flow ODE: in a rectified flow, x_s = x_t + (s - t)(eps - x_0).
 
     For other schedules it is Euler's step for x / alpha in sigma / alpha, dx = eps dsigma (arXiv 2206.00364, eq. 1).
@@ -136,10 +136,10 @@ def euler(denoise, x_T, schedule, steps, spacing="uniform"):
 
     Args and Yields: as `ddim`.
     """
-    yield from ddim(denoise, x_T, schedule, steps, spacing=spacing)
+    yield from ddim(denoise, x_T, schedule, steps, spacing=spacing, start=start)
 
 
-def heun(denoise, x_T, schedule, steps, spacing="uniform"):
+def heun(denoise, x_T, schedule, steps, spacing="uniform", start=1.0):
     """Heun's second-order method (arXiv 2206.00364, algorithm 1): Euler's step, then again with the mean slope.
 
     The algorithm is for any scaling of x_t. Here it is that of a rectified flow, x_t / (alpha + sigma) as a function
@@ -152,7 +152,7 @@ def heun(denoise, x_T, schedule, steps, spacing="uniform"):
     Args and Yields: as `ddim`.
     """
     x_t = x_T
-    path = list(_steps(schedule, min(steps, steps // 2 + 1), spacing))
+    path = list(_steps(schedule, min(steps, steps // 2 + 1), spacing, start))
     for i, (t, alpha_t, sigma_t, alpha_s, sigma_s) in enumerate(path):
         x_0 = denoise(x_t, _at(t, x_t))
         eps = schedules.to_eps(x_0, x_t, alpha_t, sigma_t)
@@ -170,12 +170,44 @@ def heun(denoise, x_T, schedule, steps, spacing="uniform"):
         yield x_t, x_0
 
 
+def inpaint(denoise, known, mask, x_T, schedule, steps, resample=5, seed=None):
+    """Draw a part of a picture anew, to fit the rest (RePaint, arXiv 2201.09865, algorithm 1).
+
+    At each noise level the rest is put back, noised as much; and so that the two halves agree, each level is gone
+    through `resample` times, noised again in between.
+
+    Args:
+        denoise, x_T, schedule, seed: as `ddim`.
+        known: the picture (or its latents), (B, h, w, C).
+        mask: (B, h, w, 1), 1 where to draw anew, 0 where `known` stays.
+        steps: number of network calls: `steps // resample` noise levels.
+        resample: times that each level is gone through, at most `steps`.
+
+    Yields:
+        (x_t, x_0), each (B, h, w, C), once per network call; the last x_t is `known` outside the mask.
+    """
+    if not 1 <= resample <= steps:
+        raise ValueError(f"resample must lie between 1 and the {steps} steps, not {resample}")
+    noise = keras.random.SeedGenerator(seed)
+    x_t = x_T
+    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps // resample):
+        for _ in range(resample):
+            x_0 = denoise(x_t, _at(t, x_t))
+            anew, deviation = _posterior(x_t, x_0, alpha_t, sigma_t, alpha_s, sigma_s)
+            anew = anew + deviation * _draw(x_t, noise, False)
+            x_s = mask * anew + (1.0 - mask) * (alpha_s * known + sigma_s * _draw(x_t, noise, False))
+            yield x_s, x_0
+            alpha_ts = alpha_t / alpha_s
+            x_t = alpha_ts * x_s + (sigma_t**2 - alpha_ts**2 * sigma_s**2) ** 0.5 * _draw(x_t, noise, False)
+        x_t = x_s
+
+
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "euler": euler, "heun": heun}
 
 
-def _steps(schedule, steps, spacing):
+def _steps(schedule, steps, spacing="uniform", start=1.0):
     """(t, alpha_t, sigma_t, alpha_s, sigma_s) of each step t -> s, as Python floats."""
-    times = time_grid(steps, spacing, schedule)
+    times = time_grid(steps, spacing, schedule, start)
     alpha, sigma = (value.tolist() for value in _numbers(schedule, times))
     return [(float(times[i]), alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]) for i in range(steps)]
 
@@ -204,6 +236,15 @@ def _draw(x_t, generator, shared):
 
 def _at(t, x_t):
     return ops.full((ops.shape(x_t)[0],), t, dtype="float32")
+
+
+def _posterior(x_t, x_0, alpha_t, sigma_t, alpha_s, sigma_s):
+    """Mean and standard deviation of q(x_s | x_t, x_0) for any s < t."""
+    alpha_ts = alpha_t / alpha_s  # x_t given x_s: mean alpha_ts x_s, variance sigma_t^2 - alpha_ts^2 sigma_s^2
+    weight_x_t = alpha_ts * sigma_s**2 / sigma_t**2
+    weight_x_0 = alpha_s * (sigma_t**2 - alpha_ts**2 * sigma_s**2) / sigma_t**2
+    deviation = _posterior_deviation(alpha_t, sigma_t, alpha_s, sigma_s)
+    return weight_x_t * x_t + weight_x_0 * x_0, deviation
 
 
 def _posterior_deviation(alpha_t, sigma_t, alpha_s, sigma_s):

@@ -105,6 +105,24 @@ def test_a_fresh_prior_is_exactly_indifferent():
     np.testing.assert_array_equal(make_prior().logits(**batch_of(2)), 0.0)
 
 
+def test_a_prior_starts_from_the_histogram_of_each_place_and_keeps_it():
+    """A fresh network on top: cross-entropy is the histogram's own; a training step moves the network alone."""
+    model, batch = make_prior(dropout=0.0), batch_of(50)
+    batch["codes"][:, 0, 0] = np.arange(50) % 2 * 3  # 25 times code 0, 25 times code 3
+    model.start_from(batch["codes"], weight=10.0)
+    p = np.asarray(keras.ops.softmax(model.logits(**batch_of(1))))[0]
+    everywhere = np.bincount(batch["codes"].ravel(), minlength=CODES) + 1.0
+    everywhere = everywhere / everywhere.sum()
+    expected = 10 * everywhere + 25 * np.isin(np.arange(CODES), (0, 3))
+    np.testing.assert_allclose(p[0, 0], expected / 60, rtol=1e-5)
+    np.testing.assert_allclose(p.sum(-1), 1.0, rtol=1e-5)
+    counts = np.stack([np.bincount(place, minlength=CODES) for place in batch["codes"].reshape(50, 16).T])
+    np.testing.assert_allclose(p.reshape(16, CODES), (counts + 10 * everywhere) / 60, rtol=1e-5)
+    kept = np.array(model.log_frequency)
+    fitted(model, batch, steps=2, batch_size=8)
+    np.testing.assert_array_equal(model.log_frequency, kept)
+
+
 def test_loss_is_the_mean_of_minus_log_p_over_all_codes():
     model, batch = randomised(make_prior()), batch_of(3)
     model.compile(optimizer=keras.optimizers.Adam())
@@ -131,7 +149,7 @@ def test_cached_and_uncached_logits_agree():
         x = model.features(previous[:, place : place + 1], condition, place)
         for i, block in enumerate(model.blocks):
             x, caches[i] = block.step(x, caches[i], place)
-        np.testing.assert_allclose(model.head(model.norm(x))[:, 0], expected[:, place], atol=1e-4)
+        np.testing.assert_allclose(model.scores(x, place)[:, 0], expected[:, place], atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 5)])  # 15 places are not divisible into four parts

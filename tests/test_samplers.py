@@ -459,3 +459,57 @@ def test_shared_noise_keeps_equal_rows_equal(draw):
 
     np.testing.assert_array_equal(end(shared_noise=True)[1:], end(shared_noise=True)[:-1])
     assert np.abs(end()[1:] - end()[:-1]).max() > 0.01
+
+
+def gaussian(mean, std):
+    """The exact denoiser of N(mean, std^2) under the cosine schedule."""
+
+    def denoise(x_t, t):
+        alpha, sigma = (np.float64(v) for v in schedules.cosine(float(t[0])))
+        return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
+
+    return denoise
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_a_start_in_the_middle_ends_where_the_data_is(name):
+    """From q(x_t) of N(2, 0.5^2) at t = 0.6 every sampler comes back to N(2, 0.5^2)."""
+    rng = np.random.default_rng(0)
+    alpha, sigma = (float(v) for v in schedules.cosine(0.6))
+    x_t = (alpha * (2.0 + 0.5 * rng.normal(size=40_000)) + sigma * rng.normal(size=40_000)).astype("float32")[:, None]
+    options = {"seed": 1} if name in ("ddpm", "ddim") else {}
+    *_, (end, _) = samplers.SAMPLERS[name](gaussian(2.0, 0.5), x_t, schedules.cosine, 61, start=0.6, **options)
+    np.testing.assert_allclose(np.mean(end), 2.0, atol=0.01)
+    np.testing.assert_allclose(np.std(end), 0.5, rtol=0.05)
+
+
+def test_a_start_must_go_with_the_spacing():
+    np.testing.assert_allclose(samplers.time_grid(3, start=0.6), [0.6, 0.4, 0.2, 0.0], atol=1e-6)
+    for start, spacing in ((0.0, "uniform"), (1.2, "uniform"), (0.5, "karras"), (0.5, "trailing")):
+        with pytest.raises(ValueError, match="start must be"):
+            samplers.time_grid(3, spacing, schedules.cosine, start)
+
+
+def test_inpainting_keeps_what_is_known_and_draws_the_rest_to_fit():
+    """Two pixels that are always equal: where one is known, the other must come out as it."""
+
+    def denoise(x_t, t):  # exact for x = (a, a), a ~ N(0, 1)
+        alpha, sigma = (np.float64(v) for v in schedules.cosine(float(t[0])))
+        mean = np.asarray(x_t).mean(axis=2, keepdims=True)
+        return np.repeat(alpha * mean / (alpha**2 + sigma**2 / 2), 2, axis=2).astype("float32")
+
+    rng = np.random.default_rng(0)
+    known = np.repeat(rng.normal(size=(500, 1, 1, 1)), 2, axis=2).astype("float32")
+    mask = np.zeros((500, 1, 2, 1), "float32")
+    mask[:, :, 1] = 1.0
+    x_T = rng.normal(size=known.shape).astype("float32")
+    correlations = []
+    for steps, resample in ((8, 1), (80, 10), (300, 1)):  # going through 8 levels again and again does what more do
+        film = list(samplers.inpaint(denoise, known, mask, x_T, schedules.cosine, steps, resample, seed=0))
+        assert len(film) == steps
+        end = np.asarray(film[-1][0])
+        np.testing.assert_allclose(end[:, 0, 0], known[:, 0, 0], atol=1e-6)
+        correlations.append(np.corrcoef(end[:, 0, 1, 0], known[:, 0, 0, 0])[0, 1])
+    assert min(correlations[1:]) > 0.97 and correlations[1] > correlations[0]
+    with pytest.raises(ValueError, match="resample must lie"):
+        next(samplers.inpaint(denoise, known, mask, x_T, schedules.cosine, 3, resample=4))
