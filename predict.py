@@ -4,6 +4,10 @@ python predict.py                            noise -> slices: a PNG and a denois
 python predict.py --z sweep                  one slice per slice index, in order
 python predict.py --person                   one head: a stack of slices that belong together, and a NIfTI volume
 python predict.py --prior transformer        codes drawn one by one; histogram, normal: what random latents give
+python predict.py interpolate                from one noise to another, on the arc between them
+python predict.py denoise --from 0.5         variations: real slices, noised to t = 0.5 and denoised
+python predict.py inpaint --box 96 96 64 64  a part of real slices drawn anew
+python predict.py anomaly --from 0.4         what the model would have drawn instead: a map of differences
 python predict.py reconstruct --data ...     real slices through the first stage: sheet and scores
 """
 
@@ -27,14 +31,22 @@ from ldm import archive, distribution, figures, guidance, metrics, runs, sampler
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20, "euler": 50, "heun": 41}  # network calls, unless --steps says
 BATCH = 32  # slices that are drawn at a time
 FRAMES = 40  # most frames of a GIF
+ANOMALY_DRAWS = 4  # noises that a map of differences averages over
 TISSUES = ("CSF", "grey matter", "white matter")
+TASKS = {}  # name -> function (flags, run); see `task`
+
+
+def task(function):
+    """Register one of the things that this command does, under its name."""
+    TASKS[function.__name__] = function
+    return function
 
 
 def parser():
     p = argparse.ArgumentParser(
         prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("task", nargs="?", default="sample", choices=("sample", "reconstruct"))
+    p.add_argument("task", nargs="?", default="sample", choices=tuple(TASKS))
     p.add_argument("--run", help="name of the run (default: the one that was trained last)")
     p.add_argument("--out", default="samples", help="folder for the pictures (default: samples)")
     p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16"))
@@ -66,8 +78,21 @@ def parser():
     s.add_argument("--fps", type=float, default=12, help="frames per second of the GIF")
     s.add_argument("--show-x0", action="store_true", help="put the predicted x_0 beside x_t in the GIF")
 
-    r = p.add_argument_group("reconstruct")
-    r.add_argument("--data", nargs="+", help="slices to reconstruct (default: the data that the run was trained on)")
+    e = p.add_argument_group("interpolate, denoise, inpaint, anomaly; they use the first --sampler")
+    e.add_argument(
+        "--from", dest="start", type=float, default=0.5, help="denoise, anomaly: t to which slices are noised"
+    )
+    e.add_argument(
+        "--box",
+        type=int,
+        nargs=4,
+        metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"),
+        help="inpaint: pixels (default: the middle)",
+    )
+    e.add_argument("--resample", type=int, default=5, help="inpaint: times that each noise level is gone through")
+
+    r = p.add_argument_group("real slices, for reconstruct, denoise, inpaint, anomaly")
+    r.add_argument("--data", nargs="+", help="default: the data that the run was trained on")
     r.add_argument("--split", default="test", choices=dataset.SPLITS)
     return p
 
@@ -75,27 +100,20 @@ def parser():
 # ---- sample ----------------------------------------------------------------------------------------------------------
 
 
+@task
 def sample(flags, run):
     """Draw slices with each sampler that is asked for; write a PNG and a GIF for each."""
-    model = runs.load_model(run / "diffusion.keras")
-    about = runs.load_json(run / "diffusion.json")
-    conditions = choose_conditions(flags, about["data"])
-    pixels = about["settings"]["first_stage"] == "none"
-    # Compiled once, and used by every sampler and every frame.
-    denoise = tf.function(model.denoise, reduce_retracing=True)
-    autoencoder = None if pixels else runs.load_first_stage(run)
-    decode = None if pixels else tf.function(autoencoder.decode, reduce_retracing=True)
-
-    shape = model.data_shape
+    generator = Generator(run)
+    conditions = choose_conditions(flags, generator.about["data"])
     count = len(conditions["z"])
-    x_T = np.stack([noise(flags.seed, 0 if flags.person else i, shape) for i in range(count)])
+    x_T = generator.noise([flags.seed], [0] * count if flags.person else range(count))
     columns = 8 if flags.z == ["sweep"] else None
     for name in flags.sampler:
         steps = flags.steps or STEPS[name]
         start = time.time()
-        film = draw(denoise, model.schedule, name, x_T, conditions, steps, flags)
+        film = generator.draw(name, x_T, conditions, steps, flags)
         latents = film[-1][0]
-        film = [[to_images(x, decode, conditions) for x in pair] for pair in film]
+        film = [[generator.decode(x, conditions) for x in pair] for pair in film]
         seconds = (time.time() - start) / count
         out = Path(flags.out)
         figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(film[-1][0]), columns))
@@ -109,8 +127,8 @@ def sample(flags, run):
             print(f"neighbouring slices correlate by {metrics.neighbour_correlation(to_unit(film[-1][0])):.3f}")
         if flags.person:
             write_person(out, name, film[-1][0], flags)
-        if not pixels:
-            draw_tissue(autoencoder, film[-1][0], latents, conditions, out / f"{name}_tissue.png")
+        if generator.autoencoder:
+            draw_tissue(generator.autoencoder, film[-1][0], latents, conditions, out / f"{name}_tissue.png")
 
 
 def write_person(out, name, images, flags):
@@ -118,6 +136,80 @@ def write_person(out, name, images, flags):
     figures.save_gif(out / f"{name}_stack.gif", list(figures.to_uint8(figures.enlarge(images))), flags.fps)
     archive.save_volume(out / f"{name}.nii.gz", figures.to_uint8(images), flags.voxel)
     print(f"-> {out / name}_stack.gif, {out / name}.nii.gz: {len(images)} slices, voxels of {flags.voxel} mm")
+
+
+class Generator:
+    """A run's diffusion model between pictures and noise: encode, draw, decode, each compiled once.
+
+    Raises:
+        RunError: if a model is not there yet.
+    """
+
+    def __init__(self, run):
+        self.model = runs.load_model(run / "diffusion.keras")
+        self.about = runs.load_json(run / "diffusion.json")
+        self.denoise = tf.function(self.model.denoise, reduce_retracing=True)
+        self.autoencoder = None if self.about["settings"]["first_stage"] == "none" else runs.load_first_stage(run)
+        if self.autoencoder:
+            self._encode = tf.function(self.autoencoder.encode, reduce_retracing=True)
+            self._decode = tf.function(self.autoencoder.decode, reduce_retracing=True)
+
+    def encode(self, images, conditions):
+        """Images (N, H, W, 1) in [-1, 1] -> what the model denoises."""
+        return self._encode(images, **conditions).numpy() if self.autoencoder else images
+
+    def decode(self, x, conditions):
+        """The inverse."""
+        return to_images(x, self._decode if self.autoencoder else None, conditions)
+
+    def noise(self, seed, numbers):
+        return np.stack([noise(*seed, i, self.model.data_shape) for i in numbers])
+
+    def noised(self, x_0, t, eps):
+        """x_t of clean data and noise."""
+        alpha, sigma = (float(value) for value in self.model.schedule(t))
+        return (alpha * x_0 + sigma * eps).astype("float32")
+
+    def draw(self, name, x_T, conditions, steps, flags, **more):
+        """Run a sampler, BATCH slices at a time.
+
+        Args:
+            name: in `samplers.SAMPLERS`, or "inpaint".
+            more: options of the sampler; arrays are cut into batches with the slices.
+
+        Returns:
+            List of (x_t, x_0), each (count, h, w, C): the steps that the film shows, the last among them.
+        """
+        film_of = {**samplers.SAMPLERS, "inpaint": samplers.inpaint}[name]
+        options = {} if name == "inpaint" else {"spacing": flags.spacing}
+        if name == "ddim":
+            options["eta"] = flags.eta
+        if name in ("ddim", "ddpm"):  # noise that is shared must be shared by all batches
+            options["shared_noise"] = flags.person
+        shown = set(np.linspace(0, steps - 1, min(steps, FRAMES)).round().astype(int).tolist())
+        batches = []
+        with tqdm(total=steps * -(-len(x_T) // BATCH), desc=name, unit="call") as bar:
+            for start in range(0, len(x_T), BATCH):
+                part = slice(start, start + BATCH)
+                told = {key: tf.constant(value[part]) for key, value in conditions.items()}
+                if name in ("ddim", "ddpm", "inpaint"):
+                    options["seed"] = flags.seed + (0 if flags.person else start)
+                cut = {key: value[part] if isinstance(value, np.ndarray) else value for key, value in more.items()}
+                steered = self.steered(told, flags)
+                film = []
+                for i, pair in enumerate(
+                    film_of(steered, x_T=x_T[part], schedule=self.model.schedule, steps=steps, **options, **cut)
+                ):
+                    bar.update()
+                    if i in shown:
+                        film.append([np.asarray(x) for x in pair])
+                batches.append(film)
+        return [[np.concatenate(x) for x in zip(*moment, strict=True)] for moment in zip(*batches, strict=True)]
+
+    def steered(self, told, flags):
+        """`denoise(x_t, t)` with the conditions and the guidance that the flags ask for."""
+        away = {**told, "label": tf.fill(told["label"].shape, flags.negative)} if flags.negative_label else None
+        return guidance.guided(self.denoise, told, flags.guidance, flags.guidance_rescale, away)
 
 
 def noise(seed, i, shape):
@@ -219,35 +311,6 @@ def known_labels(names):
     return f"this run knows {' and '.join(names) or 'no labels'}"
 
 
-def draw(denoise, schedule, name, x_T, conditions, steps, flags):
-    """Run one sampler over all slices, BATCH at a time.
-
-    Returns:
-        List of (x_t, x_0), each (count, h, w, C): the steps that the film shows, the last among them.
-    """
-    options = {"spacing": flags.spacing} | ({"eta": flags.eta} if name == "ddim" else {})
-    shown = set(np.linspace(0, steps - 1, min(steps, FRAMES)).round().astype(int).tolist())
-    batches = []
-    with tqdm(total=steps * -(-len(x_T) // BATCH), desc=name, unit="call") as bar:
-        for start in range(0, len(x_T), BATCH):
-            part = slice(start, start + BATCH)
-            told = {key: tf.constant(value[part]) for key, value in conditions.items()}
-            if name in ("ddim", "ddpm"):  # noise that is shared must be shared by all batches
-                options |= {"seed": flags.seed + (0 if flags.person else start), "shared_noise": flags.person}
-            away = None
-            if flags.negative_label:
-                away = {**told, "label": tf.fill(told["label"].shape, flags.negative)}
-            steered = guidance.guided(denoise, told, flags.guidance, flags.guidance_rescale, away)
-            steps_of = samplers.SAMPLERS[name](steered, x_T[part], schedule, steps, **options)
-            film = []
-            for i, pair in enumerate(steps_of):
-                bar.update()
-                if i in shown:
-                    film.append([np.asarray(x) for x in pair])
-            batches.append(film)
-    return [[np.concatenate(x) for x in zip(*moment, strict=True)] for moment in zip(*batches, strict=True)]
-
-
 def to_images(x, decode, conditions):
     """Latents, or pixels, (N, h, w, C) -> images (N, H, W, 1) in [-1, 1], or whatever else `decode` makes of them."""
     if decode is None:
@@ -256,9 +319,112 @@ def to_images(x, decode, conditions):
     return np.concatenate([decode(x[part], **{k: v[part] for k, v in conditions.items()}).numpy() for part in parts])
 
 
+# ---- from real slices ------------------------------------------------------------------------------------------------
+
+
+@task
+def interpolate(flags, run):
+    """Slices on the arc between two noises: one picture becomes another, through pictures."""
+    generator, count = Generator(run), flags.count or 12
+    flags.count, flags.z = count, (flags.z or ["sweep"])
+    conditions = choose_conditions(flags, generator.about["data"])
+    middle = len(conditions["z"]) // 2  # without --z: the middle of the sweep, for all
+    for values in conditions.values():
+        values[:] = values[middle if flags.z == ["sweep"] else 0]
+    x_T = guidance.spherical(*generator.noise([flags.seed], (0, 1)), count)
+    name = flags.sampler[0]
+    images = generator.decode(
+        generator.draw(name, x_T, conditions, flags.steps or STEPS[name], flags)[-1][0], conditions
+    )
+    out = Path(flags.out)
+    figures.save_png(out / "interpolate.png", figures.sheet(figures.enlarge(images)))
+    figures.save_gif(out / "interpolate.gif", list(figures.to_uint8(figures.enlarge(images))), flags.fps)
+    print(f"interpolate: {count} slices -> {out / 'interpolate.png'}, {out / 'interpolate.gif'}")
+
+
+@task
+def denoise(flags, run):
+    """Variations of real slices: noised to a time t, and denoised."""
+    generator, real, conditions = with_real_slices(flags, run)
+    fake = vary(generator, real, conditions, flags, "denoise")
+    path = Path(flags.out) / "denoise.png"
+    figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real))
+    print(f"denoise: {len(real)} slices of the {flags.split} people, noised to t = {flags.start} -> {path}")
+
+
+@task
+def anomaly(flags, run):
+    """What does not belong: the difference to what the model makes of a noised slice, averaged over noises."""
+    generator, real, conditions = with_real_slices(flags, run)
+    fake = np.mean([vary(generator, real, conditions, flags, "anomaly", draw) for draw in range(ANOMALY_DRAWS)], axis=0)
+    path = Path(flags.out) / "anomaly.png"
+    figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real))
+    score = np.abs(to_unit(real) - to_unit(fake)).mean(axis=(1, 2, 3))
+    print(f"anomaly: mean difference {score.mean():.4f}, largest {score.max():.4f} -> {path}")
+
+
+@task
+def inpaint(flags, run):
+    """A part of real slices drawn anew, to fit the rest."""
+    generator, real, conditions = with_real_slices(flags, run)
+    size, (height, width, _) = real.shape[1], generator.model.data_shape
+    top, left, tall, wide = flags.box or (size * 3 // 8, size * 3 // 8, size // 4, size // 4)
+    if min(top, left) < 0 or min(tall, wide) < 1 or max(top + tall, left + wide) > size:
+        raise runs.RunError(f"--box {top} {left} {tall} {wide} does not lie within {size}x{size} pixels")
+    box = np.zeros((1, size, size, 1), "float32")
+    box[:, top : top + tall, left : left + wide] = 1.0
+    seen = generator.autoencoder.crop(box) if generator.autoencoder else box
+    mask = (tf.image.resize(seen, (height, width), "area").numpy() > 0).astype("float32")  # all that the box touches
+    if not mask.any():
+        raise runs.RunError(
+            f"--box {top} {left} {tall} {wide} lies outside of what this model draws: it is black there"
+        )
+    known = generator.encode(real, conditions)
+    name, steps = "inpaint", flags.steps or 100
+    x_T = generator.noise([flags.seed], range(len(real)))
+    options = {"known": known, "mask": np.repeat(mask, len(real), axis=0), "resample": min(flags.resample, steps)}
+    steps -= steps % options["resample"]
+    film = generator.draw(name, x_T, conditions, steps, flags, **options)
+    film = [[box * generator.decode(x, conditions) + (1 - box) * real for x in pair] for pair in film]
+    out = Path(flags.out)
+    figures.reconstruction_sheet(out / "inpaint.png", real, film[-1][0], conditions["z"], count=len(real))
+    figures.save_gif(out / "inpaint.gif", figures.denoising_frames(film, None), flags.fps)
+    print(f"inpaint: {len(real)} slices, {steps} network calls each -> {out / 'inpaint.png'}, {out / 'inpaint.gif'}")
+
+
+def with_real_slices(flags, run):
+    """The run's generator, and real slices (N, H, W, 1) in [-1, 1] with their conditions, spread over the split."""
+    generator = Generator(run)
+    settings = generator.about["settings"]
+    data = flags.data or settings["data"] or generator.about["data"]["source"]
+    source = dataset.open_source(data, seed=settings["seed"], axis=settings["axis"])
+    slices = dataset.make_dataset(source, flags.split, settings["image_size"], BATCH, training=False)
+    whole = {
+        key: np.concatenate([batch[key] for batch in slices.as_numpy_iterator()]) for key in ("image", "z", "label")
+    }
+    count = min(flags.count or 8, len(whole["z"]))
+    some = np.linspace(0, len(whole["z"]) - 1, count).round().astype(int)
+    chosen = {key: value[some] for key, value in whole.items()}
+    return generator, chosen["image"], {"z": chosen["z"], "label": chosen["label"]}
+
+
+def vary(generator, real, conditions, flags, title, draw=0):
+    """Real slices noised to the time `flags.start` and denoised; writes the film of the first draw."""
+    eps = generator.noise([flags.seed], range(draw * len(real), (draw + 1) * len(real)))
+    x_t = generator.noised(generator.encode(real, conditions), flags.start, eps)
+    name = flags.sampler[0]
+    steps = max(1, round((flags.steps or STEPS[name]) * flags.start))
+    film = generator.draw(name, x_t, conditions, steps, flags, start=flags.start)
+    if not draw:
+        frames = [[generator.decode(x, conditions) for x in pair] for pair in film]
+        figures.save_gif(Path(flags.out) / f"{title}.gif", figures.denoising_frames(frames, None), flags.fps)
+    return generator.decode(film[-1][0], conditions)
+
+
 # ---- reconstruct -----------------------------------------------------------------------------------------------------
 
 
+@task
 def reconstruct(flags, run):
     """Real slices through the first stage, beside the two predictors that know nothing of the slice."""
     autoencoder = runs.load_model(run / "autoencoder.keras")
@@ -356,11 +522,14 @@ def check(flags):
         raise runs.RunError("--person sweeps all slice indices of the diffusion model: leave --z and --prior out")
     if min(flags.voxel) <= 0:
         raise runs.RunError(f"--voxel takes three sizes in mm, above 0, not {flags.voxel}")
+    if not 0 < flags.start <= 1:
+        raise runs.RunError(f"--from is a time above 0 and at most 1, which is noise, not {flags.start}")
+    if flags.resample < 1:
+        raise runs.RunError(f"--resample must be at least 1, not {flags.resample}")
+    if flags.task in ("denoise", "anomaly") and flags.start < 1 and flags.spacing != "uniform":
+        raise runs.RunError(f"--spacing {flags.spacing} goes from noise alone: leave it out with --from")
     if flags.fps <= 0:
         raise runs.RunError(f"--fps must be more than 0, not {flags.fps}")
-
-
-TASKS = {"sample": sample, "reconstruct": reconstruct}
 
 
 def main(argv=None):
@@ -368,12 +537,12 @@ def main(argv=None):
     flags = parser().parse_args(argv)
     try:
         check(flags)
-        task = sample_prior if flags.task == "sample" and flags.prior != "diffusion" else TASKS[flags.task]
-        stage = "diffusion" if task is sample else "autoencoder"
+        work = sample_prior if flags.task == "sample" and flags.prior != "diffusion" else TASKS[flags.task]
+        stage = "autoencoder" if work in (sample_prior, reconstruct) else "diffusion"
         run = runs.folder(flags.run) if flags.run else runs.newest(stage)
         print(f"{run}: {distribution.set_precision(flags.precision)}")
         keras.utils.set_random_seed(flags.seed)
-        task(flags, run)
+        work(flags, run)
         return 0
     except (dataset.DataError, runs.RunError) as mistake:
         print(f"predict.py: {mistake}", file=sys.stderr)

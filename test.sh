@@ -42,7 +42,23 @@ for file in ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json
     [ -s "$smoke/samples/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
 done
 "$python" train.py prior $tiny --run "$smoke/run" --prior-width 32 --prior-depth 2
-"$python" predict.py --run "$smoke/run" --out "$smoke/samples" --prior transformer --count 4 --top-k 50
+"$python" - "$smoke" <<'END'
+import sys
+
+import predict
+
+at = ["--run", f"{sys.argv[1]}/run", "--out", f"{sys.argv[1]}/samples", "--steps", "4"]
+for words in (
+    "--prior transformer --count 4 --top-k 50",
+    "--person --sampler euler",
+    "interpolate --count 4",
+    "denoise --count 2 --from 0.3",
+    "anomaly --count 2",
+    "inpaint --count 2 --resample 2",
+):
+    if predict.main([*words.split(), *at]):
+        sys.exit(f"smoke run: predict.py {words} failed")
+END
 "$python" evaluate.py --run "$smoke/run" --count 60 --steps 3 --fail-above 0.9
 "$python" train.py $tiny --run "$smoke/pixels" --autoencoder none --attention 8 --schedule flow --prediction flow
 "$python" predict.py --run "$smoke/pixels" --out "$smoke/samples" --sampler heun --steps 3 --count 4 --guidance 2
@@ -56,7 +72,8 @@ done
 "$python" predict.py reconstruct --run "$smoke/vae" --out "$smoke/samples"
 "$python" benchmarks/first_stage.py table "$smoke/fsq" "$smoke/vae" --out "$smoke/samples/rate.png"
 for file in samples/histogram.png samples/histogram_tissue.png samples/reconstruct_tissue.png samples/rate.png \
-    samples/transformer.png run/report.html run/report.json run/model_card.md; do
+    samples/transformer.png samples/euler.nii.gz samples/interpolate.gif samples/denoise.png samples/anomaly.png \
+    samples/inpaint.gif run/report.html run/report.json run/model_card.md; do
     [ -s "$smoke/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
 done
 

@@ -663,14 +663,18 @@ def train_prior(run, settings, source, strategy):
     if not latents.exists():
         raise runs.RunError(f"{latents} is not there yet: run `python train.py latents --run {run.name}` first")
     with np.load(latents) as file:
-        if "codes" not in file:  # written before there were priors
-            encode_latents(run, settings, source)
+        stored = file["codes"][0] if "codes" in file else None
+    if stored is None:  # written before there were priors
+        encode_latents(run, settings, source)
+        with np.load(latents) as file:
+            stored = file["codes"][0]
     record(run, "prior", settings, source.manifest(), finished=False)
     keras.utils.set_random_seed(settings["seed"])
     names = ("width", "depth", "heads", "dropout")
     options = {name: stage[name] for name in names} | {"num_labels": len(source.label_names), "seed": settings["seed"]}
     with strategy.scope():
         model = modules.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
+        model.start_from(stored)  # the transformer learns what the histogram per place does not know
 
     def batches(split, training, start_step=0):
         order = {"seed": settings["seed"], "start_step": start_step, "codes": True}
@@ -687,7 +691,7 @@ def train_prior(run, settings, source, strategy):
 
         return draw
 
-    fit(model, run, "prior", stage, functools.partial(batches, "train", True), validation, picture)
+    fit(model, run, "prior", stage, functools.partial(batches, "train", True), validation, picture, averaged=True)
     record(run, "prior", settings, source.manifest(), finished=True, epochs=stage["epochs"])
 
 

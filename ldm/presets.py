@@ -58,14 +58,14 @@ DEFAULTS = {
         "learning_rate": 5e-4,
     },
     "prior": {
-        "width": 256,
-        "depth": 6,
-        "heads": 4,
+        "width": 128,
+        "depth": 4,
+        "heads": 2,
         "dropout": 0.1,
         "batch_size": 8,
         "epochs": 20,
         "steps_per_epoch": None,
-        "learning_rate": 5e-4,
+        "learning_rate": 1e-3,
     },
 }
 
