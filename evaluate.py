@@ -561,10 +561,39 @@ def leaks(study):
                     f"Nearly the same slice: {names[int(a.case[row])]}, slice {a.z[row]} ({one}), and "
                     f"{names[int(b.case[column])]}, slice {b.z[column]} ({other})."
                 )
-    text = ["People in two splits are refused when the data is opened. Slices were compared across splits by hash."]
+    misfiled = find_misfiled(study)
+    for (case, z), (other, other_z) in misfiled:
+        warnings.append(
+            f"Test person {case}, slice {z}, is as like training person {other}, slice {other_z}, as neighbouring "
+            "slices of one person are: is one of them filed under the wrong person?"
+        )
+    text = [
+        "People in two splits are refused when the data is opened. Slices were compared across splits by hash; and "
+        "those of test people by how near they are to training slices, against how near neighbouring slices of one "
+        "person are to each other.",
+    ]
     if not warnings:
         text.append("Nothing was found.")
-    study.add(report.Section("Leaks", text, warnings=warnings), leaks={"near-identical pairs": pairs, "said": warnings})
+    study.add(
+        report.Section("Leaks", text, warnings=warnings),
+        leaks={"near-identical pairs": pairs, "misfiled": misfiled, "said": warnings},
+    )
+
+
+def find_misfiled(study):
+    """Test slices that are as near to a training slice as neighbours of one person are: ((person, z), (person, z))."""
+    test, train, names = study.real.get("test"), study.real["train"], study.source.case_names
+    if test is None or len(np.unique(test.z)) < 2:
+        return []
+    images, even = half(test.images), test.z % 2 == 0
+    if even.all() or not even.any():
+        return []
+    own = audit.nearest(images[even], images[~even])
+    same = test.case[even] == test.case[~even][own.index]
+    found = audit.nearest(images, half(train.images))
+    rows = np.flatnonzero(found.distance < np.percentile(own.distance[same], 90)) if same.any() else []
+    pairs = [((test, row), (train, found.index[row])) for row in rows]
+    return [tuple((names[int(who.case[row])], int(who.z[row])) for who, row in pair) for pair in pairs]
 
 
 def embedding(study):

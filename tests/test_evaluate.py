@@ -87,9 +87,14 @@ def test_a_planted_test_person_and_a_planted_slice_are_leaks(evaluated, tmp_path
     (tmp_path / "diffusion.json").write_text(json.dumps(stored))
     study.run = tmp_path
     study.real["test"].images[3] = 0.9 * study.real["train"].images[40]
+    neighbours = np.flatnonzero(study.real["train"].case == study.real["train"].case[100])
+    study.real["test"].images[9] = study.real["train"].images[neighbours[9:11]].mean(axis=0)  # near two of them
     evaluate.leaks(study)
     said = " ".join(study.sections[-1].warnings)
     assert f"saw 1 of the test people, {person}" in said and "Nearly the same slice" in said
+    assert "filed under the wrong person" in said
+    whose = study.source.case_names[int(study.real["train"].case[100])]
+    assert [person, 9] in [list(pair[0]) for pair in study.facts["leaks"]["misfiled"] if pair[1][0] == whose]
     assert study.facts["leaks"]["near-identical pairs"]["train, test"] >= 1
 
 
