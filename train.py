@@ -106,7 +106,6 @@ def parser():
     )
     second.add_argument("--head-size", type=int, help="channels per attention head")
     second.add_argument("--dropout", type=float)
-    second.add_argument("--select", choices=("loss", "kid"), help="which epoch is kept: by validation loss, or by KID")
     second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
     third = p.add_argument_group("prior, a transformer over the codes of a VQ-VAE")
     third.add_argument("--prior-width", type=int, help="channels")
@@ -138,7 +137,7 @@ PLACES = {
     **{
         flag: [("diffusion", flag)]
         for flag in (
-            "schedule prediction zero_snr loss min_snr_gamma accumulate select width multipliers blocks attention "
+            "schedule prediction zero_snr loss min_snr_gamma accumulate width multipliers blocks attention "
             "head_size dropout"
         ).split()
     },
@@ -300,7 +299,7 @@ def check_levels(settings):
 def identity(settings, stage):
     """The part of the settings that makes a stage's weights what they are; only epochs may change afterwards."""
     common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
-    planned = ("epochs", "kl_cycle_steps", "window", "select")
+    planned = ("epochs", "kl_cycle_steps", "window")
     return common | {key: value for key, value in settings[stage].items() if key not in planned}
 
 

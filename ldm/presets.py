@@ -51,7 +51,6 @@ DEFAULTS = {
         "loss": "mse",
         "min_snr_gamma": None,
         "accumulate": 1,
-        "select": "loss",
         "batch_size": 32,
         "epochs": 100,
         "steps_per_epoch": None,

@@ -9,6 +9,8 @@ import keras
 import pytest
 import tensorflow as tf
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for one would spin
+    tf.config.threading.set_intra_op_parallelism_threads(1)
 # Before TensorFlow starts: two devices on one processor, so that two-replica tests run anywhere.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
