@@ -29,7 +29,6 @@ import modules
 from ldm import anatomy, audit, charts, distribution, fidelity, figures, metrics, phantom, report, runs, samplers
 
 BATCH = 32
-FEATURE_STEPS = 400  # training of the network whose features are compared
 LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to person
 LEAST = 50  # samples below which no distance is given: its own error would exceed it
 NEIGHBOURS = 5  # of precision, recall, density, coverage
@@ -48,6 +47,7 @@ def parser():
     p.add_argument(
         "--features", default="own", choices=("own", "inception"), help="own: learned on the training slices"
     )
+    p.add_argument("--feature-steps", type=int, default=400, help="training of own features (default: 400)")
     p.add_argument("--fail-above", type=float, metavar="RATE", help="exit status 3 if a larger share is copies")
     p.add_argument("--out", help="folder of the report (default: the run's folder)")
     p.add_argument("--seed", type=int, default=0, help="of noise and conditions")
@@ -212,7 +212,8 @@ def own_features(study):
     """The run's feature network, trained first where it is not there for just these people and this size."""
     train, path = study.real["train"], study.run / "features.keras"
     splits = {split: part["cases"] for split, part in study.source.manifest()["splits"].items()}
-    key = hashlib.sha256(repr((splits, train.images.shape, FEATURE_STEPS)).encode()).hexdigest()
+    steps = study.flags.feature_steps
+    key = hashlib.sha256(repr((splits, train.images.shape, steps)).encode()).hexdigest()
     model = runs.load_model(path) if path.exists() else None
     if model is None or model.trained_on != key:
         labels = len(study.source.label_names)
@@ -221,9 +222,9 @@ def own_features(study):
         model = modules.FeatureNet(train.images.shape[1], labels, z_range, trained_on=key)
         options = {"training": True, "augment": False}
         batches = dataset.make_dataset(study.source, "train", train.images.shape[1], BATCH, **options)
-        with tqdm(total=FEATURE_STEPS, desc="features", unit="step") as bar:
+        with tqdm(total=steps, desc="features", unit="step") as bar:
             count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
-            model.learn(batches, FEATURE_STEPS, callbacks=[count])
+            model.learn(batches, steps, callbacks=[count])
         model.measure(2 * train.images - 1)
         runs.write(path, model.save)
 
@@ -677,9 +678,9 @@ def card(study):
 
 def check(flags):
     """Refuse numbers that cannot be, before anything is loaded."""
-    for name, least in (("count", 1), ("steps", 1), ("seed", 0)):
+    for name, least in (("count", 1), ("steps", 1), ("feature_steps", 1), ("seed", 0)):
         if getattr(flags, name) < least:
-            raise runs.RunError(f"--{name} must be at least {least}, not {getattr(flags, name)}")
+            raise runs.RunError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(flags, name)}")
     if flags.fail_above is not None and not 0 <= flags.fail_above < 1:
         raise runs.RunError(f"--fail-above is a share between 0 and 1, not {flags.fail_above}")
 

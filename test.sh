@@ -59,7 +59,7 @@ for words in (
     if predict.main([*words.split(), *at]):
         sys.exit(f"smoke run: predict.py {words} failed")
 END
-"$python" evaluate.py --run "$smoke/run" --count 60 --steps 3 --fail-above 0.9
+"$python" evaluate.py --run "$smoke/run" --count 60 --steps 3 --feature-steps 20 --fail-above 0.9
 "$python" train.py $tiny --run "$smoke/pixels" --autoencoder none --attention 8 --schedule flow --prediction flow
 "$python" predict.py --run "$smoke/pixels" --out "$smoke/samples" --sampler heun --steps 3 --count 4 --guidance 2
 
@@ -78,4 +78,4 @@ for file in samples/histogram.png samples/histogram_tissue.png samples/reconstru
 done
 
 echo "== tests"
-"$python" -m pytest -q -n 2 -m "$marker"
+"$python" -m pytest -q -n 2 --dist loadgroup -m "$marker"

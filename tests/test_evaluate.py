@@ -14,6 +14,7 @@ import train
 from ldm import runs
 
 SIZE = 32
+pytestmark = pytest.mark.xdist_group("evaluate")  # one process, so that the run is evaluated once
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,8 @@ def make_run(folder, data, **more):
 def evaluated(phantoms, tmp_path_factory):
     """A run that was evaluated with 60 samples, and what its report says."""
     run = make_run(tmp_path_factory.mktemp("runs") / "tiny", phantoms)
-    steps, evaluate.FEATURE_STEPS = evaluate.FEATURE_STEPS, 5
-    try:
-        status = evaluate.main(["--run", str(run), "--count", "60", "--steps", "2", "--fail-above", "0.5"])
-    finally:
-        evaluate.FEATURE_STEPS = steps
+    few = ["--count", "60", "--steps", "2", "--feature-steps", "5"]
+    status = evaluate.main(["--run", str(run), *few, "--fail-above", "0.5"])
     return run, status, json.loads((run / "report.json").read_text())
 
 
@@ -142,6 +140,7 @@ def test_halving_averages_blocks():
     [
         (["--count", "0"], "--count"),
         (["--steps", "0"], "--steps"),
+        (["--feature-steps", "0"], "--feature-steps"),
         (["--fail-above", "1.5"], "--fail-above"),
         (["--run", "nowhere"], "nowhere"),
     ],

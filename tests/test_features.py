@@ -8,6 +8,7 @@ import modules
 from ldm import losses, phantom, runs
 
 SIZE = 32
+pytestmark = pytest.mark.xdist_group("features")  # one process, so that the network is trained once
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,9 @@ def trained(replicas, make, data, averaged):
     [
         # of the last validation batch one replica gets one example, the other nothing
         (make_vqvae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
-        (make_fsq, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))),
+        pytest.param(
+            *(make_fsq, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3))), marks=pytest.mark.slow
+        ),
         (make_adversarial_vqvae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3, unmasked=0))),
         pytest.param(
             *(make_adversarial_vae, False, (lambda: dataset_of(16, 8), lambda: dataset_of(9, 8, seed=3, unmasked=0))),
