@@ -35,7 +35,7 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from ldm import archive, phantom, transforms
+from ldm import archive, phantom, table, transforms
 from ldm.archive import SPLITS, DataError
 
 CHECK_ALL = 20_000  # archives up to this many slices are checked whole when opened,
@@ -62,6 +62,8 @@ class Source:
         label: (N,) int32 index into `label_names`, -1 = unknown.
         case: (N,) int32 person.
         label_names: sorted.
+        columns: what a table says of people, column -> its kind (see `ldm.table.describe`).
+        facts: (N, K) float32, the K columns as networks are told them, NaN = unknown.
         case_names: case -> the name that it has in the archive.
         masks: entry -> entry of its mask, read with `store.read`; may be empty.
         made: split -> "archive" or "carved by case, seed S".
@@ -80,6 +82,8 @@ class Source:
     case_names: dict[int, str] = dataclasses.field(repr=False)
     masks: dict[str, str] = dataclasses.field(repr=False)
     made: dict[str, str]
+    columns: dict[str, dict] = dataclasses.field(default_factory=dict)
+    facts: np.ndarray = dataclasses.field(default=None, repr=False)
     _decoded: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def select(self, split: str) -> np.ndarray:
@@ -157,6 +161,7 @@ class Source:
             "images": len(self.entries),
             "masks": len(self.masks),
             "labels": list(self.label_names),
+            "columns": self.columns,
             "z": [int(self.z.min()), int(self.z.max())],
             "splits": splits,
         }
@@ -167,18 +172,19 @@ class Source:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_source(data, seed: int = 0, axis: int = 2, check: bool = True) -> Source:
+def open_source(data, seed: int = 0, axis: int = 2, check: bool = True, labels=None) -> Source:
     """Reads the listing of an archive and says who is in it; no slice is decoded.
 
     Args:
         data: a path, or a list of paths to volumes. Understood are, as a zip or as a folder: the OASIS course layout
             (`keras_png_slices_{train,validate,test}/case_001_slice_0.nii.png`, with or without a folder around it,
-            masks in `keras_png_slices_seg_*`, labels in `labels.csv` with columns case, label); the ADNI course layout
-            (`{train,test}/<label>/<scan>_<slice>.jpeg`); one flat folder of PNG or JPEG. And NIfTI volumes, or a folder
-            of them. Hidden files and files of other types are passed over.
+            masks in `keras_png_slices_seg_*`, a table `labels.csv` with columns case, label, ...); the ADNI course
+            layout (`{train,test}/<label>/<scan>_<slice>.jpeg`); one flat folder of PNG or JPEG. And NIfTI volumes,
+            or a folder of them. Hidden files and files of other types are passed over.
         seed: decides who goes into a split that the archive does not have.
         axis: of NIfTI volumes in RAS orientation: 0 sagittal, 1 coronal, 2 axial.
         check: look at the bytes of the slices (see `Source.check`).
+        labels: path of a table like `labels.csv` that takes its place.
 
     Returns:
         A `Source`. Splits are by person: those of the archive are kept, a missing test split takes about 15 % of the
@@ -196,10 +202,23 @@ def open_source(data, seed: int = 0, axis: int = 2, check: bool = True) -> Sourc
         raise DataError("--data names no file: give a zip, a folder or NIfTI volumes.")
     with _collector_paused():
         store, kind, rows, masks = _read_listing(paths, shown, axis)
-        source = _make_table(shown, kind, store, rows, masks, seed)
+        source = _make_table(shown, kind, store, rows, masks, seed, labels)
     if check:
         source.check()
     return source
+
+
+def open_recorded(about: dict, data=None) -> Source:
+    """The data that a run was trained on, or other data read in the same way.
+
+    Args:
+        about: what the run wrote down of one of its stages.
+        data: other data; its labels are those that it brings along.
+    """
+    settings = about["settings"]
+    labels = None if data else settings.get("labels")
+    data = data or settings["data"] or about["data"]["source"]
+    return open_source(data, seed=settings["seed"], axis=settings["axis"], labels=labels)
 
 
 @contextlib.contextmanager
@@ -250,7 +269,7 @@ def _read_listing(paths: list[Path], shown: str, axis: int):
     return store, "volumes", [(name, "", case, z, "") for name, case, z in store.slices], []
 
 
-def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int) -> Source:
+def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int, labels_file=None) -> Source:
     """Numbers people and labels, gives everybody a split, sorts by (case, z)."""
     entries, splits, case_names, z, label_names = zip(*rows, strict=True)
     numbers = archive.number_cases(case_names)
@@ -258,15 +277,21 @@ def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int
     z = np.array(z, np.int32)
     labels = tuple(sorted(set(label_names) - {""}))
     label = np.array([labels.index(name) if name else -1 for name in label_names], np.int32)
-    table = [name for name in getattr(store, "names", []) if name.rsplit("/", 1)[-1] == "labels.csv"]
-    if kind != "class folders" and table:
-        labels, label = archive.read_labels(store, table[0], numbers, case)
+    told = _read_table(store, labels_file, numbers)
+    if kind != "class folders" and "label" in told:
+        labels = tuple(sorted(set(told["label"].values())))
+        label = np.array(
+            [labels.index(told["label"][n]) if n in told["label"] else -1 for n in case.tolist()], np.int32
+        )
     order = np.lexsort((z, case))
     entries = [entries[row] for row in order]
     split = np.array(splits, dtype="U8")[order]
     case, z, label = case[order], z[order], label[order]
     archive.check_people(shown, entries, split, case)
     split, made = archive.carve(shown, split, case, label, seed)
+    train = set(case[split == "train"].tolist())
+    columns = {name: table.describe(column, train) for name, column in told.items() if name != "label"}
+    facts = {n: [table.encode(told[name].get(n), about) for name, about in columns.items()] for n in set(case.tolist())}
     keys = zip(case.tolist(), z.tolist(), strict=True)
     mask_of = {(numbers.get(name), index): entry for entry, _, name, index, _ in masks}
     return Source(
@@ -283,7 +308,30 @@ def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int
         case_names={number: name for name, number in numbers.items()},
         masks={entry: mask_of[key] for entry, key in zip(entries, keys, strict=True) if key in mask_of},
         made=made,
+        columns=columns,
+        facts=np.array([facts[n] for n in case.tolist()], np.float32).reshape(len(case), len(columns)),
     )
+
+
+def _read_table(store, path, numbers) -> dict[str, dict[int, str]]:
+    """Column -> {case: what it says}, of the table named, else of `labels.csv` in the archive; {} without any.
+
+    Raises:
+        DataError: naming the table.
+    """
+    inside = [name for name in getattr(store, "names", []) if name.rsplit("/", 1)[-1] == "labels.csv"]
+    if path is None and not inside:
+        return {}
+    shown = f"--labels {path}" if path else f"{store.path}: {inside[0]!r}"
+    try:
+        found = table.read(Path(path).read_bytes() if path else store.read(inside[0]), numbers)
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"{shown} {error if isinstance(error, ValueError) else 'cannot be read: ' + error.strerror}."
+        ) from error
+    if path and not any(found.values()):
+        raise DataError(f"{shown} names nobody of this data; its cases are called {', '.join(list(numbers)[:3])}, ...")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -605,6 +653,20 @@ def make_latents_dataset(
         }
 
     return _in_order(_steps(count, batch_size, training, start_step).map(batch))
+
+
+def with_facts(batches: tf.data.Dataset, source: Source, names) -> tf.data.Dataset:
+    """Adds what the table says of the people: "facts" (B, K) float32, one number per column named, NaN = unknown."""
+    cases = np.unique(source.case)
+    known = facts_of(source, cases, names)
+    return batches.map(lambda batch: {**batch, "facts": tf.gather(known, tf.searchsorted(cases, batch["case"]))})
+
+
+def facts_of(source: Source, case: np.ndarray, names) -> np.ndarray:
+    """The columns named, of these people (N,), as networks are told them: (N, K) float32, NaN = unknown."""
+    cases, rows = np.unique(source.case, return_index=True)
+    columns = [list(source.columns).index(name) for name in names]
+    return source.facts[rows[np.searchsorted(cases, case)]][:, columns]
 
 
 def _element_order(count: int, batch_size: int, training: bool, seed: int):

@@ -133,8 +133,7 @@ def open_study(flags):
         raise runs.RunError(f"{run} is no run: train one with `python train.py --run {run.name}`")
     about = abouts[-1]
     settings = about["settings"]
-    data = flags.data or settings["data"] or about["data"]["source"]
-    source = dataset.open_source(data, seed=settings["seed"], axis=settings["axis"])
+    source = dataset.open_recorded(about, flags.data)
     real = {split: read_split(source, split, settings["image_size"]) for split in dataset.SPLITS}
     real = {split: slices for split, slices in real.items() if slices is not None}
     out = Path(flags.out) if flags.out else run
@@ -153,6 +152,8 @@ def draw_samples(study):
     model, train = runs.load_model(path), study.real["train"]
     told = np.random.default_rng(flags.seed).permutation(np.resize(np.arange(len(train)), flags.count))
     conditions = {"z": train.z[told], "label": train.label[told]}
+    if names := study.about["settings"]["diffusion"].get("conditions"):
+        conditions["facts"] = dataset.facts_of(study.source, train.case[told], names)
     key = (path.stat().st_mtime_ns, flags.sampler, flags.steps, flags.seed, flags.count)
     store = study.out / "evaluation" / f"samples_{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npz"
     images = np.empty((0, *study.real["train"].images.shape[1:]), "uint8")

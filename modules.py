@@ -28,6 +28,7 @@ from ldm.layers import (
     AttentionBlock,
     DepthToSpace,
     Embedding,
+    Fact,
     GroupNorm,
     NullableEmbedding,
     ResBlock,
@@ -878,8 +879,8 @@ def feature_network(image_size, width, size, num_labels):
 class UNet(keras.Model):
     """Attention U-Net with time embedding (arXiv 2006.11239, appendix B; 2105.05233; 2112.10752).
 
-    Time, slice index and label are tokens. Their sum modulates each residual block (FiLM); attention blocks see them
-    one by one, by cross-attention.
+    Time, slice index, label and facts are tokens. Their sum modulates each residual block (FiLM); attention blocks see
+    them one by one, by cross-attention.
 
     Args:
         size: pixels a side of what is denoised (image or latents), or its (height, width).
@@ -891,9 +892,11 @@ class UNet(keras.Model):
         head_size: channels per attention head.
         num_labels: number of labels; 0 has no label token.
         dropout: rate in residual blocks.
+        facts: of what else it is told about a person: how many values each category has, 0 for a number.
 
     Call arguments: {"x" (B, height, width, channels), "t" (B,) in [0, 1], "z" (B,) int32, "label" (B,) int32 (-1 =
-    unknown), "keep" (B,) 1 or 0 (0 = unconditional)} -> (B, height, width, channels) float32.
+    unknown), "keep" (B,) 1 or 0 (0 = unconditional), with facts also "facts" (B, K), NaN = unknown} -> (B, height,
+    width, channels) float32.
     """
 
     def __init__(
@@ -907,6 +910,7 @@ class UNet(keras.Model):
         head_size=64,
         num_labels=0,
         dropout=0.0,
+        facts=(),
         **kwargs,
     ):
         shape = (size, size) if isinstance(size, int) else tuple(size)
@@ -924,6 +928,11 @@ class UNet(keras.Model):
         if num_labels:
             label = layers.Embedding(num_labels + 1, 4 * width, name="label_token")(inputs["label"] + 1)
             tokens += [NullableEmbedding(name="label_or_null")(label, inputs["keep"])]
+        if facts:
+            inputs["facts"] = keras.Input((len(facts),), name="facts")
+        for k, values in enumerate(facts):
+            fact = Fact(4 * width, values, name=f"fact_{k}")(inputs["facts"][:, k])
+            tokens += [NullableEmbedding(name=f"fact_{k}_or_null")(fact, inputs["keep"])]
         film = layers.Add()(tokens)  # (B, 4 width)
         tokens = Tokens()(tokens)  # (B, M, 4 width)
 
@@ -964,6 +973,7 @@ class UNet(keras.Model):
             "head_size": head_size,
             "num_labels": num_labels,
             "dropout": dropout,
+            "facts": list(facts),
         }
 
     def get_config(self):
@@ -1059,8 +1069,8 @@ class DiffusionModel(Reports, keras.Model):
         Args:
             x_t: (B, H, W, C) float32.
             t: (B,) float32 in [0, 1].
-            conditions: {"z" (B,) int32, "label" (B,) int32}; None, or a missing key, is the unconditional case or an
-                unknown label.
+            conditions: {"z" (B,) int32, "label" (B,) int32, "facts" (B, K) float32}; None, or a missing key, is the
+                unconditional case, an unknown label, unknown facts.
 
         Returns:
             x_0, (B, H, W, C) float32.
@@ -1074,6 +1084,9 @@ class DiffusionModel(Reports, keras.Model):
             "label": conditions.get("label", ops.full((rows,), -1, "int32")),
             "keep": ops.full((rows,), 1.0 if "z" in conditions else 0.0),
         }
+        if "facts" in self.unet.input:
+            unknown = ops.full((rows, self.unet.input["facts"].shape[-1]), float("nan"))
+            inputs["facts"] = conditions.get("facts", unknown)
         inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # Keras refuses a mixture
         alpha, sigma = self.coefficients(inputs["t"])
         c_skip, c_out, c_in = schedules.preconditioning(self.prediction, alpha, sigma)
@@ -1095,6 +1108,7 @@ class DiffusionModel(Reports, keras.Model):
             "z": batch["z"],
             "label": batch["label"],
             "keep": keep,
+            **({"facts": batch["facts"]} if "facts" in self.unet.input else {}),
         }
         target = schedules.to_target(self.prediction, x_0, eps, alpha, sigma)
         loss = self.penalties[self.penalty](target, self.unet(inputs, training=training))  # (B, H, W)

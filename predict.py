@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import dataset
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm import archive, distribution, figures, guidance, metrics, runs, samplers
+from ldm import archive, distribution, figures, guidance, metrics, runs, samplers, table
 
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20, "euler": 50, "heun": 41}  # network calls, unless --steps says
 BATCH = 32  # slices that are drawn at a time
@@ -74,6 +74,13 @@ def parser():
     s.add_argument("--count", type=int, help="slices to draw (default: 16; with --z sweep, one per slice index)")
     s.add_argument("--z", nargs="+", help="slice indices, repeated as needed, or 'sweep' (default: spread over all)")
     s.add_argument("--label", help="a label of the training data, by name (default: labels in turn, if there are any)")
+    s.add_argument(
+        "--conditions",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="what else the run was told of people: age=70",
+    )
     s.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
     s.add_argument("--fps", type=float, default=12, help="frames per second of the GIF")
     s.add_argument("--show-x0", action="store_true", help="put the predicted x_0 beside x_t in the GIF")
@@ -106,6 +113,7 @@ def sample(flags, run):
     generator = Generator(run)
     conditions = choose_conditions(flags, generator.about["data"])
     count = len(conditions["z"])
+    conditions |= choose_facts(flags, generator.about, count)
     x_T = generator.noise([flags.seed], [0] * count if flags.person else range(count))
     columns = 8 if flags.z == ["sweep"] else None
     for name in flags.sampler:
@@ -156,7 +164,7 @@ class Generator:
 
     def encode(self, images, conditions):
         """Images (N, H, W, 1) in [-1, 1] -> what the model denoises."""
-        return self._encode(images, **conditions).numpy() if self.autoencoder else images
+        return self._encode(images, conditions["z"], conditions["label"]).numpy() if self.autoencoder else images
 
     def decode(self, x, conditions):
         """The inverse."""
@@ -307,6 +315,30 @@ def choose_conditions(flags, data):
     return {"z": np.round(z).astype("int32"), "label": label.astype("int32")}
 
 
+def choose_facts(flags, about, count):
+    """{"facts": (count, K) float32} of a run that was told columns of the table, else {}.
+
+    What no flag says is what people are like on average: the mean of a number, the values of a category in turn.
+
+    Raises:
+        RunError: for columns or values that the run does not know.
+    """
+    columns = {name: about["data"]["columns"][name] for name in about["settings"]["diffusion"].get("conditions", ())}
+    said = dict(item.partition("=")[::2] for item in flags.conditions)
+    if unknown := [name for name in said if name not in columns]:
+        raise runs.RunError(f"--conditions {unknown[0]}: this run was told {', '.join(columns) or 'no columns'}")
+    facts = np.zeros((count, len(columns)), "float32")
+    for k, (name, column) in enumerate(columns.items()):
+        if name not in said:
+            facts[:, k] = np.arange(count) % len(column["values"]) if "values" in column else 0.0
+            continue
+        try:
+            facts[:, k] = table.encode(said[name], column)
+        except ValueError as error:
+            raise runs.RunError(f"--conditions {name}={said[name]}: {error}") from error
+    return {"facts": facts} if columns else {}
+
+
 def known_labels(names):
     return f"this run knows {' and '.join(names) or 'no labels'}"
 
@@ -316,7 +348,8 @@ def to_images(x, decode, conditions):
     if decode is None:
         return np.clip(x, -1, 1)
     parts = [slice(start, start + BATCH) for start in range(0, len(x), BATCH)]
-    return np.concatenate([decode(x[part], **{k: v[part] for k, v in conditions.items()}).numpy() for part in parts])
+    told = [conditions[key] for key in ("z", "label")]
+    return np.concatenate([decode(x[part], *(value[part] for value in told)).numpy() for part in parts])
 
 
 # ---- from real slices ------------------------------------------------------------------------------------------------
@@ -328,6 +361,7 @@ def interpolate(flags, run):
     generator, count = Generator(run), flags.count or 12
     flags.count, flags.z = count, (flags.z or ["sweep"])
     conditions = choose_conditions(flags, generator.about["data"])
+    conditions |= choose_facts(flags, generator.about, len(conditions["z"]))
     middle = len(conditions["z"]) // 2  # without --z: the middle of the sweep, for all
     for values in conditions.values():
         values[:] = values[middle if flags.z == ["sweep"] else 0]
@@ -396,16 +430,19 @@ def with_real_slices(flags, run):
     """The run's generator, and real slices (N, H, W, 1) in [-1, 1] with their conditions, spread over the split."""
     generator = Generator(run)
     settings = generator.about["settings"]
-    data = flags.data or settings["data"] or generator.about["data"]["source"]
-    source = dataset.open_source(data, seed=settings["seed"], axis=settings["axis"])
+    source = dataset.open_recorded(generator.about, flags.data)
     slices = dataset.make_dataset(source, flags.split, settings["image_size"], BATCH, training=False)
-    whole = {
-        key: np.concatenate([batch[key] for batch in slices.as_numpy_iterator()]) for key in ("image", "z", "label")
-    }
+    batches = list(slices.as_numpy_iterator())
+    whole = {key: np.concatenate([batch[key] for batch in batches]) for key in ("image", "z", "label", "case")}
     count = min(flags.count or 8, len(whole["z"]))
     some = np.linspace(0, len(whole["z"]) - 1, count).round().astype(int)
     chosen = {key: value[some] for key, value in whole.items()}
-    return generator, chosen["image"], {"z": chosen["z"], "label": chosen["label"]}
+    conditions = {"z": chosen["z"], "label": chosen["label"]}
+    if names := settings["diffusion"].get("conditions"):
+        if source.columns != generator.about["data"]["columns"]:
+            raise runs.RunError(f"{source.path} tells other columns of its people than {run} was trained with")
+        conditions["facts"] = dataset.facts_of(source, chosen["case"], names)
+    return generator, chosen["image"], conditions
 
 
 def vary(generator, real, conditions, flags, title, draw=0):
@@ -430,8 +467,7 @@ def reconstruct(flags, run):
     autoencoder = runs.load_model(run / "autoencoder.keras")
     about = runs.load_json(run / "autoencoder.json")
     settings = about["settings"]
-    data = flags.data or settings["data"] or about["data"]["source"]
-    source = dataset.open_source(data, seed=settings["seed"], axis=settings["axis"])
+    source = dataset.open_recorded(about, flags.data)
     if autoencoder.num_labels and source.label_names != tuple(about["data"]["labels"]):
         raise runs.RunError(f"--data {source.path} has other labels than {run} was trained with")
 
@@ -471,7 +507,7 @@ def reconstruct(flags, run):
     out = Path(flags.out)
     some = np.linspace(0, len(real) - 1, 8).round().astype(int)
     figures.reconstruction_sheet(out / "reconstruct.png", real[some], fake[some], z[some])
-    facts = {"run": str(run), "data": data, "split": flags.split, "scores": scores, "background": background}
+    facts = {"run": str(run), "data": source.path, "split": flags.split, "scores": scores, "background": background}
     if autoencoder.tissues:
         masks = found["mask"][some] if with_tissue else None
         figures.tissue_sheet(

@@ -50,6 +50,7 @@ def parser():
     p.add_argument("--seed", type=int, help="of splits that are carved out, order, augmentation, weights and noise")
 
     data = p.add_argument_group("data")
+    data.add_argument("--labels", help="CSV table of people: case, label, ... (default: labels.csv in the archive)")
     data.add_argument("--image-size", type=int, help="pixels a side")
     data.add_argument(
         "--axis", type=int, choices=(0, 1, 2), help="axis of NIfTI volumes along which to slice (2: axial)"
@@ -106,6 +107,9 @@ def parser():
     )
     second.add_argument("--head-size", type=int, help="channels per attention head")
     second.add_argument("--dropout", type=float)
+    second.add_argument(
+        "--conditions", nargs="*", help="columns of the table that it is told beside the label: age sex"
+    )
     second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
     third = p.add_argument_group("prior, a transformer over the codes of a VQ-VAE")
     third.add_argument("--prior-width", type=int, help="channels")
@@ -116,6 +120,7 @@ def parser():
 
 # flag -> the places in the settings that it sets
 PLACES = {
+    "labels": [("labels",)],
     "image_size": [("image_size",)],
     "axis": [("axis",)],
     "flip": [("flip",)],
@@ -138,7 +143,7 @@ PLACES = {
         flag: [("diffusion", flag)]
         for flag in (
             "schedule prediction zero_snr loss min_snr_gamma accumulate width multipliers blocks attention "
-            "head_size dropout"
+            "head_size dropout conditions"
         ).split()
     },
     **{f"prior_{key}": [("prior", key)] for key in ("width", "depth", "heads")},
@@ -299,6 +304,8 @@ def check_levels(settings):
 def identity(settings, stage):
     """The part of the settings that makes a stage's weights what they are; only epochs may change afterwards."""
     common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
+    if stage in ("diffusion", "prior") or stage == "autoencoder" and settings[stage]["condition_on_label"]:
+        common["labels"] = settings["labels"]
     planned = ("epochs", "kl_cycle_steps", "window")
     return common | {key: value for key, value in settings[stage].items() if key not in planned}
 
@@ -329,7 +336,8 @@ def open_data(settings):
     if settings["data"] is None and not PHANTOM.exists():
         print(f"no --data given: drawing {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
         dataset.write_phantoms(PHANTOM, people=PHANTOM_PEOPLE)
-    return dataset.open_source(settings["data"] or PHANTOM, seed=settings["seed"], axis=settings["axis"])
+    named = settings["data"] or PHANTOM
+    return dataset.open_source(named, seed=settings["seed"], axis=settings["axis"], labels=settings["labels"])
 
 
 def record(run, stage, settings, manifest, **more):
@@ -356,7 +364,10 @@ def is_finished(run, stage, settings):
     stored = runs.load_json(run / f"{stage}.json") or {}
     if stage == "latents":  # they are those of a first stage, which may have been trained further since
         first = runs.load_json(run / "autoencoder.json") or {}
-        return stored.get("finished", False) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
+        same = (
+            stored and stored.get("settings", {}).get("labels") == settings["labels"]
+        )  # latents lie beside their labels
+        return bool(same and stored["finished"]) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
     return stored.get("finished", False) and settings[stage]["epochs"] <= stored.get("epochs", 0)
 
 
@@ -626,27 +637,31 @@ def train_diffusion(run, settings, source, strategy):
     autoencoder = None if in_pixels else runs.load_first_stage(run)
     record(run, "diffusion", settings, manifest, finished=False)
     with strategy.scope():
-        model = make_diffusion(settings, len(source.label_names))
+        model = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
 
     def batches(split, training, start_step=0):
         options = {"seed": settings["seed"], "start_step": start_step}
         if in_pixels:
             size = settings["image_size"]
             options["flip"] = settings["flip"]
-            return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
-        return dataset.make_latents_dataset(run / "latents" / f"{split}.npz", stage["batch_size"], training, **options)
+            found = dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
+        else:
+            path = run / "latents" / f"{split}.npz"
+            found = dataset.make_latents_dataset(path, stage["batch_size"], training, **options)
+        return dataset.with_facts(found, source, stage["conditions"]) if stage["conditions"] else found
 
     validation = batches("validate", training=False)
     shown = spread(validation, 8)
 
     def picture(model):
-        conditions = {key: tf.constant(shown[key]) for key in ("z", "label")}
-        denoise = tf.function(lambda x_t, t: model.denoise(x_t, t, conditions))
+        told = {key: tf.constant(shown[key]) for key in ("z", "label")}
+        facts = {"facts": tf.constant(shown["facts"])} if stage["conditions"] else {}
+        denoise = tf.function(lambda x_t, t: model.denoise(x_t, t, {**told, **facts}))
         x_T = keras.random.normal(shown["image"].shape, seed=settings["seed"])
 
         def draw(path):
             *_, (x_t, _) = samplers.ddim(denoise, x_T, model.schedule, steps=20)
-            images = x_t if in_pixels else autoencoder.decode(x_t, **conditions)
+            images = x_t if in_pixels else autoencoder.decode(x_t, **told)
             figures.save_png(path, figures.sheet(figures.enlarge(np.clip(images, -1, 1)), columns=4))
 
         return draw
@@ -694,7 +709,12 @@ def train_prior(run, settings, source, strategy):
     record(run, "prior", settings, source.manifest(), finished=True, epochs=stage["epochs"])
 
 
-def make_diffusion(settings, num_labels):
+def fact_sizes(settings, source):
+    """How many values each of `--conditions` has; 0 for a number."""
+    return [len(source.columns[name].get("values", ())) for name in settings["diffusion"]["conditions"]]
+
+
+def make_diffusion(settings, num_labels, facts=()):
     """The diffusion model that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
     group, in_pixels = settings["diffusion"], settings["first_stage"] == "none"
@@ -703,7 +723,7 @@ def make_diffusion(settings, num_labels):
     names = ("width", "multipliers", "blocks", "head_size", "dropout")
     options = {name: group[name] for name in names}
     attention = [rows * shape[0] // side for rows in group["attention"]]  # said of the whole picture
-    unet = modules.UNet(shape, channels, attention=attention, num_labels=num_labels, **options)
+    unet = modules.UNet(shape, channels, attention=attention, num_labels=num_labels, facts=facts, **options)
     names = ("schedule", "prediction", "drop_conditions", "zero_snr", "min_snr_gamma", "loss")
     options = {name: group[name] for name in names}
     return modules.DiffusionModel(unet, clip_x_0=in_pixels, seed=settings["seed"], **options)
@@ -735,10 +755,19 @@ def refuse_new_ground(run, stages, settings):
         )
 
 
-def refuse_missing(group, source):
+def refuse_missing(settings, source):
     """Raises:
-    RunError: if the first stage is to learn what the data does not have.
+    RunError: if a stage is to learn what the data does not have.
     """
+    for name in settings["diffusion"]["conditions"]:
+        if name not in source.columns:
+            known = f"has {', '.join(source.columns)}" if source.columns else "has none beside the label"
+            raise runs.RunError(
+                f"--conditions {name}: the table of {source.path} {known}: name one of these, or give --labels"
+            )
+    group = settings["autoencoder"]
+    if settings["first_stage"] == "none":
+        return
     if group["condition_on_label"] and not source.label_names:
         raise runs.RunError(f"--condition-on-label needs labels, and {source.path} has none: leave the flag out")
     if group["segment"] and not source.masks:
@@ -757,7 +786,8 @@ def announce(flags, run, settings, source, strategy, precision):
         sizes.append(f"{settings['first_stage']} {first.count_params() / 1e6:.1f} M{gan}")
         height, width = first.window[2:]
         cropped = f" cropped to {height}x{width}" if group["window"] else ""
-    sizes.append(f"U-Net {make_diffusion(settings, len(source.label_names)).count_params() / 1e6:.1f} M parameters")
+    unet = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
+    sizes.append(f"U-Net {unet.count_params() / 1e6:.1f} M parameters")
     people = {split: int(len(np.unique(source.case[source.split == split]))) for split in dataset.SPLITS}
     print(
         f"{flags.stage}: {source.path}, {len(source.entries)} slices, people {'/'.join(map(str, people.values()))} in "
@@ -779,8 +809,7 @@ def work(flags):
             )
     precision = distribution.set_precision(flags.precision)
     source = open_data(settings)
-    if settings["first_stage"] != "none":
-        refuse_missing(settings["autoencoder"], source)
+    refuse_missing(settings, source)
     settings["autoencoder"]["window"] = find_window(settings, source)
     check_levels(settings)
     announce(flags, run, settings, source, strategy, precision)

@@ -21,6 +21,7 @@
     charts        curves, scatter plots and histograms: pictures with axes
     report        report.html and the model card
     transforms    a slice fitted to a square; augmentation
+    table         what labels.csv says of people, and how networks are told
     archive       the bytes of a slice in a zip, a folder or a NIfTI volume; which name is whose slice
 
 Rooms import nothing of ours, except that samplers import schedules, layers import normalization, and charts import

@@ -12,9 +12,7 @@ Whatever is the user's mistake is raised as `DataError`. Imports nothing of ours
 no TensorFlow.
 """
 
-import csv
 import hashlib
-import io
 import os
 import re
 import struct
@@ -461,23 +459,6 @@ def number_cases(names) -> dict[str, int]:
     if all(name.isdecimal() and int(name) < 2**31 for name in names):
         return {name: int(name) for name in names}
     return {name: place for place, name in enumerate(names)}
-
-
-def read_labels(store, name: str, numbers: dict[str, int], case: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Reads `labels.csv` (columns case, label; others are passed over). Returns label names, (N,) int32 labels."""
-    try:
-        table = list(csv.DictReader(io.StringIO(store.read(name).decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{store.path}: {name!r} is not a CSV table ({error}); write it as UTF-8 text.") from error
-    if table and not {"case", "label"} <= table[0].keys():
-        raise DataError(f"{store.path}: {name!r} needs the columns case and label, separated by commas.")
-    by_name = {row["case"].strip(): (row["label"] or "").strip() for row in table if row["case"]}
-    labels = tuple(sorted(set(by_name.values()) - {""}))
-    # "1" in the table and "001" in a file's name are the same person.
-    by_number = {int(key): value for key, value in by_name.items() if key.isdecimal()}
-    values = {n: by_name.get(key) or by_number.get(int(key) if key.isdecimal() else -1) for key, n in numbers.items()}
-    known = {number: labels.index(value) if value else -1 for number, value in values.items()}
-    return labels, np.array([known[number] for number in case.tolist()], np.int32)
 
 
 def check_people(shown: str, entries: list[str], split: np.ndarray, case: np.ndarray) -> None:

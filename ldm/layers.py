@@ -248,6 +248,41 @@ class NullableEmbedding(layers.Layer):
 
 
 @register
+class Fact(layers.Layer):
+    """Something known of a person -> a token; the unknown, NaN, has a learned token of its own.
+
+    Args:
+        size: width of the token.
+        values: how many values a category has; 0 for a number, in standard deviations.
+
+    Call arguments: fact (B,) -> (B, size).
+    """
+
+    def __init__(self, size, values=0, **kwargs):
+        super().__init__(**{"autocast": False, **kwargs})  # bfloat16 would round it
+        self.size, self.values = size, values
+        if values:
+            self.embedding = layers.Embedding(values + 1, size)
+        else:
+            self.embedding, self.known = Embedding(size, scale=10.0, autocast=False), NullableEmbedding()
+
+    def build(self, fact_shape):
+        self.embedding.build(fact_shape)
+        if not self.values:
+            self.known.build((None, self.size))
+
+    def call(self, fact):
+        known = ops.logical_not(ops.isnan(fact))
+        fact = ops.where(known, fact, 0.0)
+        if self.values:
+            return self.embedding(ops.cast(ops.where(known, fact + 1.0, 0.0), "int32"))
+        return self.known(self.embedding(fact), known)
+
+    def compute_output_shape(self, fact_shape):
+        return (fact_shape[0], self.size)
+
+
+@register
 class Tokens(layers.Layer):
     """Line up vectors as the tokens of one sequence. Call arguments: list of M tensors (B, D) -> (B, M, D)."""
 

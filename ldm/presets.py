@@ -4,6 +4,7 @@ import copy
 
 DEFAULTS = {
     "data": None,  # the phantom brains, drawn on first use
+    "labels": None,  # a table of people; None: the one in the archive, if any
     "axis": 2,
     "image_size": 128,
     "first_stage": "vqvae",
@@ -47,6 +48,7 @@ DEFAULTS = {
         "head_size": 64,
         "dropout": 0.0,
         "drop_conditions": 0.1,
+        "conditions": [],  # columns of the table
         "zero_snr": False,
         "loss": "mse",
         "min_snr_gamma": None,

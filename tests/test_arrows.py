@@ -15,7 +15,7 @@ ALLOWED = {  # what each file may import of ours; a command line may import ever
     "ldm.samplers": {"ldm.schedules"},
     "ldm.layers": {"ldm.normalization"},
     "ldm.charts": {"ldm.figures"},
-    "dataset": {"ldm.phantom", "ldm.archive", "ldm.transforms"},
+    "dataset": {"ldm.phantom", "ldm.archive", "ldm.table", "ldm.transforms"},
     "modules": {
         *("ldm.layers", "ldm.transformer", "ldm.schedules", "ldm.losses", "ldm.quantizers"),
         *("ldm.distribution", "ldm.adversary"),

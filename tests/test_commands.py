@@ -57,6 +57,8 @@ def refusal(main, argv, capsys):
         (["--accumulate", "0"], "--accumulate"),
         (["prior", "--autoencoder", "vae"], "--autoencoder vae has none"),
         (["prior", "--prior-width", "-4"], "--prior-width"),
+        (["--conditions", "age", "--data", "flat"], "--conditions age"),
+        (["--labels", "none.csv", "--data", "flat"], "--labels none.csv"),
         (["--zero-snr", "--prediction", "eps"], "--zero-snr"),
     ],
 )
@@ -105,9 +107,10 @@ def test_a_finished_first_stage_is_not_trained_further_under_its_diffusion_model
 
 def test_latents_are_those_of_the_first_stage_as_it_is(tmp_path):
     (tmp_path / "autoencoder.json").write_text(json.dumps({"epochs": 5, "finished": True}))
-    for epochs, finished in ((5, True), (4, False)):
-        (tmp_path / "latents.json").write_text(json.dumps({"epochs": epochs, "finished": True}))
-        assert train.is_finished(tmp_path, "latents", {}) == finished
+    for epochs, labels, finished in ((5, None, True), (4, None, False), (5, "other.csv", False)):
+        stored = {"epochs": epochs, "finished": True, "settings": {"labels": labels}}
+        (tmp_path / "latents.json").write_text(json.dumps(stored))
+        assert train.is_finished(tmp_path, "latents", {"labels": None}) == finished
 
 
 def test_settings_come_from_preset_then_run_then_flags(tmp_path):

@@ -191,8 +191,43 @@ def test_labels_table(tmp_path):
     assert source.label_names == ("AD", "NC")
     assert [source.label[source.case == case][0] for case in (1, 2, 3, 4)] == [1, 0, -1, -1]
     bad = entries | {"keras_png_slices_data/labels.csv": b"person;label\n1;AD\n"}
-    with pytest.raises(DataError, match="columns case and label"):
+    with pytest.raises(DataError, match="column case"):
         open_source(write(tmp_path / "b.zip", bad))
+
+
+def test_facts_of_people(tmp_path):
+    """Numbers in standard deviations of the training people, categories by place, the unknown NaN; in every batch."""
+    path = write(tmp_path / "a.zip", oasis_entries(THREE, slices=2))
+    table = tmp_path / "people.csv"
+    table.write_text("case,label,age,sex\n1,NC,70,M\n002,AD,74,F\n6,AD,90,\n")
+    source = open_source(path, labels=table)
+    assert source.manifest()["columns"] == {
+        "age": {"kind": "number", "mean": 72.0, "std": 2.0},
+        "sex": {"kind": "category", "values": ["F", "M"]},
+    }
+    known = {1: (-1, 1), 2: (1, 0), 3: (np.nan, np.nan), 4: (np.nan, np.nan), 6: (9, np.nan)}  # 6 is a test person
+    for case, facts in known.items():
+        np.testing.assert_array_equal(dataset.facts_of(source, np.array([case]), ["age", "sex"]), [facts])
+    batches = dataset.with_facts(make_dataset(source, "train", 16, 3, True), source, ["sex"])
+    for batch in take(batches, 3):
+        np.testing.assert_array_equal(batch["facts"][:, 0], [known[case][1] for case in batch["case"].tolist()])
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("case,label\n1,AD\n1,NC\n", "two rows for case 1"),
+        ("case,label\n77,AD\n", "names nobody"),
+        ("case\n1\n", "another"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused(tmp_path, text, said):
+    path, table = write(tmp_path / "a.zip", oasis_entries(THREE)), tmp_path / "people.csv"
+    table.write_text(text)
+    with pytest.raises(DataError, match=said):
+        open_source(path, labels=table)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_source(path, labels=tmp_path / "none.csv")
 
 
 # ---------------------------------------------------------------------------------------------------------- splits

@@ -842,3 +842,54 @@ def test_training_runs_under_mixed_bfloat16(bfloat16):
         history = compiled(model).fit(data, verbose=0, validation_data=data).history
         assert all(np.all(np.isfinite(values)) for values in history.values())
         assert {w.dtype for w in model.trainable_variables} == {"float32"}
+
+
+# ---- facts about people ----------------------------------------------------------------------------------------------
+
+
+def test_facts_are_told_and_the_unknown_is_a_token_of_its_own(tmp_path):
+    """Number and category each change the answer; NaN is neither the mean nor the first value; keep = 0 hides both."""
+    model = randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), facts=(0, 3))))
+    x_t, t = tf.random.stateless_normal((1, 8, 8, 2), (0, 1)), tf.constant([0.5])
+
+    def told(*facts, known=True):
+        conditions = {"z": tf.constant([3]), "label": tf.constant([1]), "facts": tf.constant([facts], "float32")}
+        if not known:
+            del conditions["z"]
+        return model.denoise(x_t, t, conditions).numpy()
+
+    nan = float("nan")
+    apart = [told(0, 0), told(1, 0), told(0, 1), told(nan, 0), told(0, nan)]
+    for i, one in enumerate(apart):
+        assert np.isfinite(one).all()
+        for other in apart[:i]:
+            assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_array_equal(told(0, 0, known=False), told(1, 2, known=False))
+    unknown = model.denoise(x_t, t, {"z": tf.constant([3]), "label": tf.constant([1])}).numpy()
+    np.testing.assert_array_equal(unknown, told(nan, nan))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    conditions = {"z": tf.constant([3]), "label": tf.constant([1]), "facts": tf.constant([[0.5, 2.0]])}
+    np.testing.assert_array_equal(loaded.denoise(x_t, t, conditions).numpy(), told(0.5, 2))
+
+
+def test_facts_are_learned():
+    """Pictures as bright as a number says: after training the number brightens what is drawn, and the loss falls."""
+    model = make_diffusion(make_unet(multipliers=(1,), attention=(), num_labels=0, facts=(0,)), drop_conditions=0.0)
+    model = compiled(model, learning_rate=1e-2)
+    facts = np.random.default_rng(0).choice([-1.0, 1.0], 64).astype("float32")
+    batch = {
+        "image": np.tile(facts[:, None, None, None], (1, 8, 8, 2)),
+        "z": np.zeros(64, "int32"),
+        "label": np.full(64, -1, "int32"),
+        "facts": facts[:, None],
+    }
+    model.fit(tf.data.Dataset.from_tensors(batch).repeat(), epochs=1, steps_per_epoch=120, verbose=0)
+    x_t, t = tf.random.stateless_normal((32, 8, 8, 2), (0, 1)), tf.fill((32,), 0.98)
+    drawn = {
+        fact: model.denoise(x_t, t, {"z": np.zeros(32, "int32"), "facts": np.full((32, 1), fact, "float32")})
+        .numpy()
+        .mean()
+        for fact in (-1.0, 1.0)
+    }
+    assert drawn[-1.0] < -0.5 and drawn[1.0] > 0.5
