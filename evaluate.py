@@ -18,14 +18,13 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
-import keras
 import numpy as np
 import tensorflow as tf
 from scipy import ndimage
 from tqdm import tqdm
 
 import dataset
-import modules
+import features
 from ldm import anatomy, audit, charts, distribution, fidelity, figures, metrics, phantom, report, runs, samplers
 
 BATCH = 32
@@ -203,61 +202,17 @@ def draw(denoise, schedule, flags, x_T, told):
 
 def describe_all(study):
     """Give all slices their features: of the run's own network, or of Inception."""
-    describe = inception() if study.flags.features == "inception" else own_features(study)
+    own = study.flags.features == "own"
+    describe = own_features(study) if own else features.inception(BATCH)
     for slices in [*study.real.values(), *([study.samples] if study.samples else [])]:
         slices.features, slices.guessed_z = describe(slices.images)
     return describe
 
 
 def own_features(study):
-    """The run's feature network, trained first where it is not there for just these people and this size."""
-    train, path = study.real["train"], study.run / "features.keras"
-    splits = {split: part["cases"] for split, part in study.source.manifest()["splits"].items()}
-    steps = study.flags.feature_steps
-    key = hashlib.sha256(repr((splits, train.images.shape, steps)).encode()).hexdigest()
-    model = runs.load_model(path) if path.exists() else None
-    if model is None or model.trained_on != key:
-        labels = len(study.source.label_names)
-        z_range = [int(train.z.min()), int(train.z.max())]
-        keras.utils.set_random_seed(0)
-        model = modules.FeatureNet(train.images.shape[1], labels, z_range, trained_on=key)
-        options = {"training": True, "augment": False}
-        batches = dataset.make_dataset(study.source, "train", train.images.shape[1], BATCH, **options)
-        with tqdm(total=steps, desc="features", unit="step") as bar:
-            count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
-            model.learn(batches, steps, callbacks=[count])
-        model.measure(2 * train.images - 1)
-        runs.write(path, model.save)
-
-    def describe(images):
-        said = model.describe(2 * images - 1)
-        return said["features"], said["z"]
-
-    return describe
-
-
-def inception():
-    """Inception-v3's pooled features of slices as colour pictures of 299 pixels.
-
-    Raises:
-        RunError: if its weights cannot be had.
-    """
-    try:
-        network = keras.applications.InceptionV3(include_top=False, pooling="avg", weights="imagenet")
-    except Exception as error:  # whatever the download raises: no network, no space, a broken file
-        raise runs.RunError(
-            f"--features inception: its weights could not be downloaded ({type(error).__name__}): leave the flag out"
-        ) from error
-
-    @tf.function
-    def step(images):
-        return network(2 * tf.image.grayscale_to_rgb(tf.image.resize(images, (299, 299))) - 1)
-
-    def describe(images):
-        parts = [step(images[i : i + BATCH]).numpy() for i in range(0, len(images), BATCH)]
-        return np.concatenate(parts), None
-
-    return describe
+    size, steps = study.real["train"].images.shape[1], study.flags.feature_steps
+    with tqdm(total=steps, desc="features", unit="step") as bar:
+        return features.of_run(study.run, study.source, size, steps, bar.update)
 
 
 # ---- sections of the report ------------------------------------------------------------------------------------------

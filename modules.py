@@ -3,7 +3,6 @@
     VQVAE, VAE       first stage: images <-> latents
     Discriminator    judges the first stage's pictures, patch by patch
     AdversarialTraining    a first stage and its discriminator: how the two are trained
-    FeatureNet       knows slices by features, in which sets of slices are compared
     UNet             attention U-Net with time embedding, the denoising network
     DiffusionModel   the U-Net with its schedule and prediction: training, and denoise(x_t, t) -> x_0
     CodePrior        transformer over the codes of a VQ-VAE: training, and sample(z) -> codes
@@ -21,7 +20,7 @@ import tensorflow as tf
 from einops import rearrange
 from keras import layers, ops
 
-from ldm import distribution, losses, schedules, transforms
+from ldm import distribution, losses, schedules
 from ldm.adversary import CodeBank
 from ldm.layers import (
     Agreement,
@@ -755,123 +754,6 @@ class AdversarialTraining(Reports, keras.Model):
 # ---- what slices are compared by -------------------------------------------------------------------------------------
 
 
-@register
-class FeatureNet(keras.Model):
-    """Knows slices by their features, in which sets of slices can be compared; it has never seen a generated one.
-
-    It learns three things at once on real training slices: the slice index, the label, and, contrastively, to know a
-    slice again after a small change (SimCLR, arXiv 2002.05709, eq. 1), which asks for all that tells people apart.
-
-    Args:
-        image_size: pixels a side.
-        num_labels: number of labels; 0 learns none.
-        z_range: least and greatest slice index.
-        width: channels of the first level; they double twice.
-        size: length D of the features.
-        temperature: of the contrastive loss.
-        seed: of the changes.
-        trained_on: says what it was trained on; nothing but a name, kept in the file.
-    """
-
-    arguments = ("image_size", "num_labels", "z_range", "width", "size", "temperature", "seed", "trained_on")
-
-    def __init__(
-        self,
-        image_size,
-        num_labels=0,
-        z_range=(0, 31),
-        width=32,
-        size=128,
-        temperature=0.2,
-        seed=0,
-        trained_on="",
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.image_size, self.num_labels, self.z_range, self.width = image_size, num_labels, list(z_range), width
-        self.size, self.temperature, self.seed, self.trained_on = size, temperature, seed, trained_on
-        self.network = feature_network(image_size, width, size, num_labels)
-        self.mean = self.add_weight(name="mean", shape=(size,), initializer="zeros", trainable=False)
-        self.std = self.add_weight(name="std", shape=(size,), initializer="ones", trainable=False)
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "z_error", "contrast")}
-        self.compiled_call = tf.function(self.call, reduce_retracing=True)
-        self.built = True
-
-    def get_config(self):
-        return {"name": self.name, **{argument: getattr(self, argument) for argument in self.arguments}}
-
-    def call(self, images, training=False):
-        """Images (B, H, W, 1) in [-1, 1] -> {"features" (B, D), "z" (B,), "label" (B, L), "projection" (B, 64)}.
-
-        Features have zero mean and unit variance over the training slices; z is in slice indices; labels are logits.
-        """
-        said = self.network(images, training=training)
-        low, high = self.z_range
-        z = low + (high - low) * said["z"][:, 0]
-        return {**said, "features": (said["features"] - self.mean) / self.std, "z": z}
-
-    def learn(self, batches, steps, learning_rate=1e-3, callbacks=()):
-        """Train for `steps` steps on an endless dataset of training slices as they are; it changes them itself."""
-        rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        self.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-3), jit_compile=False)
-        self.fit(batches, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
-
-    def measure(self, images):
-        """Set the features' mean and deviation from training slices (N, H, W, 1)."""
-        features = self.describe(images)["features"] * np.asarray(self.std) + np.asarray(self.mean)
-        self.mean.assign(features.mean(axis=0))
-        self.std.assign(features.std(axis=0) + 1e-6)
-
-    def describe(self, images, batch_size=64):
-        """As `call`, for any number of images, as NumPy arrays."""
-        parts = [self.compiled_call(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
-        return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
-
-    def train_step(self, batch):
-        rows, step = tf.shape(batch["z"])[0], tf.cast(self.optimizer.iterations, tf.int32)
-        places = tf.range(2 * rows) + 2 * rows * step
-        seeds = tf.stack([tf.fill((2 * rows,), self.seed), places], axis=-1)
-        views = transforms.augment(tf.repeat(batch["image"], 2, axis=0), seeds)  # 2 i and 2 i + 1 show slice i
-        z, label = (tf.repeat(batch[name], 2) for name in ("z", "label"))
-        with tf.GradientTape() as tape:
-            said = self(views, training=True)
-            low, high = self.z_range
-            z_loss = losses.mean_squared(z, said["z"]) / max(high - low, 1) ** 2
-            contrast = losses.contrastive(said["projection"], self.temperature)
-            loss = contrast + 10.0 * z_loss
-            if self.num_labels:
-                known = tf.cast(label >= 0, tf.float32)
-                each = keras.losses.sparse_categorical_crossentropy(tf.maximum(label, 0), said["label"], True)
-                loss += tf.reduce_sum(known * each) / tf.maximum(tf.reduce_sum(known), 1.0)
-        variables = self.trainable_variables
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
-        error = losses.mean_absolute(z, said["z"])
-        for name, value in {"loss": loss, "z_error": error, "contrast": contrast}.items():
-            self.trackers[name].update_state(value)
-        return {name: tracker.result() for name, tracker in self.trackers.items()}
-
-
-def feature_network(image_size, width, size, num_labels):
-    """Image -> {"features" (size), "z" (1) in [0, 1] for what was seen, "label" (num_labels), "projection" (64)}."""
-    image = keras.Input((image_size, image_size, 1), name="image")
-    x = SpaceToDepth(max(image_size // 64, 1))(image)  # 64x64: detail goes into channels, nothing is thrown away
-    for channels in (width, 2 * width, 4 * width):
-        x = GroupNorm(activation="silu")(downsample(channels)(x))
-        x = ResBlock(channels)(x, None)
-    x = GroupNorm(activation="silu")(x)
-    x = layers.Flatten()(layers.Conv2D(width, 1)(layers.AveragePooling2D(2)(x)))  # keeps where things are
-    features = layers.Dense(size, dtype="float32", name="features")(x)
-    hidden = layers.Activation("silu", dtype="float32")(features)
-
-    def head(outputs, name):
-        return layers.Dense(outputs, dtype="float32", name=name)(hidden)
-
-    outputs = {"features": features, "z": head(1, "z"), "projection": head(64, "projection")}
-    if num_labels:
-        outputs["label"] = head(num_labels, "label")
-    return keras.Model(image, outputs, name="feature_network")
-
-
 # ---- second stage ----------------------------------------------------------------------------------------------------
 
 
@@ -999,6 +881,8 @@ class DiffusionModel(Reports, keras.Model):
             expect of x_0; l1 estimates the median.
     """
 
+    only_validation = tuple(f"loss_t{start}_{start + 25}" for start in (0, 25, 50, 75))  # by quarter of t, in percent
+
     penalties = {
         "mse": keras.losses.mean_squared_error,
         "l1": keras.losses.mean_absolute_error,
@@ -1036,7 +920,8 @@ class DiffusionModel(Reports, keras.Model):
         self.zero_snr, self.min_snr_gamma, self.penalty = zero_snr, min_snr_gamma, loss
         self.unet, self.schedule_name, self.prediction = unet, schedule, prediction
         self.drop_conditions, self.clip_x_0, self.clip_norm, self.seed = drop_conditions, clip_x_0, clip_norm, seed
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "gradient_norm")}
+        names = ("loss", "gradient_norm", *self.only_validation)
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self.built = True
 
     @property
@@ -1098,7 +983,7 @@ class DiffusionModel(Reports, keras.Model):
         return tuple(rearrange(value, "b -> b 1 1 1") for value in self.schedule(t))
 
     def loss_at(self, batch, t, eps, keep, training):
-        """Loss of the network's output at times t (B,) and noise eps; a scalar, the mean squared error by default."""
+        """Loss of the network's output at times t (B,) and noise eps: (B,), the mean squared error by default."""
         alpha, sigma = self.coefficients(t)
         x_0 = batch["image"]
         _, _, c_in = schedules.preconditioning(self.prediction, alpha, sigma)
@@ -1114,7 +999,7 @@ class DiffusionModel(Reports, keras.Model):
         loss = self.penalties[self.penalty](target, self.unet(inputs, training=training))  # (B, H, W)
         if self.min_snr_gamma is not None:
             loss = loss * schedules.min_snr_weight(self.prediction, alpha, sigma, self.min_snr_gamma)[..., 0]
-        return ops.mean(loss)
+        return ops.mean(loss, axis=(1, 2))
 
     def draw(self, shape, seed):
         """Times, noise and kept conditions for one batch, as a function of `seed` (two integers) alone.
@@ -1143,7 +1028,7 @@ class DiffusionModel(Reports, keras.Model):
         t, eps, uniform = self.draw(shape, seed)
         keep = tf.cast(uniform >= self.drop_conditions, tf.float32)
         with tf.GradientTape() as tape:
-            loss = self.loss_at(batch, t, eps, keep, training=True)
+            loss = ops.mean(self.loss_at(batch, t, eps, keep, training=True))
             part = distribution.replica_loss(loss)
         variables = self.unet.trainable_variables
         norm = distribution.apply_gradients(self.optimizer, tape.gradient(part, variables), variables, self.clip_norm)
@@ -1154,8 +1039,13 @@ class DiffusionModel(Reports, keras.Model):
         images = batch["image"]
         shape = (tf.shape(images)[0], *images.shape[1:])
         t, eps, _ = self.draw(shape, (self.seed, -1))  # the same noise and times in every epoch
-        loss = self.loss_at(batch, t, eps, tf.ones_like(t), training=False)
-        return distribution.for_logs(self.record({"loss": loss}, rows))
+        each = self.loss_at(batch, t, eps, tf.ones_like(t), training=False)
+        quarter = tf.minimum(tf.cast(4.0 * t, tf.int32), 3)
+        for i, name in enumerate(self.only_validation):
+            here = tf.cast(quarter == i, tf.float32) * tf.cast(rows > 0, tf.float32)
+            self.trackers[name].update_state(each, sample_weight=here)
+        said = self.record({"loss": ops.mean(each)}, rows)
+        return distribution.for_logs(said | {name: self.trackers[name].result() for name in self.only_validation})
 
 
 # ---- prior over the codes --------------------------------------------------------------------------------------------

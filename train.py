@@ -23,12 +23,14 @@ import numpy as np
 import tensorflow as tf
 
 import dataset
+import features
 import modules
-from ldm import adversary, charts, distribution, figures, runs, samplers, schedules, transforms
+from ldm import adversary, charts, distribution, fidelity, figures, runs, samplers, schedules, transforms
 from ldm.presets import DEFAULTS, PRESETS, merged
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 TISSUES = 4  # classes of a mask: background, CSF, grey matter, white matter
+KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
 
 
@@ -110,6 +112,9 @@ def parser():
     second.add_argument(
         "--conditions", nargs="*", help="columns of the table that it is told beside the label: age sex"
     )
+    second.add_argument(
+        "--select", choices=("loss", "kid"), help="which epoch is kept: least validation loss, or samples nearest to it"
+    )
     second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
     third = p.add_argument_group("prior, a transformer over the codes of a VQ-VAE")
     third.add_argument("--prior-width", type=int, help="channels")
@@ -143,7 +148,7 @@ PLACES = {
         flag: [("diffusion", flag)]
         for flag in (
             "schedule prediction zero_snr loss min_snr_gamma accumulate width multipliers blocks attention "
-            "head_size dropout conditions"
+            "head_size dropout conditions select"
         ).split()
     },
     **{f"prior_{key}": [("prior", key)] for key in ("width", "depth", "heads")},
@@ -394,7 +399,7 @@ def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
     )
 
 
-def fit(model, run, stage, settings, train, validation, picture, averaged=False, watchers=()):
+def fit(model, run, stage, settings, train, validation, picture, averaged=False, watchers=(), measures=()):
     """Train a model to the end of its stage, going on from the last checkpoint.
 
     Args:
@@ -405,6 +410,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
         picture: callable (model for use) -> callable (path) that draws what the epoch has reached.
         averaged: keep a moving average of the weights, and validate with it.
         watchers: more callbacks, whose doings belong into the checkpoint.
+        measures: callbacks that add to the logs, and so to the history.
     """
     epochs, steps = settings["epochs"], settings["steps_per_epoch"]
     with model.distribute_strategy.scope():
@@ -419,7 +425,8 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
         print(f"{stage}: going on after epoch {done} of {epochs}")
     if done < epochs:
         callbacks = [keras.callbacks.SwapEMAWeights()] if averaged else []  # validate with the averaged weights
-        callbacks += [Clock()]
+        callbacks += [Clock(), StopAtNaN(run, stage)]
+        callbacks += measures
         if runs.is_chief():
             callbacks += [runs.History(run / f"{stage}.csv", append=done > 0)]
         callbacks += watchers
@@ -452,6 +459,48 @@ class Clock(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs["seconds"] = time.time() - self.start
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """A loss that is no number stays so: say what to change, before a checkpoint is written over."""
+
+    def __init__(self, run, stage):
+        super().__init__()
+        self.run, self.stage = run, stage
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            raise runs.RunError(
+                f"{self.run}: the loss of the {self.stage} stage is no number any more, after step {batch + 1} of an "
+                "epoch. The last finished epoch is kept. Lower --learning-rate (in a new --run, or after removing "
+                f"{self.stage}.*), or go on with --precision float32"
+            )
+
+
+class Kid(keras.callbacks.Callback):
+    """Adds `val_kid` to the history, in every `every`-th epoch and the last: samples against the validation people.
+
+    KID is that of `ldm.fidelity`, in the features of `features.of_run`; epochs that are not measured have NaN.
+
+    Args:
+        draw: callable (model for use) -> images (N, H, W, 1) in [0, 1].
+        describe: images -> features and more, as `features.of_run` returns.
+        real: images of the validation people, likewise.
+        every: epochs.
+    """
+
+    def __init__(self, draw, describe, real, every):
+        super().__init__()
+        self.draw, self.describe, self.every, self.copy = draw, describe, every, None
+        self.real = describe(real)[0]
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_kid"] = float("nan")
+        if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
+            self.copy = runs.copy_for_use(self.model, self.copy)
+            fake = self.describe(self.draw(self.copy))[0]
+            logs["val_kid"], error = fidelity.kernel_distance(self.real, fake)
+            print(f"val_kid: {logs['val_kid']:.3f} +- {error:.3f}, {len(fake)} samples against {len(self.real)} slices")
 
 
 class CodebookHealth(keras.callbacks.Callback):
@@ -652,21 +701,42 @@ def train_diffusion(run, settings, source, strategy):
 
     validation = batches("validate", training=False)
     shown = spread(validation, 8)
+    conditions = ("z", "label", "facts") if stage["conditions"] else ("z", "label")
 
     def picture(model):
-        told = {key: tf.constant(shown[key]) for key in ("z", "label")}
-        facts = {"facts": tf.constant(shown["facts"])} if stage["conditions"] else {}
-        denoise = tf.function(lambda x_t, t: model.denoise(x_t, t, {**told, **facts}))
+        told = {key: tf.constant(shown[key]) for key in conditions}
+        denoise = tf.function(lambda x_t, t: model.denoise(x_t, t, told))
         x_T = keras.random.normal(shown["image"].shape, seed=settings["seed"])
 
         def draw(path):
             *_, (x_t, _) = samplers.ddim(denoise, x_T, model.schedule, steps=20)
-            images = x_t if in_pixels else autoencoder.decode(x_t, **told)
+            images = x_t if in_pixels else autoencoder.decode(x_t, told["z"], told["label"])
             figures.save_png(path, figures.sheet(figures.enlarge(np.clip(images, -1, 1)), columns=4))
 
         return draw
 
-    fit(model, run, "diffusion", stage, functools.partial(batches, "train", True), validation, picture, averaged=True)
+    def samples(model):
+        told = {key: np.concatenate([batch[key] for batch in validation.as_numpy_iterator()]) for key in conditions}
+        chosen = np.linspace(0, len(told["z"]) - 1, KID_SAMPLES).round().astype(int)
+        denoise, images = tf.function(model.denoise, reduce_retracing=True), []
+        for start in range(0, KID_SAMPLES, 32):
+            part = {key: tf.constant(value[chosen[start : start + 32]]) for key, value in told.items()}
+            x_T = keras.random.normal((len(part["z"]), *model.data_shape), seed=start)
+            *_, (x_t, _) = samplers.dpm_solver_pp(
+                lambda x, t, part=part: denoise(x, t, part), x_T, model.schedule, KID_CALLS
+            )
+            images.append(x_t if in_pixels else autoencoder.decode(x_t, part["z"], part["label"]))
+        return np.clip((np.concatenate(images) + 1) / 2, 0, 1)
+
+    measures = []
+    if stage["select"] == "kid" and runs.is_chief():
+        size = settings["image_size"]
+        describe = features.of_run(run, source, size)
+        plain = dataset.make_dataset(source, "validate", size, 32, training=False)
+        real = np.concatenate([batch["image"] for batch in plain.as_numpy_iterator()])
+        measures = [Kid(samples, describe, (real + 1) / 2, every=max(1, stage["epochs"] // KID_TIMES))]
+    train = functools.partial(batches, "train", True)
+    fit(model, run, "diffusion", stage, train, validation, picture, averaged=True, measures=measures)
     record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"])
 
 

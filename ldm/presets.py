@@ -49,6 +49,7 @@ DEFAULTS = {
         "dropout": 0.0,
         "drop_conditions": 0.1,
         "conditions": [],  # columns of the table
+        "select": "loss",  # of the validation people; or "kid", of samples against them
         "zero_snr": False,
         "loss": "mse",
         "min_snr_gamma": None,

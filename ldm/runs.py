@@ -14,6 +14,7 @@ off the optimiser's own step counter inside the checkpoint, so that weights and 
 
 import csv
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -184,7 +185,7 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         run: folder.
         stage: "autoencoder" or "diffusion".
-        monitor: the value in the logs that is best when least.
+        monitor: the value in the logs that is best when least; where epochs measured "val_kid", that decides.
     """
 
     def __init__(self, run, stage, monitor):
@@ -193,11 +194,12 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         past = [self.rank(row) for row in read_history(self.run / f"{self.stage}.csv") if self.monitor in row]
-        self.best = min(past, default=(True, float("inf")))
+        self.best = min(past, default=(True, float("inf"), float("inf")))
 
     def rank(self, row):
         """Least is best. Sharpness costs reconstruction: with a GAN, the epochs at its full weight come first."""
-        return (row.get("adversarial", 1.0) < 1.0, float(row[self.monitor]))
+        kid = float(row.get("val_kid", "nan"))
+        return (row.get("adversarial", 1.0) < 1.0, float("inf") if math.isnan(kid) else kid, float(row[self.monitor]))
 
     def on_epoch_end(self, epoch, logs=None):
         rank = self.rank(logs)

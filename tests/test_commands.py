@@ -223,3 +223,31 @@ def test_histogram_latents_are_those_of_the_same_place_and_slice_index(tmp_path)
         assert drawn[(400, *place, 0)] in stored[(slice(None), slice(2, 4), *place, 0)]
     np.testing.assert_array_equal(predict.histogram_latents(tmp_path, [5], seed=1)[0], drawn[0])
     assert len(np.unique(drawn[:400].reshape(400, 6), axis=0)) > 300  # each place by itself
+
+
+# ---- what watches a training -----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_a_sentence(tmp_path):
+    watch = train.StopAtNaN(tmp_path, "diffusion")
+    watch.on_train_batch_end(3, {"loss": 1.0})
+    with pytest.raises(train.runs.RunError, match="--learning-rate"):
+        watch.on_train_batch_end(3, {"loss": float("nan")})
+
+
+def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
+    """Samples like the validation slices have a KID around 0, others more; a measured epoch beats all unmeasured."""
+    rng = np.random.default_rng(0)
+    real = rng.random((40, 4, 4, 1))
+    drawn = {"model": real + 1.0}
+    monkeypatch.setattr(train.runs, "copy_for_use", lambda model, copy=None: model)
+    kid = train.Kid(lambda model: drawn["model"], lambda images: (images.reshape(40, -1), None), real, every=2)
+    kid.set_params({"epochs": 3})
+    rows = [{"epoch": epoch, "val_loss": 3.0 - epoch} for epoch in range(3)]
+    for epoch, row in enumerate(rows):
+        drawn["model"] = rng.random((40, 4, 4, 1)) + (1.0 if epoch < 2 else 0.0)
+        kid.on_epoch_end(epoch, row)
+    assert np.isnan(rows[0]["val_kid"]) and rows[1]["val_kid"] > 1.0 and abs(rows[2]["val_kid"]) < 0.5
+    rank = train.runs.Checkpoint(tmp_path, "diffusion", "val_loss").rank
+    assert rank(rows[2]) < rank(rows[1]) < rank(rows[0])
+    assert rank({"val_loss": 1.0}) < rank({"val_loss": 2.0})

@@ -9,6 +9,7 @@ import pytest
 
 import dataset
 import evaluate
+import features
 import modules
 import train
 from ldm import runs
@@ -155,6 +156,6 @@ def test_inception_without_its_weights_names_the_way_out(monkeypatch):
     def offline(**options):
         raise OSError("no network")
 
-    monkeypatch.setattr(evaluate.keras, "applications", SimpleNamespace(InceptionV3=offline))
+    monkeypatch.setattr(features.keras, "applications", SimpleNamespace(InceptionV3=offline))
     with pytest.raises(runs.RunError, match="leave the flag out"):
-        evaluate.inception()
+        features.inception()

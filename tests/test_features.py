@@ -1,11 +1,11 @@
-"""modules.FeatureNet: what it learns, what its features are, and that it comes back from its file."""
+"""features.FeatureNet: what it learns, what its features are, and that it comes back from its file."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import modules
-from ldm import losses, phantom, runs
+import features
+from ldm import losses, phantom, runs, transforms
 
 SIZE = 32
 pytestmark = pytest.mark.xdist_group("features")  # one process, so that the network is trained once
@@ -20,7 +20,7 @@ def slices():
 
 
 def make(**options):
-    return modules.FeatureNet(SIZE, **{"num_labels": 2, "z_range": (0, 31), "width": 8, "size": 16, **options})
+    return features.FeatureNet(SIZE, **{"num_labels": 2, "z_range": (0, 31), "width": 8, "size": 16, **options})
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_it_learns_where_a_slice_is_and_whose_it_is(learned, slices):
     np.testing.assert_allclose(said["features"].mean(axis=0), 0.0, atol=1e-4)
     np.testing.assert_allclose(said["features"].std(axis=0), 1.0, atol=1e-3)
     seeds = np.stack([np.full(len(images), 99), np.arange(len(images))], axis=1)
-    changed = learned.describe(modules.transforms.augment(tf.constant(images), seeds).numpy())["features"]
+    changed = learned.describe(transforms.augment(tf.constant(images), seeds).numpy())["features"]
     distance = np.linalg.norm(changed[:, None] - said["features"][None], axis=-1)
     assert np.mean(distance.argmin(axis=1) == np.arange(len(images))) > 0.3  # by chance 1 of 48
 

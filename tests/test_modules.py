@@ -804,7 +804,7 @@ def test_loss_is_the_mean_squared_error_of_the_prediction():
     )
     for prediction, target in (("eps", eps), ("v", alpha * eps - sigma * x_0), ("x_0", x_0)):
         loss = make_diffusion(unet, prediction=prediction).loss_at(data, t, eps, keep, training=False)
-        np.testing.assert_allclose(loss, np.mean((output - target) ** 2), rtol=1e-4)
+        np.testing.assert_allclose(loss, np.mean((output - target) ** 2, axis=(1, 2, 3)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("drop", [0.0, 1.0])
@@ -893,3 +893,23 @@ def test_facts_are_learned():
         for fact in (-1.0, 1.0)
     }
     assert drawn[-1.0] < -0.5 and drawn[1.0] > 0.5
+
+
+def test_validation_loss_comes_apart_by_quarters_of_t():
+    """The quarters' losses, weighted by their shares of the examples, add up to the loss; each is that of its times."""
+    model = compiled(randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), num_labels=0))))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.normal(size=(8, 8, 8, 2)).astype("float32"),
+        "z": np.zeros(8, "int32"),
+        "label": -np.ones(8, "int32"),
+    }
+    batch = {key: tf.constant(value) for key, value in batch.items()}
+    found = model.evaluate(tf.data.Dataset.from_tensors(batch), verbose=0, return_dict=True)
+    t, eps, _ = model.draw((8, 8, 8, 2), (model.seed, -1))
+    each = model.loss_at(batch, t, eps, tf.ones(8), training=False).numpy()
+    quarter = np.floor(4 * t.numpy()).astype(int)
+    assert np.bincount(quarter).tolist() == [2, 2, 2, 2]
+    for i, name in enumerate(model.only_validation):
+        assert found[name] == pytest.approx(each[quarter == i].mean(), rel=1e-3)
+    assert found["loss"] == pytest.approx(each.mean(), rel=1e-3)

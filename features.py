@@ -1,0 +1,200 @@
+"""Slices as features, in which sets of slices are compared: what `evaluate.py` and `train.py --select kid` judge by.
+
+FeatureNet   a small network that has seen training slices only, and never a generated one
+of_run       the one that belongs to a run and its people, trained where it is not there yet
+inception    Inception-v3, for those who want numbers as other papers have them
+"""
+
+import hashlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+import dataset
+from ldm import losses, runs, transforms
+from ldm.layers import GroupNorm, ResBlock, SpaceToDepth, downsample, register
+
+BATCH = 32
+STEPS = 400
+
+
+def of_run(run, source, image_size, steps=STEPS, progress=lambda: None):
+    """The run's feature network, trained first where it is not there for just these people, this size, these steps.
+
+    Args:
+        run: folder, of its `features.keras`.
+        source: a `dataset.Source`.
+        image_size: pixels a side.
+        steps: of training, with batches of BATCH slices.
+        progress: called after each of these steps.
+
+    Returns:
+        Function of images (N, H, W, 1) in [0, 1] -> features (N, D), the slice index as the network sees it (N,).
+    """
+    path = run / "features.keras"
+    splits = {split: part["cases"] for split, part in source.manifest()["splits"].items()}
+    key = hashlib.sha256(repr((splits, (image_size, image_size), steps, source.label_names)).encode()).hexdigest()
+    model = runs.load_model(path) if path.exists() else None
+    if model is None or model.trained_on != key:
+        rows = source.select("train")
+        z_range = [int(source.z[rows].min()), int(source.z[rows].max())]
+        keras.utils.set_random_seed(0)
+        model = FeatureNet(image_size, len(source.label_names), z_range, trained_on=key)
+        batches = dataset.make_dataset(source, "train", image_size, BATCH, training=True, augment=False)
+        count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress())
+        model.learn(batches, steps, callbacks=[count])
+        plain = dataset.make_dataset(source, "train", image_size, BATCH, training=False)
+        model.measure(np.concatenate([batch["image"] for batch in plain.as_numpy_iterator()]))
+        runs.write(path, model.save)
+
+    def describe(images):
+        said = model.describe(2 * images - 1)
+        return said["features"], said["z"]
+
+    return describe
+
+
+def inception(batch_size=BATCH):
+    """Inception-v3's pooled features of slices as colour pictures of 299 pixels.
+
+    Returns:
+        Function of images (N, H, W, 1) in [0, 1] -> features (N, 2048), None.
+
+    Raises:
+        RunError: if its weights cannot be had.
+    """
+    try:
+        network = keras.applications.InceptionV3(include_top=False, pooling="avg", weights="imagenet")
+    except Exception as error:  # whatever the download raises: no network, no space, a broken file
+        raise runs.RunError(
+            f"--features inception: its weights could not be downloaded ({type(error).__name__}): leave the flag out"
+        ) from error
+
+    @tf.function
+    def step(images):
+        return network(2 * tf.image.grayscale_to_rgb(tf.image.resize(images, (299, 299))) - 1)
+
+    def describe(images):
+        parts = [step(images[i : i + batch_size]).numpy() for i in range(0, len(images), batch_size)]
+        return np.concatenate(parts), None
+
+    return describe
+
+
+@register
+class FeatureNet(keras.Model):
+    """Knows slices by their features, in which sets of slices can be compared; it has never seen a generated one.
+
+    It learns three things at once on real training slices: the slice index, the label, and, contrastively, to know a
+    slice again after a small change (SimCLR, arXiv 2002.05709, eq. 1), which asks for all that tells people apart.
+
+    Args:
+        image_size: pixels a side.
+        num_labels: number of labels; 0 learns none.
+        z_range: least and greatest slice index.
+        width: channels of the first level; they double twice.
+        size: length D of the features.
+        temperature: of the contrastive loss.
+        seed: of the changes.
+        trained_on: says what it was trained on; nothing but a name, kept in the file.
+    """
+
+    arguments = ("image_size", "num_labels", "z_range", "width", "size", "temperature", "seed", "trained_on")
+
+    def __init__(
+        self,
+        image_size,
+        num_labels=0,
+        z_range=(0, 31),
+        width=32,
+        size=128,
+        temperature=0.2,
+        seed=0,
+        trained_on="",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.image_size, self.num_labels, self.z_range, self.width = image_size, num_labels, list(z_range), width
+        self.size, self.temperature, self.seed, self.trained_on = size, temperature, seed, trained_on
+        self.network = feature_network(image_size, width, size, num_labels)
+        self.mean = self.add_weight(name="mean", shape=(size,), initializer="zeros", trainable=False)
+        self.std = self.add_weight(name="std", shape=(size,), initializer="ones", trainable=False)
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "z_error", "contrast")}
+        self.compiled_call = tf.function(self.call, reduce_retracing=True)
+        self.built = True
+
+    def get_config(self):
+        return {"name": self.name, **{argument: getattr(self, argument) for argument in self.arguments}}
+
+    def call(self, images, training=False):
+        """Images (B, H, W, 1) in [-1, 1] -> {"features" (B, D), "z" (B,), "label" (B, L), "projection" (B, 64)}.
+
+        Features have zero mean and unit variance over the training slices; z is in slice indices; labels are logits.
+        """
+        said = self.network(images, training=training)
+        low, high = self.z_range
+        z = low + (high - low) * said["z"][:, 0]
+        return {**said, "features": (said["features"] - self.mean) / self.std, "z": z}
+
+    def learn(self, batches, steps, learning_rate=1e-3, callbacks=()):
+        """Train for `steps` steps on an endless dataset of training slices as they are; it changes them itself."""
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+        self.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-3), jit_compile=False)
+        self.fit(batches, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
+
+    def measure(self, images):
+        """Set the features' mean and deviation from training slices (N, H, W, 1)."""
+        features = self.describe(images)["features"] * np.asarray(self.std) + np.asarray(self.mean)
+        self.mean.assign(features.mean(axis=0))
+        self.std.assign(features.std(axis=0) + 1e-6)
+
+    def describe(self, images, batch_size=64):
+        """As `call`, for any number of images, as NumPy arrays."""
+        parts = [self.compiled_call(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+        return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
+
+    def train_step(self, batch):
+        rows, step = tf.shape(batch["z"])[0], tf.cast(self.optimizer.iterations, tf.int32)
+        places = tf.range(2 * rows) + 2 * rows * step
+        seeds = tf.stack([tf.fill((2 * rows,), self.seed), places], axis=-1)
+        views = transforms.augment(tf.repeat(batch["image"], 2, axis=0), seeds)  # 2 i and 2 i + 1 show slice i
+        z, label = (tf.repeat(batch[name], 2) for name in ("z", "label"))
+        with tf.GradientTape() as tape:
+            said = self(views, training=True)
+            low, high = self.z_range
+            z_loss = losses.mean_squared(z, said["z"]) / max(high - low, 1) ** 2
+            contrast = losses.contrastive(said["projection"], self.temperature)
+            loss = contrast + 10.0 * z_loss
+            if self.num_labels:
+                known = tf.cast(label >= 0, tf.float32)
+                each = keras.losses.sparse_categorical_crossentropy(tf.maximum(label, 0), said["label"], True)
+                loss += tf.reduce_sum(known * each) / tf.maximum(tf.reduce_sum(known), 1.0)
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        error = losses.mean_absolute(z, said["z"])
+        for name, value in {"loss": loss, "z_error": error, "contrast": contrast}.items():
+            self.trackers[name].update_state(value)
+        return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+
+def feature_network(image_size, width, size, num_labels):
+    """Image -> {"features" (size), "z" (1) in [0, 1] for what was seen, "label" (num_labels), "projection" (64)}."""
+    image = keras.Input((image_size, image_size, 1), name="image")
+    x = SpaceToDepth(max(image_size // 64, 1))(image)  # 64x64: detail goes into channels, nothing is thrown away
+    for channels in (width, 2 * width, 4 * width):
+        x = GroupNorm(activation="silu")(downsample(channels)(x))
+        x = ResBlock(channels)(x, None)
+    x = GroupNorm(activation="silu")(x)
+    x = layers.Flatten()(layers.Conv2D(width, 1)(layers.AveragePooling2D(2)(x)))  # keeps where things are
+    features = layers.Dense(size, dtype="float32", name="features")(x)
+    hidden = layers.Activation("silu", dtype="float32")(features)
+
+    def head(outputs, name):
+        return layers.Dense(outputs, dtype="float32", name=name)(hidden)
+
+    outputs = {"features": features, "z": head(1, "z"), "projection": head(64, "projection")}
+    if num_labels:
+        outputs["label"] = head(num_labels, "label")
+    return keras.Model(image, outputs, name="feature_network")
