@@ -31,6 +31,7 @@ from ldm.presets import DEFAULTS, PRESETS, merged
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 TISSUES = 4  # classes of a mask: background, CSF, grey matter, white matter
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
+SELF_TEST_SLICES, SELF_TEST_SECONDS, SELF_TEST_STEPS = 8, 25, 400  # per replica; per stage
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
 
 
@@ -47,6 +48,9 @@ def parser():
     p.add_argument("--run", help="name of the run, whose folder is checkpoint/<run> (default: the name of the data)")
     p.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from (default: phantom)")
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    p.add_argument(
+        "--self-test", action="store_true", help="can these settings learn one batch by heart? A minute; no run"
+    )
     p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16"))
     p.add_argument("--replicas", type=int, help="number of GPUs, or, without any, of logical CPU devices to try it out")
     p.add_argument("--seed", type=int, help="of splits that are carved out, order, augmentation, weights and noise")
@@ -844,6 +848,59 @@ def refuse_missing(settings, source):
         raise runs.RunError(f"--segment needs tissue masks, and {source.path} has none: leave the flag out")
 
 
+# ---- self-test -------------------------------------------------------------------------------------------------------
+
+
+def self_test(settings, source, strategy):
+    """Can the stages learn one batch by heart, the second in what the first makes of it? Writes nothing.
+
+    Returns:
+        Whether they can. What cannot is a learning rate, a precision or a size of network that will not do.
+    """
+    in_pixels, count = settings["first_stage"] == "none", SELF_TEST_SLICES * strategy.num_replicas_in_sync
+    plain = dataset.make_dataset(source, "train", settings["image_size"], count, training=True, augment=False)
+    batch = next(iter(plain))
+    learned = True
+    if not in_pixels:
+        settings["autoencoder"]["kl_cycle_steps"] = 0
+        with strategy.scope():
+            autoencoder = make_autoencoder(settings, len(source.label_names))
+        learned = learns_by_heart("autoencoder", autoencoder, batch, settings["autoencoder"])
+        latents = autoencoder.raw_latents(batch["image"], batch["z"], batch["label"])
+        batch["image"] = (latents - tf.reduce_mean(latents)) / (tf.math.reduce_std(latents) + 1e-6)
+    if conditions := settings["diffusion"]["conditions"]:
+        batch["facts"] = dataset.facts_of(source, batch["case"].numpy(), conditions)
+    with strategy.scope():
+        diffusion = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
+    return learns_by_heart("diffusion", diffusion, batch, settings["diffusion"]) and learned
+
+
+def learns_by_heart(stage, model, batch, settings):
+    """Train on one batch for about SELF_TEST_SECONDS, and say whether its loss falls to less than half."""
+    with model.distribute_strategy.scope():
+        model.compile(keras.optimizers.AdamW(settings["learning_rate"], beta_2=0.99, use_ema=False), jit_compile=False)
+    found, began = [], []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):  # an epoch is one step
+            found.append(logs["loss"])
+            began.append(time.time())
+            over = time.time() > began[0] + SELF_TEST_SECONDS and len(found) >= SELF_TEST_STEPS // 8
+            self.model.stop_training = over or not np.isfinite(logs["loss"])
+
+    steps = tf.data.Dataset.from_tensors(batch).repeat()
+    model.fit(steps, epochs=SELF_TEST_STEPS, steps_per_epoch=1, shuffle=False, verbose=0, callbacks=[Watch()])
+    few = max(1, len(found) // 10)
+    first, last = np.mean(found[:few]), np.mean(found[-few:])
+    learns = last < 0.5 * first
+    print(
+        f"self-test: {stage} {'learns' if learns else 'does NOT learn'} {len(batch['z'])} slices by heart: loss "
+        f"{first:.3f} -> {last:.3f} in {len(found)} steps, {began[-1] - began[0]:.0f} seconds",
+        flush=True,
+    )
+    return learns
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -886,6 +943,10 @@ def work(flags):
     if flags.dry_run:
         print(runs.json.dumps(settings, indent=2))
         return 0
+    if flags.self_test:
+        if self_test(settings, source, strategy):
+            return 0
+        raise runs.RunError("self-test failed: try a lower --learning-rate, --precision float32, or a larger --width")
     for stage in stages:
         if is_finished(run, stage, settings):
             print(f"{stage}: finished before; its result is in {run}/")

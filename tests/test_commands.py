@@ -251,3 +251,15 @@ def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
     rank = train.runs.Checkpoint(tmp_path, "diffusion", "val_loss").rank
     assert rank(rows[2]) < rank(rows[1]) < rank(rows[0])
     assert rank({"val_loss": 1.0}) < rank({"val_loss": 2.0})
+
+
+@pytest.mark.parametrize(("rate", "status"), [("1e-2", 0), ("1e-9", 2)])
+def test_self_test_tells_what_learns_from_what_does_not(rate, status, tmp_path, phantoms, monkeypatch, capsys):
+    monkeypatch.setattr(train, "SELF_TEST_STEPS", 80)
+    tiny = "--autoencoder none --image-size 32 --width 8 --multipliers 1 --blocks 1 --attention --head-size 8".split()
+    argv = ["--self-test", "--data", phantoms, "--run", str(tmp_path / "run"), *tiny, "--learning-rate", rate]
+    assert train.main(argv) == status
+    said = capsys.readouterr()
+    assert ("diffusion learns 8 slices" in said.out) == (status == 0)
+    assert ("self-test failed" in said.err) == (status == 2)
+    assert not (tmp_path / "run").exists()
