@@ -25,6 +25,7 @@ from ldm.adversary import CodeBank
 from ldm.layers import (
     Agreement,
     AttentionBlock,
+    AttentionGate,
     DepthToSpace,
     Embedding,
     Fact,
@@ -775,6 +776,8 @@ class UNet(keras.Model):
         num_labels: number of labels; 0 has no label token.
         dropout: rate in residual blocks.
         facts: of what else it is told about a person: how many values each category has, 0 for a number.
+        gates: additive attention gates on the skips (arXiv 1804.03999).
+        recompute: gradient checkpointing, block by block; not with dropout.
 
     Call arguments: {"x" (B, height, width, channels), "t" (B,) in [0, 1], "z" (B,) int32, "label" (B,) int32 (-1 =
     unknown), "keep" (B,) 1 or 0 (0 = unconditional), with facts also "facts" (B, K), NaN = unknown} -> (B, height,
@@ -793,6 +796,8 @@ class UNet(keras.Model):
         num_labels=0,
         dropout=0.0,
         facts=(),
+        gates=False,
+        recompute=False,
         **kwargs,
     ):
         shape = (size, size) if isinstance(size, int) else tuple(size)
@@ -819,8 +824,8 @@ class UNet(keras.Model):
         tokens = Tokens()(tokens)  # (B, M, 4 width)
 
         def level(x, channels):
-            x = ResBlock(channels, dropout)(x, film)
-            return AttentionBlock(head_size)(x, tokens) if x.shape[1] in attention else x
+            x = ResBlock(channels, dropout, recompute)(x, film)
+            return AttentionBlock(head_size, recompute)(x, tokens) if x.shape[1] in attention else x
 
         x = layers.Conv2D(width, 3, padding="same")(inputs["x"])
         skips = [x]
@@ -832,13 +837,15 @@ class UNet(keras.Model):
                 x = level(x, width * multiplier)
                 skips.append(x)
 
-        x = ResBlock(width * multipliers[-1], dropout)(x, film)  # middle
-        x = AttentionBlock(head_size)(x, tokens)
-        x = ResBlock(width * multipliers[-1], dropout)(x, film)
+        x = ResBlock(width * multipliers[-1], dropout, recompute)(x, film)  # middle
+        x = AttentionBlock(head_size, recompute)(x, tokens)
+        x = ResBlock(width * multipliers[-1], dropout, recompute)(x, film)
 
         for depth, multiplier in reversed(list(enumerate(multipliers))):  # up: each skip is used once
             for _ in range(blocks + 1):
-                x = level(layers.Concatenate()([x, skips.pop()]), width * multiplier)
+                skip = skips.pop()
+                skip = AttentionGate(width)(x, skip) if gates else skip
+                x = level(layers.Concatenate()([x, skip]), width * multiplier)
             if depth:
                 x = upsample(x, width * multiplier)
 
@@ -856,6 +863,8 @@ class UNet(keras.Model):
             "num_labels": num_labels,
             "dropout": dropout,
             "facts": list(facts),
+            "gates": gates,
+            "recompute": recompute,
         }
 
     def get_config(self):

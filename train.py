@@ -113,6 +113,12 @@ def parser():
     )
     second.add_argument("--head-size", type=int, help="channels per attention head")
     second.add_argument("--dropout", type=float)
+    second.add_argument("--gates", action=argparse.BooleanOptionalAction, help="additive attention gates on the skips")
+    second.add_argument(
+        "--recompute",
+        action=argparse.BooleanOptionalAction,
+        help="gradient checkpointing: compute blocks again on the way back; less memory, more time",
+    )
     second.add_argument(
         "--conditions", nargs="*", help="columns of the table that it is told beside the label: age sex"
     )
@@ -152,7 +158,7 @@ PLACES = {
         flag: [("diffusion", flag)]
         for flag in (
             "schedule prediction zero_snr loss min_snr_gamma accumulate width multipliers blocks attention "
-            "head_size dropout conditions select"
+            "head_size dropout gates recompute conditions select"
         ).split()
     },
     **{f"prior_{key}": [("prior", key)] for key in ("width", "depth", "heads")},
@@ -282,6 +288,8 @@ def check(settings):
         if first[name] < 0:
             raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {first[name]}")
     size, unet = settings["image_size"], settings["diffusion"]
+    if unet["recompute"] and unet["dropout"]:
+        raise runs.RunError("--recompute would draw another --dropout on the way back: leave one of them out")
     if unet["prediction"] == "eps" and (unet["zero_snr"] or unet["schedule"] == "flow"):
         ends = "--zero-snr" if unet["zero_snr"] else "--schedule flow"
         raise runs.RunError(f"{ends} ends in noise alone, where eps tells nothing of x_0: add --prediction v")
@@ -794,7 +802,7 @@ def make_diffusion(settings, num_labels, facts=()):
     group, in_pixels = settings["diffusion"], settings["first_stage"] == "none"
     *shape, channels = latent_shape(settings)
     side = settings["image_size"] // (1 if in_pixels else settings["autoencoder"]["downsampling"])
-    names = ("width", "multipliers", "blocks", "head_size", "dropout")
+    names = ("width", "multipliers", "blocks", "head_size", "dropout", "gates", "recompute")
     options = {name: group[name] for name in names}
     attention = [rows * shape[0] // side for rows in group["attention"]]  # said of the whole picture
     unet = modules.UNet(shape, channels, attention=attention, num_labels=num_labels, facts=facts, **options)

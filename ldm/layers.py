@@ -107,13 +107,17 @@ class ResBlock(layers.Layer):
     Args:
         channels: output channels.
         dropout: rate before the last convolution.
+        recompute: keep only the input in training, and compute the rest again on the way back (gradient checkpointing,
+            arXiv 1604.06174): less memory, more time. Not with dropout, which would be drawn anew.
 
     Call arguments: x (B, H, W, C'); embedding (B, E), or None -> (B, H, W, channels).
     """
 
-    def __init__(self, channels, dropout=0.0, **kwargs):
+    def __init__(self, channels, dropout=0.0, recompute=False, **kwargs):
         super().__init__(**kwargs)
-        self.channels, self.rate = channels, dropout
+        if recompute and dropout:
+            raise ValueError("recompute would draw another dropout on the way back: choose one of the two")
+        self.channels, self.rate, self.recompute = channels, dropout, recompute
         self.norm_in = GroupNorm(activation="silu")
         self.conv_in = layers.Conv2D(channels, 3, padding="same")
         self.norm_out = GroupNorm(activation="silu")
@@ -135,6 +139,11 @@ class ResBlock(layers.Layer):
             self.shortcut.build(x_shape)
 
     def call(self, x, embedding=None, training=None):
+        if self.recompute and training:
+            return keras.remat(self.transform)(x, embedding)
+        return self.transform(x, embedding, training)
+
+    def transform(self, x, embedding, training=False):
         film = None if self.film is None else self.film(ops.silu(embedding))
         h = self.conv_in(self.norm_in(x))
         h = self.conv_out(self.dropout(self.norm_out(h, film), training=training))
@@ -195,13 +204,14 @@ class AttentionBlock(layers.Layer):
 
     Args:
         head_size: channels per head.
+        recompute: as for `ResBlock`.
 
     Call arguments: x (B, H, W, C); tokens (B, M, D) or None -> (B, H, W, C).
     """
 
-    def __init__(self, head_size=64, **kwargs):
+    def __init__(self, head_size=64, recompute=False, **kwargs):
         super().__init__(**kwargs)
-        self.head_size = head_size
+        self.head_size, self.recompute = head_size, recompute
         self.norm_self, self.self_attention = GroupNorm(), Attention(head_size)
         self.norm_cross = self.cross_attention = None
 
@@ -215,7 +225,12 @@ class AttentionBlock(layers.Layer):
             self.norm_cross.build(pixels)
             self.cross_attention.build(pixels, tokens_shape)
 
-    def call(self, x, tokens=None):
+    def call(self, x, tokens=None, training=None):
+        if self.recompute and training:
+            return keras.remat(self.transform)(x, tokens)
+        return self.transform(x, tokens)
+
+    def transform(self, x, tokens):
         height = ops.shape(x)[1]
         h = rearrange(x, "b h w c -> b (h w) c")
         h = h + self.self_attention(self.norm_self(h))
@@ -225,6 +240,36 @@ class AttentionBlock(layers.Layer):
 
     def compute_output_shape(self, x_shape, tokens_shape=None):
         return x_shape
+
+
+@register
+class AttentionGate(layers.Layer):
+    """Weighs the pixels of a skip connection by what the way up is looking for (arXiv 1804.03999, equations 1 and 2).
+
+    Here both have the same resolution, so nothing is resampled.
+
+    Args:
+        channels: in which the two are compared.
+
+    Call arguments: x (B, H, W, C), skip (B, H, W, C') -> skip times a weight in (0, 1) per pixel.
+    """
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.from_x = layers.Conv2D(channels, 1)
+        self.from_skip = layers.Conv2D(channels, 1, use_bias=False)
+        self.weigh = layers.Conv2D(1, 1, activation="sigmoid")
+
+    def build(self, x_shape, skip_shape):
+        self.from_x.build(x_shape)
+        self.from_skip.build(skip_shape)
+        self.weigh.build((*x_shape[:-1], self.from_x.filters))
+
+    def call(self, x, skip):
+        return skip * self.weigh(ops.relu(self.from_x(x) + self.from_skip(skip)))
+
+    def compute_output_shape(self, x_shape, skip_shape):
+        return skip_shape
 
 
 @register

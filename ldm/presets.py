@@ -48,6 +48,8 @@ DEFAULTS = {
         "head_size": 64,
         "dropout": 0.0,
         "drop_conditions": 0.1,
+        "gates": False,
+        "recompute": False,
         "conditions": [],  # columns of the table
         "select": "loss",  # of the validation people; or "kid", of samples against them
         "zero_snr": False,

@@ -284,3 +284,41 @@ def test_upsample_doubles_and_downsample_halves():
     x = keras.Input((8, 12, 4))
     assert layers.upsample(x, 6).shape == (None, 16, 24, 6)
     assert layers.downsample(6)(x).shape == (None, 4, 6, 6)
+
+
+# ---- gates and gradient checkpointing --------------------------------------------------------------------------------
+
+
+def test_gate_weighs_pixels_between_0_and_1_by_both_its_inputs():
+    gate = layers.AttentionGate(4)
+    rng = np.random.default_rng(0)
+    x, skip = (tf.constant(rng.normal(size=(2, 5, 4, 3)), "float32") for _ in range(2))
+    weight = gate(x, skip) / skip
+    assert (weight.numpy() > 0).all() and (weight.numpy() < 1).all()
+    np.testing.assert_allclose(weight, np.repeat(weight[..., :1], 3, axis=-1), rtol=1e-4)  # one for all channels
+    a, b, c = (layer.get_weights() for layer in (gate.from_x, gate.from_skip, gate.weigh))
+    hidden = np.maximum(x.numpy() @ a[0][0, 0] + a[1] + skip.numpy() @ b[0][0, 0], 0)
+    expected = 1 / (1 + np.exp(-(hidden @ c[0][0, 0] + c[1])))  # equations 1 and 2
+    np.testing.assert_allclose(weight[..., :1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda **o: layers.ResBlock(6, **o), lambda **o: layers.AttentionBlock(2, **o)])
+def test_recomputed_blocks_have_the_same_gradients(make):
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=(2, 4, 4, 6)), "float32")
+    told = tf.constant(rng.normal(size=(2, 8)), "float32")
+    found = []
+    for recompute in (False, True):
+        block = make(recompute=recompute)
+        told_so = told if isinstance(block, layers.ResBlock) else told[:, None, :]
+        block(x, told_so)
+        draw = np.random.default_rng(1)
+        block.set_weights([draw.normal(size=w.shape) for w in block.get_weights()])
+        with tf.GradientTape() as tape:
+            tape.watch([x, told_so])
+            loss = tf.reduce_sum(tf.square(block(x, told_so, training=True)))
+        found.append([loss, *tape.gradient(loss, [x, told_so, *block.trainable_variables])])
+    for plain, again in zip(*found, strict=True):
+        np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="dropout"):
+        layers.ResBlock(6, dropout=0.1, recompute=True)
