@@ -428,15 +428,33 @@ def _read_mask(source: Source, row: int, size: int) -> np.ndarray:
     if entry is None:
         return np.full((size, size), -1, np.int8)
     data, code = source.read(entry)
+    return _tissue(data, code, size, f"{source.path}: {entry!r}")
+
+
+def read_mask(path, size: int) -> np.ndarray:
+    """The tissue mask in a file, as the archive's are: (size, size) int8 classes.
+
+    Raises:
+        DataError: names the file that is none.
+    """
+    try:
+        data = Path(path).read_bytes()
+        code = archive.probe(data)
+    except (OSError, ValueError) as error:
+        raise DataError(f"--mask {path} cannot be read as a picture ({error}).") from error
+    return _tissue(data, code, size, f"--mask {path}")
+
+
+def _tissue(data: bytes, code: int, size: int, shown: str) -> np.ndarray:
+    """An encoded mask, padded to a square and resized, class by class."""
     try:
         levels = np.asarray(Image.open(io.BytesIO(data)))
     except (OSError, SyntaxError) as error:  # Pillow's ways to say that a PNG is broken
-        raise DataError(f"{source.path}: {entry!r} cannot be decoded; replace it or remove it.") from error
+        raise DataError(f"{shown} cannot be decoded; replace it or remove it.") from error
     if code != archive.GREY8 or levels.ndim != 2 or not np.isin(levels, MASK_LEVELS).all():
         raise DataError(
-            f"{source.path}: {entry!r} is no tissue mask: it must be an 8-bit grey PNG with the levels "
-            f"{', '.join(map(str, MASK_LEVELS))} for background, CSF, grey and white matter; leave --segment out, or "
-            "mend it."
+            f"{shown} is no tissue mask: it must be an 8-bit grey PNG with the levels "
+            f"{', '.join(map(str, MASK_LEVELS))} for background, CSF, grey and white matter; mend it or do without."
         )
     side = max(levels.shape)
     square = np.zeros((side, side), np.uint8)
@@ -451,8 +469,7 @@ def _masks(source: Source, split: str, size: int, budget: int):
     rows = source.select(split)
     if not source.masks:
         raise DataError(
-            f"{source.path} has no tissue masks: leave --segment out, or use an archive with keras_png_slices_seg_* "
-            "folders."
+            f"{source.path} has no tissue masks: do without, or use an archive with keras_png_slices_seg_* folders."
         )
     if len(rows) * size * size > budget:
         return lambda places: np.stack([_read_mask(source, rows[place], size) for place in places]).astype(np.int32)
@@ -617,7 +634,14 @@ def make_dataset(
 
 
 def make_latents_dataset(
-    path, batch_size: int, training: bool, *, seed: int = 0, start_step: int = 0, codes: bool = False
+    path,
+    batch_size: int,
+    training: bool,
+    *,
+    seed: int = 0,
+    start_step: int = 0,
+    codes: bool = False,
+    masks: bool = False,
 ):
     """Batches of the latents that `train.py latents` has written, in the same order as `make_dataset` gives slices.
 
@@ -626,6 +650,7 @@ def make_latents_dataset(
         batch_size, training, seed, start_step: as in `make_dataset`. Training goes through the views, epoch by epoch;
             otherwise it is view 0, the slices as they are.
         codes: the codes instead of the latents.
+        masks: what lies there of tissue masks comes along, "mask" (B, h, w, 4) (see `ldm.transforms.tissue_shares`).
 
     Returns:
         Dataset of {"image": (B, h, w, C) float32, the latents, "z", "label", "case": (B,) int32}; or, instead of
@@ -634,22 +659,26 @@ def make_latents_dataset(
     name, kind = ("codes", "int32") if codes else ("image", "float32")
     with np.load(path) as file:
         latents, z, label, case = (file[key] for key in ("codes" if codes else "latents", "z", "label", "case"))
+        shares = file["mask"] if masks else None
     views, count, *shape = latents.shape
     order = _element_order(count, batch_size, training, seed)
 
     def gather(step):
         n, place = order(step)
         view = (n // count + place) % views if training else 0
-        return latents[view, place].astype(kind), z[place], label[place], case[place]
+        share = shares[view, place].astype("float32") if masks else np.zeros(0, "float32")
+        return latents[view, place].astype(kind), z[place], label[place], case[place], share
 
     full = batch_size if training else None
 
     def batch(step):
-        image, *conditions = tf.numpy_function(gather, [step], [tf.as_dtype(kind)] + [tf.int32] * 3)
+        kinds = [tf.as_dtype(kind), *[tf.int32] * 3, tf.float32]
+        image, *conditions, share = tf.numpy_function(gather, [step], kinds)
         named = zip(("z", "label", "case"), conditions, strict=True)
         return {
             name: tf.ensure_shape(image, [full, *shape]),
             **{key: tf.ensure_shape(value, [full]) for key, value in named},
+            **({"mask": tf.ensure_shape(share, [full, *shares.shape[2:]])} if masks else {}),
         }
 
     return _in_order(_steps(count, batch_size, training, start_step).map(batch))

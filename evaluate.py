@@ -25,7 +25,21 @@ from tqdm import tqdm
 
 import dataset
 import features
-from ldm import anatomy, audit, charts, distribution, fidelity, figures, metrics, phantom, report, runs, samplers
+import modules  # noqa: F401  (registers the classes that a .keras file names)
+from ldm import (
+    anatomy,
+    audit,
+    charts,
+    distribution,
+    fidelity,
+    figures,
+    metrics,
+    phantom,
+    report,
+    runs,
+    samplers,
+    transforms,
+)
 
 BATCH = 32
 LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to person
@@ -153,6 +167,8 @@ def draw_samples(study):
     conditions = {"z": train.z[told], "label": train.label[told]}
     if names := study.about["settings"]["diffusion"].get("conditions"):
         conditions["facts"] = dataset.facts_of(study.source, train.case[told], names)
+    if study.about["settings"]["diffusion"].get("condition_on_mask"):
+        conditions["mask"] = training_masks(study, model.data_shape[:2])[told]
     key = (path.stat().st_mtime_ns, flags.sampler, flags.steps, flags.seed, flags.count)
     store = study.out / "evaluation" / f"samples_{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npz"
     images = np.empty((0, *study.real["train"].images.shape[1:]), "uint8")
@@ -180,6 +196,14 @@ def draw_samples(study):
         "seconds per slice": seconds / flags.count,
     }
     return Slices(images.astype("float32") / 255, conditions["z"], conditions["label"], np.arange(flags.count))
+
+
+def training_masks(study, shape):
+    """The training people's tissue as a network is told it, (N, h, w, 4)."""
+    size = study.real["train"].images.shape[1]
+    window = study.first_stage and study.first_stage.window
+    batches = dataset.make_dataset(study.source, "train", size, BATCH, training=False, masks=True)
+    return np.concatenate([transforms.tissue_shares(batch["mask"], shape, window) for batch in batches])
 
 
 def noise(seed, i, shape):

@@ -776,12 +776,13 @@ class UNet(keras.Model):
         num_labels: number of labels; 0 has no label token.
         dropout: rate in residual blocks.
         facts: of what else it is told about a person: how many values each category has, 0 for a number.
+        mask: whether it is told a tissue mask.
         gates: additive attention gates on the skips (arXiv 1804.03999).
         recompute: gradient checkpointing, block by block; not with dropout.
 
     Call arguments: {"x" (B, height, width, channels), "t" (B,) in [0, 1], "z" (B,) int32, "label" (B,) int32 (-1 =
-    unknown), "keep" (B,) 1 or 0 (0 = unconditional), with facts also "facts" (B, K), NaN = unknown} -> (B, height,
-    width, channels) float32.
+    unknown), "keep" (B,) 1 or 0 (0 = unconditional), with facts also "facts" (B, K), NaN = unknown, with masks "mask"
+    (B, height, width, 4), see `ldm.transforms.tissue_shares`} -> (B, height, width, channels) float32.
     """
 
     def __init__(
@@ -796,6 +797,7 @@ class UNet(keras.Model):
         num_labels=0,
         dropout=0.0,
         facts=(),
+        mask=False,
         gates=False,
         recompute=False,
         **kwargs,
@@ -827,7 +829,11 @@ class UNet(keras.Model):
             x = ResBlock(channels, dropout, recompute)(x, film)
             return AttentionBlock(head_size, recompute)(x, tokens) if x.shape[1] in attention else x
 
-        x = layers.Conv2D(width, 3, padding="same")(inputs["x"])
+        x = inputs["x"]
+        if mask:
+            inputs["mask"] = keras.Input((*shape, 4), name="mask")
+            x = layers.Concatenate()([x, inputs["mask"] * ops.reshape(inputs["keep"], (-1, 1, 1, 1))])
+        x = layers.Conv2D(width, 3, padding="same")(x)
         skips = [x]
         for depth, multiplier in enumerate(multipliers):  # down
             if depth:
@@ -863,6 +869,7 @@ class UNet(keras.Model):
             "num_labels": num_labels,
             "dropout": dropout,
             "facts": list(facts),
+            "mask": mask,
             "gates": gates,
             "recompute": recompute,
         }
@@ -963,8 +970,8 @@ class DiffusionModel(Reports, keras.Model):
         Args:
             x_t: (B, H, W, C) float32.
             t: (B,) float32 in [0, 1].
-            conditions: {"z" (B,) int32, "label" (B,) int32, "facts" (B, K) float32}; None, or a missing key, is the
-                unconditional case, an unknown label, unknown facts.
+            conditions: {"z" (B,) int32, "label" (B,) int32, "facts" (B, K) float32, "mask" (B, H, W, 4) float32};
+                None, or a missing key, is the unconditional case, an unknown label, unknown facts, an unknown mask.
 
         Returns:
             x_0, (B, H, W, C) float32.
@@ -981,6 +988,8 @@ class DiffusionModel(Reports, keras.Model):
         if "facts" in self.unet.input:
             unknown = ops.full((rows, self.unet.input["facts"].shape[-1]), float("nan"))
             inputs["facts"] = conditions.get("facts", unknown)
+        if "mask" in self.unet.input:
+            inputs["mask"] = conditions.get("mask", ops.zeros((rows, *self.data_shape[:2], 4)))
         inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # Keras refuses a mixture
         alpha, sigma = self.coefficients(inputs["t"])
         c_skip, c_out, c_in = schedules.preconditioning(self.prediction, alpha, sigma)
@@ -1002,7 +1011,7 @@ class DiffusionModel(Reports, keras.Model):
             "z": batch["z"],
             "label": batch["label"],
             "keep": keep,
-            **({"facts": batch["facts"]} if "facts" in self.unet.input else {}),
+            **{name: batch[name] for name in ("facts", "mask") if name in self.unet.input},
         }
         target = schedules.to_target(self.prediction, x_0, eps, alpha, sigma)
         loss = self.penalties[self.penalty](target, self.unet(inputs, training=training))  # (B, H, W)
@@ -1036,6 +1045,9 @@ class DiffusionModel(Reports, keras.Model):
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         t, eps, uniform = self.draw(shape, seed)
         keep = tf.cast(uniform >= self.drop_conditions, tf.float32)
+        if "mask" in self.unet.input:  # as often, it alone is unknown
+            known = tf.cast(uniform >= 2 * self.drop_conditions, tf.float32)
+            batch = {**batch, "mask": batch["mask"] * rearrange(known, "b -> b 1 1 1")}
         with tf.GradientTape() as tape:
             loss = ops.mean(self.loss_at(batch, t, eps, keep, training=True))
             part = distribution.replica_loss(loss)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import dataset
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm import archive, distribution, figures, guidance, metrics, runs, samplers, table
+from ldm import archive, distribution, figures, guidance, metrics, runs, samplers, table, transforms
 
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20, "euler": 50, "heun": 41}  # network calls, unless --steps says
 BATCH = 32  # slices that are drawn at a time
@@ -81,6 +81,12 @@ def parser():
         metavar="COLUMN=VALUE",
         help="what else the run was told of people: age=70",
     )
+    s.add_argument(
+        "--mask",
+        nargs="+",
+        metavar="FILE",
+        help="tissue masks to draw slices of, PNGs; or 'data': of the --split people",
+    )
     s.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
     s.add_argument("--fps", type=float, default=12, help="frames per second of the GIF")
     s.add_argument("--show-x0", action="store_true", help="put the predicted x_0 beside x_t in the GIF")
@@ -114,6 +120,8 @@ def sample(flags, run):
     conditions = choose_conditions(flags, generator.about["data"])
     count = len(conditions["z"])
     conditions |= choose_facts(flags, generator.about, count)
+    tissue, shares = choose_masks(flags, generator, conditions["z"])
+    conditions |= shares
     x_T = generator.noise([flags.seed], [0] * count if flags.person else range(count))
     columns = 8 if flags.z == ["sweep"] else None
     for name in flags.sampler:
@@ -125,6 +133,8 @@ def sample(flags, run):
         seconds = (time.time() - start) / count
         out = Path(flags.out)
         figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(film[-1][0]), columns))
+        if shares:
+            figures.tissue_sheet(out / f"{name}_mask.png", film[-1][0], tissue, conditions["z"])
         frames = figures.denoising_frames(film, columns, with_prediction=flags.show_x0)
         figures.save_gif(out / f"{name}.gif", frames, flags.fps)
         print(
@@ -165,6 +175,11 @@ class Generator:
     def encode(self, images, conditions):
         """Images (N, H, W, 1) in [-1, 1] -> what the model denoises."""
         return self._encode(images, conditions["z"], conditions["label"]).numpy() if self.autoencoder else images
+
+    def shares(self, tissue):
+        """Tissue masks (N, H, W) as the network is told them, where it is told any."""
+        window = self.autoencoder.window if self.autoencoder else None
+        return transforms.tissue_shares(tissue, self.model.data_shape[:2], window).numpy()
 
     def decode(self, x, conditions):
         """The inverse."""
@@ -339,6 +354,39 @@ def choose_facts(flags, about, count):
     return {"facts": facts} if columns else {}
 
 
+def choose_masks(flags, generator, z):
+    """The tissue that --mask asks for: classes (count, H, W), and {"mask"} as the network is told it; {} without any.
+
+    Raises:
+        RunError: if the run was not told masks, or the data has none.
+    """
+    settings = generator.about["settings"]
+    if not flags.mask:
+        return None, {}
+    if not settings["diffusion"].get("condition_on_mask"):
+        raise runs.RunError(
+            "--mask: this run was not told masks: train one with `train.py diffusion --condition-on-mask`"
+        )
+    if flags.mask == ["data"]:
+        source = dataset.open_recorded(generator.about, flags.data)
+        found = read_slices(source, flags.split, settings["image_size"], masks=True)
+        rows = np.flatnonzero((found["mask"] >= 0).all(axis=(1, 2)))
+        if not len(rows):
+            raise runs.RunError(f"--mask data: {source.path} has no masks of the {flags.split} people: name PNG files")
+        rows = rows[found["case"][rows] == found["case"][rows[0]]]  # one person
+        tissue = found["mask"][[rows[np.abs(found["z"][rows] - index).argmin()] for index in z]]
+    else:
+        masks = [dataset.read_mask(path, settings["image_size"]) for path in flags.mask]
+        tissue = np.stack([masks[i % len(masks)] for i in range(len(z))])
+    return tissue, {"mask": generator.shares(tissue)}
+
+
+def read_slices(source, split, size, **options):
+    """All slices of a split, {name: array}."""
+    batches = list(dataset.make_dataset(source, split, size, BATCH, training=False, **options).as_numpy_iterator())
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
 def known_labels(names):
     return f"this run knows {' and '.join(names) or 'no labels'}"
 
@@ -431,9 +479,8 @@ def with_real_slices(flags, run):
     generator = Generator(run)
     settings = generator.about["settings"]
     source = dataset.open_recorded(generator.about, flags.data)
-    slices = dataset.make_dataset(source, flags.split, settings["image_size"], BATCH, training=False)
-    batches = list(slices.as_numpy_iterator())
-    whole = {key: np.concatenate([batch[key] for batch in batches]) for key in ("image", "z", "label", "case")}
+    with_masks = bool(settings["diffusion"].get("condition_on_mask") and source.masks)
+    whole = read_slices(source, flags.split, settings["image_size"], masks=with_masks)
     count = min(flags.count or 8, len(whole["z"]))
     some = np.linspace(0, len(whole["z"]) - 1, count).round().astype(int)
     chosen = {key: value[some] for key, value in whole.items()}
@@ -442,6 +489,8 @@ def with_real_slices(flags, run):
         if source.columns != generator.about["data"]["columns"]:
             raise runs.RunError(f"{source.path} tells other columns of its people than {run} was trained with")
         conditions["facts"] = dataset.facts_of(source, chosen["case"], names)
+    if with_masks:
+        conditions["mask"] = generator.shares(chosen["mask"])
     return generator, chosen["image"], conditions
 
 

@@ -38,7 +38,7 @@ narrow="--autoencoder-width 32"
 
 whole_run() { # all stages, all tasks, the evaluation
     at="--run $smoke/run"
-    "$python" train.py $at $tiny $narrow --views 2 --attention 4
+    "$python" train.py $at $tiny $narrow --views 2 --attention 4 --condition-on-mask --gates --recompute --select kid
     "$python" predict.py $at --out "$smoke/samples" --steps 3 --count 4 --show-x0
     "$python" predict.py reconstruct $at --out "$smoke/samples"
     "$python" train.py prior $at $tiny --prior-width 32 --prior-depth 2
@@ -51,6 +51,7 @@ at = ["--run", f"{sys.argv[1]}/run", "--out", f"{sys.argv[1]}/samples", "--steps
 for words in (
     "--prior transformer --count 4 --top-k 50",
     "--person --sampler euler",
+    "--mask data --count 4 --sampler ddim",
     "interpolate --count 4",
     "denoise --count 2 --from 0.3",
     "anomaly --count 2",
@@ -83,7 +84,7 @@ other=$!
 (set -e; whole_run)
 wait "$other" || { cat "$smoke/other.log"; exit 1; }
 for file in ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json transformer.png euler.nii.gz \
-    interpolate.gif denoise.png anomaly.png inpaint.gif; do
+    interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png; do
     [ -s "$smoke/samples/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
 done
 for file in other/heun.gif other/histogram.png other/histogram_tissue.png other/reconstruct_tissue.png other/rate.png \

@@ -123,6 +123,9 @@ def parser():
         "--conditions", nargs="*", help="columns of the table that it is told beside the label: age sex"
     )
     second.add_argument(
+        "--condition-on-mask", action=argparse.BooleanOptionalAction, help="tell it the tissue mask, where there is one"
+    )
+    second.add_argument(
         "--select", choices=("loss", "kid"), help="which epoch is kept: least validation loss, or samples nearest to it"
     )
     second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
@@ -158,7 +161,7 @@ PLACES = {
         flag: [("diffusion", flag)]
         for flag in (
             "schedule prediction zero_snr loss min_snr_gamma accumulate width multipliers blocks attention "
-            "head_size dropout gates recompute conditions select"
+            "head_size dropout gates recompute conditions condition_on_mask select"
         ).split()
     },
     **{f"prior_{key}": [("prior", key)] for key in ("width", "depth", "heads")},
@@ -664,26 +667,31 @@ def encode_latents(run, settings, source):
     autoencoder = runs.load_first_stage(run)
     encode = tf.function(autoencoder.encode, reduce_retracing=True)
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
-        columns, latents = {}, []
+        columns, latents, shares, with_masks = {}, [], [], bool(source.masks)
         for view in range(views):
-            part = []
-            plain = dataset.make_dataset(source, split, settings["image_size"], 64, training=False)
+            part, tissue = [], []
+            plain = dataset.make_dataset(source, split, settings["image_size"], 64, training=False, masks=with_masks)
             for number, batch in enumerate(plain):
-                images = batch["image"]
+                images, masks = batch["image"], batch.get("mask")
                 if view:
                     rows = 64 * number + tf.range(tf.shape(images)[0], dtype=tf.int64)
                     seeds = tf.stack([tf.fill(tf.shape(rows), settings["seed"] + np.int64(view)), rows], axis=-1)
-                    images = transforms.augment(images, seeds, settings["flip"])
+                    images = transforms.augment(images, seeds, settings["flip"], masks)
+                    images, masks = images if with_masks else (images, None)
                 else:
                     for key in ("z", "label", "case"):
                         columns.setdefault(key, []).append(batch[key].numpy())
                 part.append(encode(images, batch["z"], batch["label"]).numpy())
+                if with_masks:
+                    tissue.append(transforms.tissue_shares(masks, part[-1].shape[1:3], autoencoder.window).numpy())
             latents.append(np.concatenate(part))
+            shares += [np.concatenate(tissue).astype("float16")] if with_masks else []
             print(f"latents: {split}, view {view + 1} of {views}", flush=True)
         arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
         if settings["first_stage"] == "vqvae":
             arrays["codes"] = np.stack([autoencoder.codes(part).numpy() for part in latents])
         arrays["latents"] = np.stack(latents).astype("float16")
+        arrays |= {"mask": np.stack(shares)} if shares else {}
         path = run / "latents" / f"{split}.npz"
         runs.write(path, lambda temporary, **_: np.savez(temporary, **arrays))  # noqa: B023
     epochs = runs.load_json(run / "autoencoder.json")["epochs"]
@@ -700,20 +708,30 @@ def train_diffusion(run, settings, source, strategy):
     with strategy.scope():
         model = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
 
+    with_masks = stage["condition_on_mask"]
+    if with_masks and not in_pixels:
+        with np.load(run / "latents" / "train.npz") as file:
+            stored = "mask" in file
+        if not stored:  # written by an older version
+            encode_latents(run, settings, source)
+
     def batches(split, training, start_step=0):
         options = {"seed": settings["seed"], "start_step": start_step}
         if in_pixels:
             size = settings["image_size"]
-            options["flip"] = settings["flip"]
+            options |= {"flip": settings["flip"], "masks": with_masks}
             found = dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
+            if with_masks:
+                found = found.map(lambda b: {**b, "mask": transforms.tissue_shares(b["mask"], (size, size))})
         else:
             path = run / "latents" / f"{split}.npz"
+            options["masks"] = with_masks
             found = dataset.make_latents_dataset(path, stage["batch_size"], training, **options)
         return dataset.with_facts(found, source, stage["conditions"]) if stage["conditions"] else found
 
     validation = batches("validate", training=False)
     shown = spread(validation, 8)
-    conditions = ("z", "label", "facts") if stage["conditions"] else ("z", "label")
+    conditions = ["z", "label", *["facts"] * bool(stage["conditions"]), *["mask"] * with_masks]
 
     def picture(model):
         told = {key: tf.constant(shown[key]) for key in conditions}
@@ -805,7 +823,15 @@ def make_diffusion(settings, num_labels, facts=()):
     names = ("width", "multipliers", "blocks", "head_size", "dropout", "gates", "recompute")
     options = {name: group[name] for name in names}
     attention = [rows * shape[0] // side for rows in group["attention"]]  # said of the whole picture
-    unet = modules.UNet(shape, channels, attention=attention, num_labels=num_labels, facts=facts, **options)
+    unet = modules.UNet(
+        shape,
+        channels,
+        attention=attention,
+        num_labels=num_labels,
+        facts=facts,
+        mask=group["condition_on_mask"],
+        **options,
+    )
     names = ("schedule", "prediction", "drop_conditions", "zero_snr", "min_snr_gamma", "loss")
     options = {name: group[name] for name in names}
     return modules.DiffusionModel(unet, clip_x_0=in_pixels, seed=settings["seed"], **options)
@@ -847,11 +873,13 @@ def refuse_missing(settings, source):
             raise runs.RunError(
                 f"--conditions {name}: the table of {source.path} {known}: name one of these, or give --labels"
             )
+    if settings["autoencoder"]["condition_on_label"] and not source.label_names:
+        raise runs.RunError(f"--condition-on-label needs labels, and {source.path} has none: leave the flag out")
+    if settings["diffusion"]["condition_on_mask"] and not source.masks:
+        raise runs.RunError(f"--condition-on-mask needs tissue masks, and {source.path} has none: leave the flag out")
     group = settings["autoencoder"]
     if settings["first_stage"] == "none":
         return
-    if group["condition_on_label"] and not source.label_names:
-        raise runs.RunError(f"--condition-on-label needs labels, and {source.path} has none: leave the flag out")
     if group["segment"] and not source.masks:
         raise runs.RunError(f"--segment needs tissue masks, and {source.path} has none: leave the flag out")
 
@@ -866,8 +894,9 @@ def self_test(settings, source, strategy):
         Whether they can. What cannot is a learning rate, a precision or a size of network that will not do.
     """
     in_pixels, count = settings["first_stage"] == "none", SELF_TEST_SLICES * strategy.num_replicas_in_sync
-    plain = dataset.make_dataset(source, "train", settings["image_size"], count, training=True, augment=False)
-    batch = next(iter(plain))
+    with_masks = settings["diffusion"]["condition_on_mask"]
+    options = {"training": True, "augment": False, "masks": with_masks}
+    batch = next(iter(dataset.make_dataset(source, "train", settings["image_size"], count, **options)))
     learned = True
     if not in_pixels:
         settings["autoencoder"]["kl_cycle_steps"] = 0
@@ -878,6 +907,9 @@ def self_test(settings, source, strategy):
         batch["image"] = (latents - tf.reduce_mean(latents)) / (tf.math.reduce_std(latents) + 1e-6)
     if conditions := settings["diffusion"]["conditions"]:
         batch["facts"] = dataset.facts_of(source, batch["case"].numpy(), conditions)
+    if with_masks:
+        window = None if in_pixels else autoencoder.window
+        batch["mask"] = transforms.tissue_shares(batch["mask"], batch["image"].shape[1:3], window)
     with strategy.scope():
         diffusion = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
     return learns_by_heart("diffusion", diffusion, batch, settings["diffusion"]) and learned

@@ -51,6 +51,7 @@ DEFAULTS = {
         "gates": False,
         "recompute": False,
         "conditions": [],  # columns of the table
+        "condition_on_mask": False,
         "select": "loss",  # of the validation people; or "kid", of samples against them
         "zero_snr": False,
         "loss": "mse",

@@ -2,7 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
-from einops import rearrange
+from einops import rearrange, reduce
 
 SHARPEN = np.outer(*2 * [[-0.112, 1.224, -0.112]]).astype(np.float32)  # a = (sqrt(3 / 2) - 1) / 2; see `augment`
 
@@ -90,3 +90,19 @@ def augment(images, seeds, flip: bool = False, masks=None):
         return changed
     unknown = tf.reduce_all(masks < 0, axis=(1, 2), keepdims=True)
     return changed, tf.where(unknown, -1, warp(masks[..., None], "NEAREST")[..., 0])
+
+
+def tissue_shares(masks, shape, window=None):
+    """How much of each pixel of the latents each tissue covers: what a denoising network is told of a mask.
+
+    Args:
+        masks: (B, H, W) int32: 0 background, 1 CSF, 2 grey matter, 3 white matter; -1 = unknown.
+        shape: (h, w) of the latents; divides that of the window.
+        window: [top, left, height, width], the part of the picture that the latents show; None: all.
+
+    Returns:
+        (B, h, w, 4) float32, which sum to 1; 0 throughout where nothing is known.
+    """
+    top, left, height, width = window or (0, 0, *masks.shape[1:])
+    seen = tf.one_hot(masks[:, top : top + height, left : left + width], 4)
+    return reduce(seen, "b (h i) (w j) c -> b h w c", "mean", h=shape[0], w=shape[1])

@@ -59,6 +59,7 @@ def refusal(main, argv, capsys):
         (["prior", "--prior-width", "-4"], "--prior-width"),
         (["--conditions", "age", "--data", "flat"], "--conditions age"),
         (["--labels", "none.csv", "--data", "flat"], "--labels none.csv"),
+        (["--condition-on-mask", "--data", "flat"], "--condition-on-mask needs tissue masks"),
         (["--recompute", "--dropout", "0.1"], "--recompute"),
         (["--zero-snr", "--prediction", "eps"], "--zero-snr"),
     ],

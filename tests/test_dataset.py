@@ -926,7 +926,7 @@ def test_a_slice_without_a_mask_is_unknown_throughout(tmp_path):
 
 def test_a_source_without_masks_is_refused(tmp_path):
     without = write(tmp_path / "a.zip", oasis_entries(THREE, masks=False))
-    with pytest.raises(DataError, match="no tissue masks: leave --segment out"):
+    with pytest.raises(DataError, match="no tissue masks: do without"):
         make_dataset(without, "train", 24, 4, True, masks=True)
 
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import modules
-from ldm import distribution, runs, schedules
+from ldm import distribution, runs, schedules, transforms
 
 SIZE = 16
 WINDOW = [3, 0, 8, 16]  # top, left, height, width
@@ -913,3 +913,31 @@ def test_validation_loss_comes_apart_by_quarters_of_t():
     for i, name in enumerate(model.only_validation):
         assert found[name] == pytest.approx(each[quarter == i].mean(), rel=1e-3)
     assert found["loss"] == pytest.approx(each.mean(), rel=1e-3)
+
+
+def test_masks_are_told_and_hidden(tmp_path):
+    """The mask changes the answer; without keep, or left out, it is as if nobody knew any tissue."""
+    model = randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), mask=True)))
+    x_t, t, rng = tf.random.stateless_normal((1, 8, 8, 2), (0, 1)), tf.constant([0.5]), np.random.default_rng(0)
+    masks = [tf.one_hot(rng.integers(0, 4, (1, 8, 8)), 4) for _ in range(2)]
+    known = {"z": tf.constant([3]), "label": tf.constant([1])}
+    told = [model.denoise(x_t, t, {**known, "mask": mask}).numpy() for mask in masks]
+    assert np.abs(told[0] - told[1]).max() > 1e-3
+    unknown = model.denoise(x_t, t, {**known, "mask": tf.zeros((1, 8, 8, 4))}).numpy()
+    np.testing.assert_array_equal(model.denoise(x_t, t, known).numpy(), unknown)
+    hidden = [model.denoise(x_t, t, {"mask": mask}).numpy() for mask in masks]
+    np.testing.assert_array_equal(*hidden)
+
+
+def test_tissue_shares_are_means_over_the_pixels_of_a_latent():
+    masks = np.zeros((2, 8, 8), "int32")
+    masks[0, 2:4, 4:6] = 3  # one latent of 2x2 pixels, and within the window
+    masks[0, 4, 4] = 1
+    masks[1] = -1
+    shares = transforms.tissue_shares(tf.constant(masks), (2, 3), window=[2, 2, 4, 6]).numpy()
+    expected = np.zeros((2, 3, 4))
+    expected[..., 0] = 1
+    expected[0, 1] = (0, 0, 0, 1)
+    expected[1, 1] = (0.75, 0.25, 0, 0)
+    np.testing.assert_allclose(shares[0], expected)
+    assert (shares[1] == 0).all()
