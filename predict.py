@@ -92,15 +92,16 @@ def parser():
     s.add_argument("--show-x0", action="store_true", help="put the predicted x_0 beside x_t in the GIF")
 
     e = p.add_argument_group("interpolate, denoise, inpaint, anomaly; they use the first --sampler")
-    e.add_argument(
-        "--from", dest="start", type=float, default=0.5, help="denoise, anomaly: t to which slices are noised"
-    )
+    e.add_argument("--from", dest="start", type=float, default=0.5, help="t to which real slices are noised")
     e.add_argument(
         "--box",
         type=int,
         nargs=4,
         metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"),
         help="inpaint: pixels (default: the middle)",
+    )
+    e.add_argument(
+        "--between", default="noises", choices=("noises", "slices"), help="interpolate: two noises, or two real slices"
     )
     e.add_argument("--resample", type=int, default=5, help="inpaint: times that each noise level is gone through")
 
@@ -405,19 +406,27 @@ def to_images(x, decode, conditions):
 
 @task
 def interpolate(flags, run):
-    """Slices on the arc between two noises: one picture becomes another, through pictures."""
+    """Slices on the arc between two noises, or two real slices: one picture becomes another, through pictures."""
     generator, count = Generator(run), flags.count or 12
+    ends = real_pair(generator, flags) if flags.between == "slices" else None
     flags.count, flags.z = count, (flags.z or ["sweep"])
     conditions = choose_conditions(flags, generator.about["data"])
     conditions |= choose_facts(flags, generator.about, len(conditions["z"]))
     middle = len(conditions["z"]) // 2  # without --z: the middle of the sweep, for all
     for values in conditions.values():
         values[:] = values[middle if flags.z == ["sweep"] else 0]
-    x_T = guidance.spherical(*generator.noise([flags.seed], (0, 1)), count)
-    name = flags.sampler[0]
-    images = generator.decode(
-        generator.draw(name, x_T, conditions, flags.steps or STEPS[name], flags)[-1][0], conditions
-    )
+    name, options = flags.sampler[0], {}
+    steps = flags.steps or STEPS[name]
+    if ends is None:
+        x_t = guidance.spherical(*generator.noise([flags.seed], (0, 1)), count)
+    else:  # both noised by the same noise to a time at which the network decides what lies between them
+        eps = generator.noise([flags.seed], (0,))
+        x_t = guidance.spherical(*generator.noised(generator.encode(*ends), flags.start, eps), count)
+        steps, options = max(1, round(steps * flags.start)), {"start": flags.start}
+        conditions = {key: np.repeat(value[:1], count, axis=0) for key, value in ends[1].items()}
+    images = generator.decode(generator.draw(name, x_t, conditions, steps, flags, **options)[-1][0], conditions)
+    if ends is not None:
+        images = np.concatenate([ends[0][:1], images, ends[0][1:]])
     out = Path(flags.out)
     figures.save_png(out / "interpolate.png", figures.sheet(figures.enlarge(images)))
     figures.save_gif(out / "interpolate.gif", list(figures.to_uint8(figures.enlarge(images))), flags.fps)
@@ -492,6 +501,22 @@ def with_real_slices(flags, run):
     if with_masks:
         conditions["mask"] = generator.shares(chosen["mask"])
     return generator, chosen["image"], conditions
+
+
+def real_pair(generator, flags):
+    """Slices of two people, of the slice index that --z says or the middle one, and what is told of the first.
+
+    Raises:
+        RunError: if there are not two people.
+    """
+    source = dataset.open_recorded(generator.about, flags.data)
+    found = read_slices(source, flags.split, generator.about["settings"]["image_size"])
+    people = np.unique(found["case"])[:2]
+    if len(people) < 2:
+        raise runs.RunError(f"interpolate --between slices needs two {flags.split} people, and {source.path} has fewer")
+    index = int(flags.z[0]) if flags.z and flags.z[0].isdecimal() else np.median(found["z"])
+    rows = [np.where(found["case"] == case, np.abs(found["z"] - index), np.inf).argmin() for case in people]
+    return found["image"][rows], {"z": found["z"][rows], "label": found["label"][rows]}
 
 
 def vary(generator, real, conditions, flags, title, draw=0):

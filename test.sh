@@ -52,7 +52,7 @@ for words in (
     "--prior transformer --count 4 --top-k 50",
     "--person --sampler euler",
     "--mask data --count 4 --sampler ddim",
-    "interpolate --count 4",
+    "interpolate --count 4 --between slices --split train",
     "denoise --count 2 --from 0.3",
     "anomaly --count 2",
     "inpaint --count 2 --resample 2",
