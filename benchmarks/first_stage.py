@@ -220,6 +220,35 @@ def frequency(real, fake):
     return tf.reduce_mean(tf.abs(spectra[0] - spectra[1])) / real.shape[1]
 
 
+def perceptual(source, size):
+    """A term: difference of the features, level by level, of a small network that has learned the training slices.
+
+    That is LPIPS (arXiv 1801.03924) without its downloaded weights and its learned ones: features of unit length in
+    every pixel, squared differences, mean over pixels, sum over levels.
+    """
+    import features
+
+    with tempfile.TemporaryDirectory() as folder:
+        features.of_run(Path(folder), source, size)
+        network = runs.load_model(Path(folder) / "features.keras").network
+    stack = network.layers[1 : [layer.name for layer in network.layers].index("features") - 3]  # convolutions alone
+
+    def levels(x):
+        found = []
+        for layer in stack:
+            x = layer(x)
+            if type(layer).__name__ == "GroupNorm":
+                unit = losses.ops.cast(x, "float32")
+                found.append(unit / (losses.ops.norm(unit, axis=-1, keepdims=True) + 1e-6))
+        return found
+
+    def term(real, fake):
+        pairs = zip(levels(real), levels(fake), strict=True)
+        return sum(losses.ops.mean(losses.ops.sum(losses.ops.square(a - b), axis=-1)) for a, b in pairs)
+
+    return term
+
+
 L1, MSE, SSIM = losses.mean_absolute, losses.mean_squared, losses.structural_dissimilarity
 VARIANTS = {  # (weight, term) each
     "L1": [(1, L1)],
@@ -230,6 +259,7 @@ VARIANTS = {  # (weight, term) each
     "... with multi-scale SSIM": [(1, L1), (1, MSE), (0.3, multi_scale)],
     "... and gradients": [(1, L1), (1, MSE), (0.3, SSIM), (0.5, gradient_difference)],
     "... and frequencies": [(1, L1), (1, MSE), (0.3, SSIM), (0.3, frequency)],
+    "... and features of a small network": [(1, L1), (1, MSE), (0.3, SSIM), (0.05, perceptual)],
 }
 
 
@@ -243,6 +273,7 @@ def ablation(flags):
     real, z, label = split_of(source, "validate", flags.image_size)
     rows = {}
     for name, terms in VARIANTS.items():
+        terms = [(w, perceptual(source, flags.image_size) if term is perceptual else term) for w, term in terms]
         keras.utils.set_random_seed(0)
         window = dataset.brain_window(source, flags.image_size, 16)
         options = {"latent_channels": 8, "codes_per_latent": 2, "width": flags.width}
