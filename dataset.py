@@ -62,8 +62,7 @@ class Source:
         label: (N,) int32 index into `label_names`, -1 = unknown.
         case: (N,) int32 person.
         label_names: sorted.
-        columns: what a table says of people, column -> its kind (see `ldm.table.describe`).
-        facts: (N, K) float32, the K columns as networks are told them, NaN = unknown.
+        told: what a table says of people, column -> {person: text} (see `ldm.table`).
         case_names: case -> the name that it has in the archive.
         masks: entry -> entry of its mask, read with `store.read`; may be empty.
         made: split -> "archive" or "carved by case, seed S".
@@ -82,9 +81,13 @@ class Source:
     case_names: dict[int, str] = dataclasses.field(repr=False)
     masks: dict[str, str] = dataclasses.field(repr=False)
     made: dict[str, str]
-    columns: dict[str, dict] = dataclasses.field(default_factory=dict)
-    facts: np.ndarray = dataclasses.field(default=None, repr=False)
+    told: dict[str, dict] = dataclasses.field(default_factory=dict, repr=False)
     _decoded: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    def columns(self, names=None) -> dict[str, dict]:
+        """What kind of fact each column of the table holds, all of them or those named (see `ldm.table.describe`)."""
+        train = {table.person(self.case_names[case]) for case in np.unique(self.case[self.split == "train"]).tolist()}
+        return {name: table.describe(self.told[name], train) for name in (self.told if names is None else names)}
 
     def select(self, split: str) -> np.ndarray:
         """Row numbers of one split, ascending, (n,) int64.
@@ -161,7 +164,6 @@ class Source:
             "images": len(self.entries),
             "masks": len(self.masks),
             "labels": list(self.label_names),
-            "columns": self.columns,
             "z": [int(self.z.min()), int(self.z.max())],
             "splits": splits,
         }
@@ -216,8 +218,10 @@ def open_recorded(about: dict, data=None) -> Source:
         data: other data; its labels are those that it brings along.
     """
     settings = about["settings"]
-    labels = None if data else settings.get("labels")
-    data = data or settings["data"] or about["data"]["source"]
+    own = settings["data"] or about["data"]["source"]
+    named = data[0] if isinstance(data, list) and len(data) == 1 else data
+    labels = settings.get("labels") if data is None or named == own else None
+    data = data or own
     return open_source(data, seed=settings["seed"], axis=settings["axis"], labels=labels)
 
 
@@ -277,21 +281,20 @@ def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int
     z = np.array(z, np.int32)
     labels = tuple(sorted(set(label_names) - {""}))
     label = np.array([labels.index(name) if name else -1 for name in label_names], np.int32)
-    told = _read_table(store, labels_file, numbers)
-    if kind != "class folders" and "label" in told:
-        labels = tuple(sorted(set(told["label"].values())))
-        label = np.array(
-            [labels.index(told["label"][n]) if n in told["label"] else -1 for n in case.tolist()], np.int32
-        )
+    told = _read_table(store, labels_file, case_names)
+    written = told.pop("label", None)
+    if written is not None and kind == "class folders" and labels_file is not None:
+        raise DataError(f"--labels {labels_file}: the folders of {shown} are its labels; take the column label out.")
+    if written is not None and kind != "class folders":
+        labels = tuple(sorted(set(written.values())))  # of all rows, so that a part of the people has the same labels
+        known = {name: labels.index(written[table.person(name)]) for name in numbers if table.person(name) in written}
+        label = np.array([known.get(name, -1) for name in case_names], np.int32)
     order = np.lexsort((z, case))
     entries = [entries[row] for row in order]
     split = np.array(splits, dtype="U8")[order]
     case, z, label = case[order], z[order], label[order]
     archive.check_people(shown, entries, split, case)
     split, made = archive.carve(shown, split, case, label, seed)
-    train = set(case[split == "train"].tolist())
-    columns = {name: table.describe(column, train) for name, column in told.items() if name != "label"}
-    facts = {n: [table.encode(told[name].get(n), about) for name, about in columns.items()] for n in set(case.tolist())}
     keys = zip(case.tolist(), z.tolist(), strict=True)
     mask_of = {(numbers.get(name), index): entry for entry, _, name, index, _ in masks}
     return Source(
@@ -308,13 +311,12 @@ def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int
         case_names={number: name for name, number in numbers.items()},
         masks={entry: mask_of[key] for entry, key in zip(entries, keys, strict=True) if key in mask_of},
         made=made,
-        columns=columns,
-        facts=np.array([facts[n] for n in case.tolist()], np.float32).reshape(len(case), len(columns)),
+        told=told,
     )
 
 
-def _read_table(store, path, numbers) -> dict[str, dict[int, str]]:
-    """Column -> {case: what it says}, of the table named, else of `labels.csv` in the archive; {} without any.
+def _read_table(store, path, case_names) -> dict[str, dict]:
+    """Column -> {person: what it says}, of the table named, else of `labels.csv` in the archive; {} without any.
 
     Raises:
         DataError: naming the table.
@@ -322,15 +324,17 @@ def _read_table(store, path, numbers) -> dict[str, dict[int, str]]:
     inside = [name for name in getattr(store, "names", []) if name.rsplit("/", 1)[-1] == "labels.csv"]
     if path is None and not inside:
         return {}
-    shown = f"--labels {path}" if path else f"{store.path}: {inside[0]!r}"
+    shown = f"{store.path}: {inside[0]!r}" if path is None else f"--labels {path}"
     try:
-        found = table.read(Path(path).read_bytes() if path else store.read(inside[0]), numbers)
+        found = table.read(store.read(inside[0]) if path is None else Path(path).read_bytes())
     except (ValueError, OSError) as error:
         raise DataError(
             f"{shown} {error if isinstance(error, ValueError) else 'cannot be read: ' + error.strerror}."
         ) from error
-    if path and not any(found.values()):
-        raise DataError(f"{shown} names nobody of this data; its cases are called {', '.join(list(numbers)[:3])}, ...")
+    people = {table.person(name) for name in case_names}
+    if path is not None and not any(people & set(column) for column in found.values()):
+        some = ", ".join(sorted(set(case_names))[:3])
+        raise DataError(f"{shown} names nobody of this data, whose cases are called {some}, ...")
     return found
 
 
@@ -684,18 +688,32 @@ def make_latents_dataset(
     return _in_order(_steps(count, batch_size, training, start_step).map(batch))
 
 
-def with_facts(batches: tf.data.Dataset, source: Source, names) -> tf.data.Dataset:
-    """Adds what the table says of the people: "facts" (B, K) float32, one number per column named, NaN = unknown."""
+def with_facts(batches: tf.data.Dataset, source: Source, columns: dict[str, dict]) -> tf.data.Dataset:
+    """Adds what the table says of the people: "facts" (B, K) float32, see `facts_of`."""
     cases = np.unique(source.case)
-    known = facts_of(source, cases, names)
+    known = facts_of(source, cases, columns)
     return batches.map(lambda batch: {**batch, "facts": tf.gather(known, tf.searchsorted(cases, batch["case"]))})
 
 
-def facts_of(source: Source, case: np.ndarray, names) -> np.ndarray:
-    """The columns named, of these people (N,), as networks are told them: (N, K) float32, NaN = unknown."""
-    cases, rows = np.unique(source.case, return_index=True)
-    columns = [list(source.columns).index(name) for name in names]
-    return source.facts[rows[np.searchsorted(cases, case)]][:, columns]
+def facts_of(source: Source, case: np.ndarray, columns: dict[str, dict]) -> np.ndarray:
+    """What the table says of these people (N,), as a network is told it: (N, K) float32, NaN = unknown.
+
+    Args:
+        columns: column -> its kind, as it was when the network was trained.
+
+    Raises:
+        DataError: for a column that the table does not have, or a value that the column did not have then.
+    """
+    facts = np.full((len(case), len(columns)), np.nan, np.float32)
+    for k, (name, about) in enumerate(columns.items()):
+        if name not in source.told:
+            raise DataError(f"{source.path}: nothing says the {name} of its people; give a table with that column.")
+        for row, who in enumerate(case.tolist()):
+            try:
+                facts[row, k] = table.encode(source.told[name].get(table.person(source.case_names[who])), about)
+            except ValueError as error:
+                raise DataError(f"{source.path}: the {name} of case {source.case_names[who]}: {error}.") from error
+    return facts
 
 
 def _element_order(count: int, batch_size: int, training: bool, seed: int):

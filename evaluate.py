@@ -155,7 +155,7 @@ def open_study(flags):
 
 
 def draw_samples(study):
-    """Slices of the diffusion model, with slice indices and labels drawn as the training split has them.
+    """Slices of the diffusion model, told what training slices are told: slice index and label, columns, masks.
 
     They are written as they come: whoever is interrupted goes on where it was.
     """
@@ -165,9 +165,10 @@ def draw_samples(study):
     model, train = runs.load_model(path), study.real["train"]
     told = np.random.default_rng(flags.seed).permutation(np.resize(np.arange(len(train)), flags.count))
     conditions = {"z": train.z[told], "label": train.label[told]}
-    if names := study.about["settings"]["diffusion"].get("conditions"):
-        conditions["facts"] = dataset.facts_of(study.source, train.case[told], names)
-    if study.about["settings"]["diffusion"].get("condition_on_mask"):
+    about = runs.load_json(study.run / "diffusion.json")
+    if columns := about["data"].get("columns"):
+        conditions["facts"] = dataset.facts_of(study.source, train.case[told], columns)
+    if about["settings"]["diffusion"].get("condition_on_mask"):
         conditions["mask"] = training_masks(study, model.data_shape[:2])[told]
     key = (path.stat().st_mtime_ns, flags.sampler, flags.steps, flags.seed, flags.count)
     store = study.out / "evaluation" / f"samples_{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npz"
@@ -349,6 +350,11 @@ def distribution_section(study, describe):
     warnings = [] if floor is not None else ["There are no validation people: the floor is missing."]
     if few:
         warnings.append("There are too few people for an error from person to person: that of KID counts slices.")
+    model = (runs.load_json(study.run / "diffusion.json") or {}).get("settings", {}).get("diffusion", {})
+    if model.get("condition_on_mask"):
+        warnings.append(
+            "The samples were told tissue masks of training people: they have their outlines, here and below."
+        )
     warnings += rank_warnings(facts)
     study.add(
         report.Section(title, text, [report.Table(["", *columns], rows)], [(chart, "KID")], warnings),
@@ -422,7 +428,7 @@ def anatomy_section(study):
 
 
 def label_effects(study, measured, text, warnings):
-    """{kind: [Cohen's d of the ventricle area between the first two labels, its interval]}."""
+    """{kind: Cohen's d of the ventricle area between the first two labels, its interval, the ratio of the means}."""
     names = study.source.label_names
     if len(names) < 2:
         warnings.append("The data has no labels: whether the label shows in the anatomy cannot be said.")
@@ -430,16 +436,20 @@ def label_effects(study, measured, text, warnings):
     effects = {}
     for kind, (slices, values) in measured.items():
         chosen = np.isin(slices.label, (0, 1))
+        area, label = values["ventricle_area"][chosen], slices.label[chosen]
         try:
-            effects[kind] = anatomy.effect_size(
-                values["ventricle_area"][chosen], slices.label[chosen], slices.case[chosen]
-            )
+            d, interval = anatomy.effect_size(area, label, slices.case[chosen])
+            ratio = float(area[label == 0].mean() / max(area[label == 1].mean(), 1e-9))
+            effects[kind] = {"d": d, "interval": list(interval), "ratio": ratio}
         except ValueError as error:
             warnings.append(f"Label effect of {kind}: {error}")
     said = "; ".join(
-        f"{kind} {number(d, 2)} [{number(i[0], 2)}, {number(i[1], 2)}]" for kind, (d, i) in effects.items()
+        f"{kind} {number(e['d'], 2)} [{', '.join(number(end, 2) for end in e['interval'])}], {number(e['ratio'], 2)}"
+        for kind, e in effects.items()
     )
-    text.append(f"Ventricle area, {names[0]} against {names[1]}, Cohen's d with 95 % interval: {said}.")
+    text.append(
+        f"Ventricle area, {names[0]} against {names[1]}: Cohen's d with 95 % interval, and ratio of the means: {said}."
+    )
     return effects
 
 

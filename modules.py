@@ -752,9 +752,6 @@ class AdversarialTraining(Reports, keras.Model):
         return self.autoencoder.test_step(batch)
 
 
-# ---- what slices are compared by -------------------------------------------------------------------------------------
-
-
 # ---- second stage ----------------------------------------------------------------------------------------------------
 
 
@@ -1045,7 +1042,12 @@ class DiffusionModel(Reports, keras.Model):
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         t, eps, uniform = self.draw(shape, seed)
         keep = tf.cast(uniform >= self.drop_conditions, tf.float32)
-        if "mask" in self.unet.input:  # as often, it alone is unknown
+        if "facts" in self.unet.input:  # as often, each of them alone is unknown
+            kinds = batch["facts"].shape[-1]
+            other = seed + tf.constant([1_000_003, 0])  # a stream of its own
+            uniforms = distribution.global_rows(lambda n: tf.random.stateless_uniform((n, kinds), other), shape[0])
+            batch = {**batch, "facts": tf.where(uniforms < self.drop_conditions, np.nan, batch["facts"])}
+        if "mask" in self.unet.input:  # likewise
             known = tf.cast(uniform >= 2 * self.drop_conditions, tf.float32)
             batch = {**batch, "mask": batch["mask"] * rearrange(known, "b -> b 1 1 1")}
         with tf.GradientTape() as tape:

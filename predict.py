@@ -105,7 +105,9 @@ def parser():
     )
     e.add_argument("--resample", type=int, default=5, help="inpaint: times that each noise level is gone through")
 
-    r = p.add_argument_group("real slices, for reconstruct, denoise, inpaint, anomaly")
+    r = p.add_argument_group(
+        "real slices, for reconstruct, denoise, inpaint, anomaly, interpolate --between slices, --mask data"
+    )
     r.add_argument("--data", nargs="+", help="default: the data that the run was trained on")
     r.add_argument("--split", default="test", choices=dataset.SPLITS)
     return p
@@ -339,14 +341,17 @@ def choose_facts(flags, about, count):
     Raises:
         RunError: for columns or values that the run does not know.
     """
-    columns = {name: about["data"]["columns"][name] for name in about["settings"]["diffusion"].get("conditions", ())}
+    columns = about["data"].get("columns", {})
     said = dict(item.partition("=")[::2] for item in flags.conditions)
     if unknown := [name for name in said if name not in columns]:
         raise runs.RunError(f"--conditions {unknown[0]}: this run was told {', '.join(columns) or 'no columns'}")
     facts = np.zeros((count, len(columns)), "float32")
+    period = max(1, len(about["data"]["labels"]))  # labels run through their values, and the first category more slowly
     for k, (name, column) in enumerate(columns.items()):
         if name not in said:
-            facts[:, k] = np.arange(count) % len(column["values"]) if "values" in column else 0.0
+            if "values" in column and not flags.person:
+                facts[:, k] = np.arange(count) // period % len(column["values"])
+                period *= len(column["values"])
             continue
         try:
             facts[:, k] = table.encode(said[name], column)
@@ -494,10 +499,8 @@ def with_real_slices(flags, run):
     some = np.linspace(0, len(whole["z"]) - 1, count).round().astype(int)
     chosen = {key: value[some] for key, value in whole.items()}
     conditions = {"z": chosen["z"], "label": chosen["label"]}
-    if names := settings["diffusion"].get("conditions"):
-        if source.columns != generator.about["data"]["columns"]:
-            raise runs.RunError(f"{source.path} tells other columns of its people than {run} was trained with")
-        conditions["facts"] = dataset.facts_of(source, chosen["case"], names)
+    if columns := generator.about["data"].get("columns"):
+        conditions["facts"] = dataset.facts_of(source, chosen["case"], columns)
     if with_masks:
         conditions["mask"] = generator.shares(chosen["mask"])
     return generator, chosen["image"], conditions
@@ -516,7 +519,10 @@ def real_pair(generator, flags):
         raise runs.RunError(f"interpolate --between slices needs two {flags.split} people, and {source.path} has fewer")
     index = int(flags.z[0]) if flags.z and flags.z[0].isdecimal() else np.median(found["z"])
     rows = [np.where(found["case"] == case, np.abs(found["z"] - index), np.inf).argmin() for case in people]
-    return found["image"][rows], {"z": found["z"][rows], "label": found["label"][rows]}
+    told = {"z": found["z"][rows], "label": found["label"][rows]}
+    if columns := generator.about["data"].get("columns"):
+        told["facts"] = dataset.facts_of(source, found["case"][rows], columns)
+    return found["image"][rows], told
 
 
 def vary(generator, real, conditions, flags, title, draw=0):
@@ -636,7 +642,16 @@ def check(flags):
         raise runs.RunError(f"--from is a time above 0 and at most 1, which is noise, not {flags.start}")
     if flags.resample < 1:
         raise runs.RunError(f"--resample must be at least 1, not {flags.resample}")
-    if flags.task in ("denoise", "anomaly") and flags.start < 1 and flags.spacing != "uniform":
+    between_slices = flags.task == "interpolate" and flags.between == "slices"
+    sampling, noises = flags.task in ("sample", "interpolate"), flags.prior == "diffusion" and not between_slices
+    for flag, used in (
+        ("conditions", sampling and noises),
+        ("mask", flags.task == "sample" and noises),
+        ("between", flags.task == "interpolate" or flags.between == "noises"),
+    ):
+        if getattr(flags, flag) and not used:
+            raise runs.RunError(f"--{flag} has no effect on what is asked for here: leave it out")
+    if (between_slices or flags.task in ("denoise", "anomaly")) and flags.start < 1 and flags.spacing != "uniform":
         raise runs.RunError(f"--spacing {flags.spacing} goes from noise alone: leave it out with --from")
     if flags.fps <= 0:
         raise runs.RunError(f"--fps must be more than 0, not {flags.fps}")

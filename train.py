@@ -49,7 +49,7 @@ def parser():
     p.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from (default: phantom)")
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     p.add_argument(
-        "--self-test", action="store_true", help="can these settings learn one batch by heart? A minute; no run"
+        "--self-test", action="store_true", help="can these settings learn 8 slices by heart? Minutes; writes nothing"
     )
     p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16"))
     p.add_argument("--replicas", type=int, help="number of GPUs, or, without any, of logical CPU devices to try it out")
@@ -126,7 +126,9 @@ def parser():
         "--condition-on-mask", action=argparse.BooleanOptionalAction, help="tell it the tissue mask, where there is one"
     )
     second.add_argument(
-        "--select", choices=("loss", "kid"), help="which epoch is kept: least validation loss, or samples nearest to it"
+        "--select",
+        choices=("loss", "kid"),
+        help="which epoch is kept: least validation loss, or samples nearest to those people",
     )
     second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
     third = p.add_argument_group("prior, a transformer over the codes of a VQ-VAE")
@@ -179,8 +181,11 @@ def resolve(flags):
     stored = next((found for stage in runs.STAGES if (found := runs.load_json(run / f"{stage}.json"))), None)
     settings = merged(DEFAULTS, PRESETS[flags.preset or "phantom"] if stored is None or flags.preset else {})
     if stored and not flags.preset:
-        for stage in runs.STAGES:  # each stage wrote down what it was made with
-            settings = merged(settings, (runs.load_json(run / f"{stage}.json") or {}).get("settings", {}))
+        recorded = {stage: (runs.load_json(run / f"{stage}.json") or {}).get("settings", {}) for stage in runs.STAGES}
+        for known in recorded.values():
+            settings = merged(settings, known)
+        for stage, known in recorded.items():  # each stage wrote down what it was made with
+            settings[stage] = merged(settings[stage], known.get(stage, {}))
     if made := runs.load_json(run / "autoencoder.json"):
         settings["autoencoder"]["window"] = made["settings"]["autoencoder"].get("window")
     if flags.data:
@@ -326,7 +331,7 @@ def identity(settings, stage):
     common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
     if stage in ("diffusion", "prior") or stage == "autoencoder" and settings[stage]["condition_on_label"]:
         common["labels"] = settings["labels"]
-    planned = ("epochs", "kl_cycle_steps", "window")
+    planned = ("epochs", "kl_cycle_steps", "window", "recompute")
     return common | {key: value for key, value in settings[stage].items() if key not in planned}
 
 
@@ -366,8 +371,14 @@ def record(run, stage, settings, manifest, **more):
     Raises:
         RunError: if an earlier stage of this run saw other slices.
     """
+    columns = more.pop("columns", {})
     for earlier in runs.STAGES:
         stored = runs.load_json(run / f"{earlier}.json")
+        if earlier == stage and stored and stored["data"].get("columns", columns) != columns:
+            raise runs.RunError(
+                f"{run}: its {stage} stage was begun with another table of people ({', '.join(columns)}): give the new "
+                "run a name with --run"
+            )
         if stored and stored["data"]["splits"] != manifest["splits"]:
             raise runs.RunError(
                 f"{run}: its {earlier} stage was trained on {stored['data']['source']} with other people in its splits "
@@ -375,7 +386,13 @@ def record(run, stage, settings, manifest, **more):
             )
     runs.save_json(
         run / f"{stage}.json",
-        {"stage": stage, "settings": settings, "versions": runs.versions(), "data": manifest, **more},
+        {
+            "stage": stage,
+            "settings": settings,
+            "versions": runs.versions(),
+            "data": {**manifest, "columns": columns},
+            **more,
+        },
     )
 
 
@@ -484,7 +501,7 @@ class StopAtNaN(keras.callbacks.Callback):
         self.run, self.stage = run, stage
 
     def on_train_batch_end(self, batch, logs=None):
-        if not np.isfinite(logs["loss"]):
+        if not np.isfinite(logs["loss"]) or not np.isfinite(logs["gradient_norm"]):  # else the last step is not seen
             raise runs.RunError(
                 f"{self.run}: the loss of the {self.stage} stage is no number any more, after step {batch + 1} of an "
                 "epoch. The last finished epoch is kept. Lower --learning-rate (in a new --run, or after removing "
@@ -667,7 +684,7 @@ def encode_latents(run, settings, source):
     autoencoder = runs.load_first_stage(run)
     encode = tf.function(autoencoder.encode, reduce_retracing=True)
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
-        columns, latents, shares, with_masks = {}, [], [], bool(source.masks)
+        columns, latents, shares, with_masks = {}, [], [], settings["diffusion"]["condition_on_mask"]
         for view in range(views):
             part, tissue = [], []
             plain = dataset.make_dataset(source, split, settings["image_size"], 64, training=False, masks=with_masks)
@@ -698,22 +715,40 @@ def encode_latents(run, settings, source):
     record(run, "latents", settings, source.manifest(), finished=True, epochs=epochs)
 
 
+def renew_latents(run, settings, source, strategy, needed):
+    """Encode the latents again where what lies beside them is not what the next stage needs: labels, masks, codes.
+
+    Raises:
+        RunError: if there are none yet.
+    """
+    stale = False
+    for split in ("train", "validate"):
+        path = run / "latents" / f"{split}.npz"
+        if not path.exists():
+            raise runs.RunError(f"{path} is not there yet: run `python train.py latents --run {run.name}` first")
+        with np.load(path) as file:
+            same = np.array_equal(file["label"], source.label[source.select(split)])
+            stale |= not same or any(name not in file for name in needed)
+    distribution.wait_for_all(strategy)  # nobody writes before all have looked
+    if stale:
+        print("latents: other labels, or masks or codes are missing beside them; encoding again")
+        encode_latents(run, settings, source)
+        distribution.wait_for_all(strategy)
+
+
 def train_diffusion(run, settings, source, strategy):
     """Stage 3: latents, or pixels -> `diffusion.keras`, with averaged weights."""
     stage = with_steps(settings["diffusion"], source)
     manifest = source.manifest()
     in_pixels = settings["first_stage"] == "none"
     autoencoder = None if in_pixels else runs.load_first_stage(run)
-    record(run, "diffusion", settings, manifest, finished=False)
+    record(run, "diffusion", settings, manifest, finished=False, columns=source.columns(stage["conditions"]))
     with strategy.scope():
         model = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
 
-    with_masks = stage["condition_on_mask"]
-    if with_masks and not in_pixels:
-        with np.load(run / "latents" / "train.npz") as file:
-            stored = "mask" in file
-        if not stored:  # written by an older version
-            encode_latents(run, settings, source)
+    with_masks, columns = stage["condition_on_mask"], source.columns(stage["conditions"])
+    if not in_pixels:
+        renew_latents(run, settings, source, strategy, ("mask",) if with_masks else ())
 
     def batches(split, training, start_step=0):
         options = {"seed": settings["seed"], "start_step": start_step}
@@ -727,7 +762,7 @@ def train_diffusion(run, settings, source, strategy):
             path = run / "latents" / f"{split}.npz"
             options["masks"] = with_masks
             found = dataset.make_latents_dataset(path, stage["batch_size"], training, **options)
-        return dataset.with_facts(found, source, stage["conditions"]) if stage["conditions"] else found
+        return dataset.with_facts(found, source, columns) if columns else found
 
     validation = batches("validate", training=False)
     shown = spread(validation, 8)
@@ -764,24 +799,21 @@ def train_diffusion(run, settings, source, strategy):
         describe = features.of_run(run, source, size)
         plain = dataset.make_dataset(source, "validate", size, 32, training=False)
         real = np.concatenate([batch["image"] for batch in plain.as_numpy_iterator()])
+        if len(real) < 4:
+            raise runs.RunError(f"--select kid needs 4 validation slices or more, and {source.path} has {len(real)}")
         measures = [Kid(samples, describe, (real + 1) / 2, every=max(1, stage["epochs"] // KID_TIMES))]
     train = functools.partial(batches, "train", True)
     fit(model, run, "diffusion", stage, train, validation, picture, averaged=True, measures=measures)
-    record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"])
+    record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"], columns=columns)
 
 
 def train_prior(run, settings, source, strategy):
     """Instead of stage 3: codes -> `prior.keras`, which draws them one by one."""
     stage = with_steps(settings["prior"], source)
-    autoencoder, latents = runs.load_first_stage(run), run / "latents" / "train.npz"
-    if not latents.exists():
-        raise runs.RunError(f"{latents} is not there yet: run `python train.py latents --run {run.name}` first")
-    with np.load(latents) as file:
-        stored = file["codes"][0] if "codes" in file else None
-    if stored is None:  # written before there were priors
-        encode_latents(run, settings, source)
-        with np.load(latents) as file:
-            stored = file["codes"][0]
+    autoencoder = runs.load_first_stage(run)
+    renew_latents(run, settings, source, strategy, ("codes",))
+    with np.load(run / "latents" / "train.npz") as file:
+        stored = file["codes"][0]
     record(run, "prior", settings, source.manifest(), finished=False)
     keras.utils.set_random_seed(settings["seed"])
     names = ("width", "depth", "heads", "dropout")
@@ -811,7 +843,7 @@ def train_prior(run, settings, source, strategy):
 
 def fact_sizes(settings, source):
     """How many values each of `--conditions` has; 0 for a number."""
-    return [len(source.columns[name].get("values", ())) for name in settings["diffusion"]["conditions"]]
+    return [len(about.get("values", ())) for about in source.columns(settings["diffusion"]["conditions"]).values()]
 
 
 def make_diffusion(settings, num_labels, facts=()):
@@ -868,8 +900,8 @@ def refuse_missing(settings, source):
     RunError: if a stage is to learn what the data does not have.
     """
     for name in settings["diffusion"]["conditions"]:
-        if name not in source.columns:
-            known = f"has {', '.join(source.columns)}" if source.columns else "has none beside the label"
+        if name not in source.told:
+            known = f"has {', '.join(source.told)}" if source.told else "has none beside the label"
             raise runs.RunError(
                 f"--conditions {name}: the table of {source.path} {known}: name one of these, or give --labels"
             )
@@ -895,7 +927,8 @@ def self_test(settings, source, strategy):
     """
     in_pixels, count = settings["first_stage"] == "none", SELF_TEST_SLICES * strategy.num_replicas_in_sync
     with_masks = settings["diffusion"]["condition_on_mask"]
-    options = {"training": True, "augment": False, "masks": with_masks}
+    segments = not in_pixels and settings["autoencoder"]["segment"]
+    options = {"training": True, "augment": False, "masks": with_masks or segments}
     batch = next(iter(dataset.make_dataset(source, "train", settings["image_size"], count, **options)))
     learned = True
     if not in_pixels:
@@ -906,10 +939,11 @@ def self_test(settings, source, strategy):
         latents = autoencoder.raw_latents(batch["image"], batch["z"], batch["label"])
         batch["image"] = (latents - tf.reduce_mean(latents)) / (tf.math.reduce_std(latents) + 1e-6)
     if conditions := settings["diffusion"]["conditions"]:
-        batch["facts"] = dataset.facts_of(source, batch["case"].numpy(), conditions)
+        batch["facts"] = dataset.facts_of(source, batch["case"].numpy(), source.columns(conditions))
+    mask = batch.pop("mask", None)
     if with_masks:
         window = None if in_pixels else autoencoder.window
-        batch["mask"] = transforms.tissue_shares(batch["mask"], batch["image"].shape[1:3], window)
+        batch["mask"] = transforms.tissue_shares(mask, batch["image"].shape[1:3], window)
     with strategy.scope():
         diffusion = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
     return learns_by_heart("diffusion", diffusion, batch, settings["diffusion"]) and learned
@@ -984,8 +1018,11 @@ def work(flags):
         print(runs.json.dumps(settings, indent=2))
         return 0
     if flags.self_test:
-        if self_test(settings, source, strategy):
-            return 0
+        if flags.stage == "prior":
+            raise runs.RunError("--self-test tries the first stage and the diffusion model: leave `prior` out")
+        with dataset.data_errors(source):
+            if self_test(settings, source, strategy):
+                return 0
         raise runs.RunError("self-test failed: try a lower --learning-rate, --precision float32, or a larger --width")
     for stage in stages:
         if is_finished(run, stage, settings):

@@ -137,7 +137,7 @@ def table(flags):
     distribution.set_precision("auto")
     folders = [runs.folder(name) for name in flags.runs]
     about = runs.load_json(folders[0] / "autoencoder.json")
-    source = dataset.open_source(flags.data or about["data"]["source"], seed=about["settings"]["seed"])
+    source = dataset.open_recorded(about, flags.data)
     rows, curves, sizes = {}, {}, set()
     for run in folders:
         if runs.load_json(run / "autoencoder.json")["data"]["splits"] != about["data"]["splits"]:

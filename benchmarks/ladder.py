@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 import evaluate
-from ldm import charts, distribution, fidelity, samplers
+from ldm import charts, distribution, fidelity, runs, samplers
 
 CALLS = (5, 10, 20, 50, 100, 250)
 LEAST = {"ddpm": 20}  # with fewer calls DDPM draws noise
@@ -53,7 +53,11 @@ def main(argv=None):
     distribution.set_precision("auto")
     fixed = ["--feature-steps", "400", *(["--run", flags.run] if flags.run else [])]
     fixed += ["--data", *flags.data] if flags.data else []
+    if flags.count < evaluate.LEAST:
+        p.error(f"--count must be at least {evaluate.LEAST}")
     study = evaluate.open_study(evaluate.parser().parse_args([*fixed, "--count", str(flags.count)]))
+    if "test" not in study.real or not (study.run / "diffusion.keras").exists():
+        p.error(f"{study.run} needs a diffusion model and test people for a ladder")
     describe = evaluate.own_features(study)
     test = study.real["test"]
     test.features = describe(test.images)[0]
@@ -79,4 +83,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (evaluate.dataset.DataError, runs.RunError) as mistake:
+        sys.exit(f"ladder.py: {mistake}")

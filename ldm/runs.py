@@ -176,6 +176,10 @@ class History(keras.callbacks.CSVLogger):
             with open(self.filename, newline="") as file:
                 self.keys = next(csv.reader(file), ["epoch"])[1:] or None
 
+    def on_epoch_end(self, epoch, logs=None):
+        unmeasured = math.isnan(logs.get("val_kid", 0.0))
+        super().on_epoch_end(epoch, {**logs, "val_kid": "NA"} if unmeasured else logs)
+
 
 class Checkpoint(keras.callbacks.Callback):
     """After each epoch keep the best and the last model. Put it after CSVLogger, before anything that may fail.

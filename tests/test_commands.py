@@ -235,9 +235,10 @@ def test_histogram_latents_are_those_of_the_same_place_and_slice_index(tmp_path)
 
 def test_a_loss_that_is_no_number_stops_the_training_with_a_sentence(tmp_path):
     watch = train.StopAtNaN(tmp_path, "diffusion")
-    watch.on_train_batch_end(3, {"loss": 1.0})
-    with pytest.raises(train.runs.RunError, match="--learning-rate"):
-        watch.on_train_batch_end(3, {"loss": float("nan")})
+    watch.on_train_batch_end(3, {"loss": 1.0, "gradient_norm": 2.0})
+    for bad in ({"loss": float("nan"), "gradient_norm": 2.0}, {"loss": 1.0, "gradient_norm": float("inf")}):
+        with pytest.raises(train.runs.RunError, match="--learning-rate"):
+            watch.on_train_batch_end(3, bad)
 
 
 def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
@@ -268,3 +269,65 @@ def test_self_test_tells_what_learns_from_what_does_not(rate, status, tmp_path, 
     assert ("diffusion learns 8 slices" in said.out) == (status == 0)
     assert ("self-test failed" in said.err) == (status == 2)
     assert not (tmp_path / "run").exists()
+
+
+# ---- what predict.py is told of people -------------------------------------------------------------------------------
+
+ABOUT = {
+    "data": {
+        "labels": ["AD", "NC"],
+        "columns": {
+            "age": {"kind": "number", "mean": 70.0, "std": 10.0},
+            "sex": {"kind": "category", "values": ["F", "M"]},
+        },
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "words, age, sex",
+    [
+        ("", [0] * 8, [0, 0, 1, 1, 0, 0, 1, 1]),  # with the labels in turn, every pair is there
+        ("--conditions age=85 sex=M", [1.5] * 8, [1] * 8),
+        ("--person", [0] * 8, [0] * 8),
+    ],
+)
+def test_facts_of_what_is_drawn(words, age, sex):
+    facts = predict.choose_facts(predict.parser().parse_args(words.split()), ABOUT, 8)["facts"]
+    np.testing.assert_array_equal(facts, np.stack([age, sex], axis=1))
+
+
+@pytest.mark.parametrize("word, named", [("height=3", "age, sex"), ("age=old", "age=old"), ("sex=X", "F, M")])
+def test_facts_that_the_run_does_not_know_are_refused(word, named):
+    flags = predict.parser().parse_args(["--conditions", word])
+    with pytest.raises(train.runs.RunError, match=named):
+        predict.choose_facts(flags, ABOUT, 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--mask a.png --prior histogram", "denoise --conditions age=3", "--between slices", "interpolate --mask a.png"],
+)
+def test_flags_without_effect_are_refused(words):
+    with pytest.raises(train.runs.RunError, match="has no effect"):
+        predict.check(predict.parser().parse_args(words.split()))
+
+
+def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeypatch):
+    source = dataset.open_source(phantoms)
+    strategy, encoded = train.distribution.make_strategy(None), []
+    monkeypatch.setattr(train, "encode_latents", lambda *_: encoded.append(1))
+    with pytest.raises(train.runs.RunError, match="train.py latents"):
+        train.renew_latents(tmp_path, {}, source, strategy, ())
+    (tmp_path / "latents").mkdir()
+
+    def write(**more):
+        for split in ("train", "validate"):
+            label = source.label[source.select(split)]
+            np.savez(tmp_path / "latents" / f"{split}.npz", **{"label": label, **more})
+
+    for more, needed, times in (({}, (), 0), ({}, ("mask",), 1), ({"mask": 0}, ("mask",), 0), ({"label": 0}, (), 1)):
+        write(**more)
+        encoded.clear()
+        train.renew_latents(tmp_path, {}, source, strategy, needed)
+        assert len(encoded) == times, (more, needed)

@@ -201,22 +201,41 @@ def test_facts_of_people(tmp_path):
     table = tmp_path / "people.csv"
     table.write_text("case,label,age,sex\n1,NC,70,M\n002,AD,74,F\n6,AD,90,\n")
     source = open_source(path, labels=table)
-    assert source.manifest()["columns"] == {
+    columns = source.columns(["age", "sex"])
+    assert columns == {
         "age": {"kind": "number", "mean": 72.0, "std": 2.0},
         "sex": {"kind": "category", "values": ["F", "M"]},
     }
     known = {1: (-1, 1), 2: (1, 0), 3: (np.nan, np.nan), 4: (np.nan, np.nan), 6: (9, np.nan)}  # 6 is a test person
     for case, facts in known.items():
-        np.testing.assert_array_equal(dataset.facts_of(source, np.array([case]), ["age", "sex"]), [facts])
-    batches = dataset.with_facts(make_dataset(source, "train", 16, 3, True), source, ["sex"])
+        np.testing.assert_array_equal(dataset.facts_of(source, np.array([case]), columns), [facts])
+    batches = dataset.with_facts(make_dataset(source, "train", 16, 3, True), source, source.columns(["sex"]))
     for batch in take(batches, 3):
         np.testing.assert_array_equal(batch["facts"][:, 0], [known[case][1] for case in batch["case"].tolist()])
+
+
+def test_tables_as_people_write_them(tmp_path):
+    """Blanks around names, equal rows, words for the unknown, a constant column; labels are those of all rows."""
+    path, table = write(tmp_path / "a.zip", oasis_entries(THREE, slices=2)), tmp_path / "people.csv"
+    table.write_text("case, label, age,site\n1, NC, 70,4\n1,NC,70,4\n2,AD,unknown,4\n99,MCI,71,4\n")
+    source = open_source(path, labels=table)
+    assert source.label_names == ("AD", "MCI", "NC")
+    assert source.label[source.case == 1].tolist() == [2, 2]
+    columns = source.columns()
+    assert columns["age"] == {"kind": "number", "mean": 70.0, "std": 1.0}
+    np.testing.assert_array_equal(dataset.facts_of(source, np.array([1, 2]), columns), [[0, 0], [np.nan, 0]])
+    table.write_text("case,age\n1,inf\n")
+    source = open_source(path, labels=table)
+    with pytest.raises(DataError, match="case 001: inf is no finite number"):
+        dataset.facts_of(source, np.array([1]), source.columns())
+    with pytest.raises(DataError, match="nothing says the sex"):
+        dataset.facts_of(source, np.array([1]), {"sex": {"kind": "category", "values": ["F"]}})
 
 
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("case,label\n1,AD\n1,NC\n", "two rows for case 1"),
+        ("case,label\n1,AD\n001,NC\n", "two rows for case 1 that disagree"),
         ("case,label\n77,AD\n", "names nobody"),
         ("case\n1\n", "another"),
     ],

@@ -915,7 +915,38 @@ def test_validation_loss_comes_apart_by_quarters_of_t():
     assert found["loss"] == pytest.approx(each.mean(), rel=1e-3)
 
 
-def test_masks_are_told_and_hidden(tmp_path):
+@pytest.mark.parametrize("name", ["mask", "facts"])
+def test_what_is_told_is_at_times_unknown_by_itself(name, monkeypatch):
+    """With drop_conditions = 0.5 no mask comes through, as it is hidden twice as often, and half of the facts; without,
+    all do."""
+    told = {"mask": np.full((8, 8, 8, 4), 0.25, "float32"), "facts": np.full((8, 50), 3.0, "float32")}
+    options = {"mask": {"mask": True}, "facts": {"facts": (0,) * 50}}[name]
+    for drop, share in ((0.5, {"mask": 0.0, "facts": 0.5}[name]), (0.0, 1.0)):
+        model = make_diffusion(make_unet(multipliers=(1,), attention=(), num_labels=0, **options), drop_conditions=drop)
+        model = compiled(model)
+        seen = []
+
+        def watched(batch, *rest, seen=seen, plain=model.loss_at, **more):
+            seen.append(batch)
+            return plain(batch, *rest, **more)
+
+        monkeypatch.setattr(model, "loss_at", watched)
+        image = np.zeros((8, 8, 8, 2), "float32")
+        model.train_step(
+            {"image": tf.constant(image), "z": tf.zeros(8, "int32"), "label": -tf.ones(8, "int32"), name: told[name]}
+        )
+        known = np.isfinite(seen[0][name]) & (np.asarray(seen[0][name]) != 0)
+        assert known.mean() == pytest.approx(share, abs=0.1)
+
+
+def test_facts_are_not_rounded_by_bfloat16(bfloat16):
+    model = randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), facts=(0,))))
+    token = model.unet.get_layer("fact_0")
+    one, other = (np.asarray(token(tf.constant([fact])), "float32") for fact in (1.0, 1.001))
+    assert np.abs(one - other).max() > 0
+
+
+def test_masks_are_told_and_hidden():
     """The mask changes the answer; without keep, or left out, it is as if nobody knew any tissue."""
     model = randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), mask=True)))
     x_t, t, rng = tf.random.stateless_normal((1, 8, 8, 2), (0, 1)), tf.constant([0.5]), np.random.default_rng(0)
