@@ -335,7 +335,7 @@ def distribution_section(study, describe):
     for name, slices in {"real people": test, "samples": study.samples}.items():
         facts.setdefault(name, {})["MS-SSIM of pairs"] = diversity(slices, study.flags.seed)
     columns = [*facts["samples"]]
-    rows = [[name, *(number(row.get(column), 4) for column in columns)] for name, row in facts.items()]
+    rows = [[name, *(number(row.get(column)) for column in columns)] for name, row in facts.items()]
     chart = study.picture("distribution")
     ranked = {name: (row["KID"], row["KID's standard error"]) for name, row in facts.items() if "KID" in row}
     charts.ranking(chart, ranked, "KID to the test people (less is better)")

@@ -49,6 +49,7 @@ figcaption, .note { color: var(--faint); font-size: 0.9rem; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
   .scroll { overflow: visible; }
+  table { font-size: 8pt; }
   h2 { break-after: avoid; }
   figure, tr, .warning { break-inside: avoid; }
   img { max-height: 22cm; }
