@@ -60,6 +60,7 @@ for words in (
     if predict.main([*words.split(), *at]):
         sys.exit(f"smoke run: predict.py {words} failed")
 END
+    "$python" benchmarks/ladder.py $at --count 50 --sampler ddim --calls 2 3 --out "$smoke/samples/ladder.png"
     "$python" evaluate.py $at --count 60 --steps 3 --feature-steps 20 --fail-above 0.9
 }
 
@@ -84,7 +85,7 @@ other=$!
 (set -e; whole_run)
 wait "$other" || { cat "$smoke/other.log"; exit 1; }
 for file in ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json transformer.png euler.nii.gz \
-    interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png; do
+    interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png ladder.png; do
     [ -s "$smoke/samples/$file" ] || { echo "smoke run: $file was not written"; exit 1; }
 done
 for file in other/heun.gif other/histogram.png other/histogram_tissue.png other/reconstruct_tissue.png other/rate.png \
