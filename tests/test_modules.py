@@ -589,6 +589,10 @@ UNUSUAL = {
             "head_size": 6,
             "num_labels": 3,
             "dropout": 0.25,
+            "facts": [0, 2],
+            "mask": True,
+            "gates": True,
+            "recompute": False,  # goes with no dropout
         },
     ),
     "diffusion": (
@@ -618,7 +622,9 @@ def outputs(model):
     shape = (*unet.arguments["size"], unet.arguments["channels"])
     data = batch_of(3) | {"image": np.random.default_rng(1).normal(size=(3, *shape)).astype("float32")}
     inputs = {"x": data["image"], "t": np.array([0.1, 0.5, 1.0], "float32"), "keep": np.ones(3, "float32")}
-    said = [model(inputs | {"z": data["z"], "label": data["label"]})]
+    more = {"facts": np.array([[0.5, 1], [-2, 0], [np.nan] * 2], "float32"), "mask": np.full((3, *shape[:2], 4), 0.25)}
+    told = {"z": data["z"], "label": data["label"], **{name: more[name] for name in more if name in unet.input}}
+    said = [model(inputs | told)]
     if model is not unet:
         said.append(model.denoise(data["image"], inputs["t"], {"z": data["z"], "label": data["label"]}))
     return said
