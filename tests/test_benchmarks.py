@@ -71,6 +71,7 @@ def test_worker_that_fails_says_so(worker):
         worker("nonsense")
 
 
+@pytest.mark.slow
 def test_scaling_prints_a_line_per_point():
     out = subprocess.run(
         [sys.executable, BENCHMARKS / "scaling.py", "--tiny", "--repeats", "1"], capture_output=True, text=True
