@@ -637,6 +637,13 @@ def make_dataset(
     return _in_order(tf.data.Dataset.zip(images, plans).map(finish, num_parallel_calls=tf.data.AUTOTUNE))
 
 
+def read_split(source, split: str, image_size: int, batch_size: int = 32, **options) -> dict[str, np.ndarray]:
+    """All slices of a split as they are, in table order: what `make_dataset` yields, as one array each."""
+    batches = make_dataset(source, split, image_size, batch_size, training=False, **options)
+    parts = list(batches.as_numpy_iterator())
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def make_latents_dataset(
     path,
     batch_size: int,

@@ -129,8 +129,7 @@ def read_split(source, split, size):
     """All slices of a split, or None if it has none."""
     if not np.any(source.split == split):
         return None
-    batches = list(dataset.make_dataset(source, split, size, BATCH, training=False).as_numpy_iterator())
-    found = {key: np.concatenate([batch[key] for batch in batches]) for key in ("image", "z", "label", "case")}
+    found = dataset.read_split(source, split, size)
     return Slices(to_unit(found["image"]), found["z"], found["label"], found["case"])
 
 
@@ -203,8 +202,9 @@ def training_masks(study, shape):
     """The training people's tissue as a network is told it, (N, h, w, 4)."""
     size = study.real["train"].images.shape[1]
     window = study.first_stage and study.first_stage.window
-    batches = dataset.make_dataset(study.source, "train", size, BATCH, training=False, masks=True)
-    return np.concatenate([transforms.tissue_shares(batch["mask"], shape, window) for batch in batches])
+    masks = dataset.read_split(study.source, "train", size, masks=True)["mask"]
+    parts = [transforms.tissue_shares(masks[i : i + BATCH], shape, window) for i in range(0, len(masks), BATCH)]
+    return np.concatenate(parts)
 
 
 def noise(seed, i, shape):
@@ -236,7 +236,7 @@ def describe_all(study):
 
 def own_features(study):
     size, steps = study.real["train"].images.shape[1], study.flags.feature_steps
-    with tqdm(total=steps, desc="features", unit="step") as bar:
+    with tqdm(total=steps, desc="features", unit="step", delay=1) as bar:
         return features.of_run(study.run, study.source, size, steps, bar.update)
 
 

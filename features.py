@@ -45,8 +45,7 @@ def of_run(run, source, image_size, steps=STEPS, progress=lambda: None):
         batches = dataset.make_dataset(source, "train", image_size, BATCH, training=True, augment=False)
         count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress())
         model.learn(batches, steps, callbacks=[count])
-        plain = dataset.make_dataset(source, "train", image_size, BATCH, training=False)
-        model.measure(np.concatenate([batch["image"] for batch in plain.as_numpy_iterator()]))
+        model.measure(dataset.read_split(source, "train", image_size)["image"])
         runs.write(path, model.save)
 
     def describe(images):

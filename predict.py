@@ -375,7 +375,7 @@ def choose_masks(flags, generator, z):
         )
     if flags.mask == ["data"]:
         source = dataset.open_recorded(generator.about, flags.data)
-        found = read_slices(source, flags.split, settings["image_size"], masks=True)
+        found = dataset.read_split(source, flags.split, settings["image_size"], masks=True)
         rows = np.flatnonzero((found["mask"] >= 0).all(axis=(1, 2)))
         if not len(rows):
             raise runs.RunError(f"--mask data: {source.path} has no masks of the {flags.split} people: name PNG files")
@@ -385,12 +385,6 @@ def choose_masks(flags, generator, z):
         masks = [dataset.read_mask(path, settings["image_size"]) for path in flags.mask]
         tissue = np.stack([masks[i % len(masks)] for i in range(len(z))])
     return tissue, {"mask": generator.shares(tissue)}
-
-
-def read_slices(source, split, size, **options):
-    """All slices of a split, {name: array}."""
-    batches = list(dataset.make_dataset(source, split, size, BATCH, training=False, **options).as_numpy_iterator())
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def known_labels(names):
@@ -494,7 +488,7 @@ def with_real_slices(flags, run):
     settings = generator.about["settings"]
     source = dataset.open_recorded(generator.about, flags.data)
     with_masks = bool(settings["diffusion"].get("condition_on_mask") and source.masks)
-    whole = read_slices(source, flags.split, settings["image_size"], masks=with_masks)
+    whole = dataset.read_split(source, flags.split, settings["image_size"], masks=with_masks)
     count = min(flags.count or 8, len(whole["z"]))
     some = np.linspace(0, len(whole["z"]) - 1, count).round().astype(int)
     chosen = {key: value[some] for key, value in whole.items()}
@@ -513,7 +507,7 @@ def real_pair(generator, flags):
         RunError: if there are not two people.
     """
     source = dataset.open_recorded(generator.about, flags.data)
-    found = read_slices(source, flags.split, generator.about["settings"]["image_size"])
+    found = dataset.read_split(source, flags.split, generator.about["settings"]["image_size"])
     people = np.unique(found["case"])[:2]
     if len(people) < 2:
         raise runs.RunError(f"interpolate --between slices needs two {flags.split} people, and {source.path} has fewer")

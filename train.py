@@ -25,7 +25,7 @@ import tensorflow as tf
 import dataset
 import features
 import modules
-from ldm import adversary, charts, distribution, fidelity, figures, runs, samplers, schedules, transforms
+from ldm import adversary, charts, distribution, fidelity, figures, guidance, runs, samplers, schedules, transforms
 from ldm.presets import DEFAULTS, PRESETS, merged
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
@@ -128,7 +128,7 @@ def parser():
     second.add_argument(
         "--select",
         choices=("loss", "kid"),
-        help="which epoch is kept: least validation loss, or samples nearest to those people",
+        help="which epoch is kept: least validation loss, or samples nearest to validation people",
     )
     second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
     third = p.add_argument_group("prior, a transformer over the codes of a VQ-VAE")
@@ -401,9 +401,8 @@ def is_finished(run, stage, settings):
     stored = runs.load_json(run / f"{stage}.json") or {}
     if stage == "latents":  # they are those of a first stage, which may have been trained further since
         first = runs.load_json(run / "autoencoder.json") or {}
-        same = (
-            stored and stored.get("settings", {}).get("labels") == settings["labels"]
-        )  # latents lie beside their labels
+        # Labels lie beside the latents.
+        same = stored and stored.get("settings", {}).get("labels") == settings["labels"]
         return bool(same and stored["finished"]) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
     return stored.get("finished", False) and settings[stage]["epochs"] <= stored.get("epochs", 0)
 
@@ -515,22 +514,25 @@ class Kid(keras.callbacks.Callback):
     KID is that of `ldm.fidelity`, in the features of `features.of_run`; epochs that are not measured have NaN.
 
     Args:
-        draw: callable (model for use) -> images (N, H, W, 1) in [0, 1].
+        make_draw: callable (model for use) -> callable () -> images (N, H, W, 1) in [0, 1].
         describe: images -> features and more, as `features.of_run` returns.
         real: images of the validation people, likewise.
         every: epochs.
     """
 
-    def __init__(self, draw, describe, real, every):
+    def __init__(self, make_draw, describe, real, every):
         super().__init__()
-        self.draw, self.describe, self.every, self.copy = draw, describe, every, None
+        self.make_draw, self.describe, self.every, self.copy = make_draw, describe, every, None
         self.real = describe(real)[0]
 
     def on_epoch_end(self, epoch, logs=None):
         logs["val_kid"] = float("nan")
         if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
+            first = self.copy is None
             self.copy = runs.copy_for_use(self.model, self.copy)
-            fake = self.describe(self.draw(self.copy))[0]
+            if first:
+                self.draw = self.make_draw(self.copy)
+            fake = self.describe(self.draw())[0]
             logs["val_kid"], error = fidelity.kernel_distance(self.real, fake)
             print(f"val_kid: {logs['val_kid']:.3f} +- {error:.3f}, {len(fake)} samples against {len(self.real)} slices")
 
@@ -781,24 +783,26 @@ def train_diffusion(run, settings, source, strategy):
         return draw
 
     def samples(model):
-        told = {key: np.concatenate([batch[key] for batch in validation.as_numpy_iterator()]) for key in conditions}
-        chosen = np.linspace(0, len(told["z"]) - 1, KID_SAMPLES).round().astype(int)
-        denoise, images = tf.function(model.denoise, reduce_retracing=True), []
-        for start in range(0, KID_SAMPLES, 32):
-            part = {key: tf.constant(value[chosen[start : start + 32]]) for key, value in told.items()}
-            x_T = keras.random.normal((len(part["z"]), *model.data_shape), seed=start)
-            *_, (x_t, _) = samplers.dpm_solver_pp(
-                lambda x, t, part=part: denoise(x, t, part), x_T, model.schedule, KID_CALLS
-            )
-            images.append(x_t if in_pixels else autoencoder.decode(x_t, part["z"], part["label"]))
-        return np.clip((np.concatenate(images) + 1) / 2, 0, 1)
+        denoise = tf.function(model.denoise, reduce_retracing=True)
+        told = {key: value for key, value in spread(validation, KID_SAMPLES).items() if key in conditions}
+
+        def draw():
+            images = []
+            for start in range(0, KID_SAMPLES, 32):
+                part = {key: tf.constant(value[start : start + 32]) for key, value in told.items()}
+                x_T = keras.random.normal((len(part["z"]), *model.data_shape), seed=start)
+                steered = guidance.guided(denoise, part)
+                *_, (x_t, _) = samplers.dpm_solver_pp(steered, x_T, model.schedule, KID_CALLS)
+                images.append(x_t if in_pixels else autoencoder.decode(x_t, part["z"], part["label"]))
+            return np.clip((np.concatenate(images) + 1) / 2, 0, 1)
+
+        return draw
 
     measures = []
     if stage["select"] == "kid" and runs.is_chief():
         size = settings["image_size"]
         describe = features.of_run(run, source, size)
-        plain = dataset.make_dataset(source, "validate", size, 32, training=False)
-        real = np.concatenate([batch["image"] for batch in plain.as_numpy_iterator()])
+        real = dataset.read_split(source, "validate", size)["image"]
         if len(real) < 4:
             raise runs.RunError(f"--select kid needs 4 validation slices or more, and {source.path} has {len(real)}")
         measures = [Kid(samples, describe, (real + 1) / 2, every=max(1, stage["epochs"] // KID_TIMES))]

@@ -33,8 +33,8 @@ BATCH = 32
 
 def split_of(source, split, size):
     """All slices of a split: images (N, H, W, 1) in [-1, 1], z (N,), label (N,)."""
-    batches = list(dataset.make_dataset(source, split, size, BATCH, training=False).as_numpy_iterator())
-    return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("image", "z", "label"))
+    found = dataset.read_split(source, split, size)
+    return tuple(found[key] for key in ("image", "z", "label"))
 
 
 def to_unit(images):

@@ -247,7 +247,7 @@ def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
     real = rng.random((40, 4, 4, 1))
     drawn = {"model": real + 1.0}
     monkeypatch.setattr(train.runs, "copy_for_use", lambda model, copy=None: model)
-    kid = train.Kid(lambda model: drawn["model"], lambda images: (images.reshape(40, -1), None), real, every=2)
+    kid = train.Kid(lambda model: lambda: drawn["model"], lambda images: (images.reshape(40, -1), None), real, every=2)
     kid.set_params({"epochs": 3})
     rows = [{"epoch": epoch, "val_loss": 3.0 - epoch} for epoch in range(3)]
     for epoch, row in enumerate(rows):
