@@ -60,7 +60,7 @@ for words in (
     if predict.main([*words.split(), *at]):
         sys.exit(f"smoke run: predict.py {words} failed")
 END
-    "$python" benchmarks/ladder.py $at --count 50 --sampler ddim --calls 2 3 --out "$smoke/samples/ladder.png"
+    "$python" benchmarks/second_stage.py ladder $at --count 50 --sampler ddim --calls 2 3 --out "$smoke/samples/ladder.png"
     "$python" evaluate.py $at --count 60 --steps 3 --feature-steps 20 --fail-above 0.9
 }
 

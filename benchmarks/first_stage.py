@@ -272,12 +272,13 @@ def ablation(flags):
     source = dataset.open_source(flags.data)
     real, z, label = split_of(source, "validate", flags.image_size)
     rows = {}
-    for name, terms in VARIANTS.items():
-        terms = [(w, perceptual(source, flags.image_size) if term is perceptual else term) for w, term in terms]
-        keras.utils.set_random_seed(0)
+    for name in flags.variants or VARIANTS:
+        named = VARIANTS[name]
+        terms = [(w, perceptual(source, flags.image_size) if term is perceptual else term) for w, term in named]
+        keras.utils.set_random_seed(flags.seed)
         window = dataset.brain_window(source, flags.image_size, 16)
-        options = {"latent_channels": 8, "codes_per_latent": 2, "width": flags.width}
-        model = modules.VQVAE(flags.image_size, window, downsampling=8, patch=4, **options)
+        options = {"downsampling": 8, "patch": 4, "latent_channels": 8, "codes_per_latent": 2, "width": flags.width}
+        model = modules.VQVAE(flags.image_size, window=window, **options)
         model.compare = lambda real, fake, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
         model.compile(optimizer=train.make_optimizer({"learning_rate": 8e-4}, flags.steps))
         step = tf.function(model.train_step)
@@ -287,7 +288,7 @@ def ablation(flags):
         fake = through(model, real, z, label)
         rows[name] = rounded(scores(to_unit(real), to_unit(fake)))
         print(name, rows[name], file=sys.stderr, flush=True)
-    show(rows, list(rows["L1"]))
+    show(rows, list(rows[name]))
 
 
 def main():
@@ -302,6 +303,8 @@ def main():
     a.add_argument("--peer", default=HERE / ".venv" / "bin" / "python", help="a Python that has diffusers")
     b = commands.add_parser("ablation")
     b.add_argument("--steps", type=int, default=400)
+    b.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), help="default: all")
+    b.add_argument("--seed", type=int, default=0, help="of the weights: a second one tells what is chance")
     b.add_argument("--batch-size", type=int, default=8)
     b.add_argument("--width", type=int, default=96)
     for command, size in ((a, 256), (b, 128)):

@@ -1,0 +1,193 @@
+"""How good is the second stage, and what made it so? Two commands; each prints a Markdown table.
+
+    python benchmarks/second_stage.py ladder --run R      distance to the test people against network calls
+    python benchmarks/second_stage.py ablation --run R    a diffusion model per choice, in the latents of R, equal steps
+
+Samples are drawn from the same noise and conditions, as `evaluate.py` draws them, and compared with people of no
+training in the features of the run's network; the floor is what the validation people have. Whatever was drawn or
+trained is kept in the folder of the run: a second call goes on where the first was interrupted.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from first_stage import show
+
+import evaluate
+import train
+from ldm import charts, distribution, fidelity, runs, samplers
+
+CALLS = (5, 10, 20, 50, 100, 250)
+LEAST = {"ddpm": 20}  # with fewer calls DDPM draws noise
+VARIANTS = {  # flags of train.py
+    "v, MSE": [],
+    "L1": ["--loss", "l1"],
+    "Huber": ["--loss", "huber"],
+    "min-SNR weights, gamma 5": ["--min-snr-gamma", "5"],
+    "attention gates": ["--gates"],
+    "eps": ["--prediction", "eps"],
+    "x_0": ["--prediction", "x_0"],
+    "zero terminal SNR": ["--zero-snr"],
+    "EDM": ["--prediction", "edm"],
+    "rectified flow": ["--schedule", "flow", "--prediction", "flow"],
+}
+
+
+def open_study(flags):
+    """What `evaluate.py` knows of the run, with the test people's features: (study, images -> (features, z)).
+
+    Raises:
+        RunError: if there is nobody to compare with.
+    """
+    fixed = ["--count", str(flags.count), *(["--run", flags.run] if flags.run else [])]
+    fixed += ["--data", *flags.data] if flags.data else []
+    study = evaluate.open_study(evaluate.parser().parse_args(fixed))
+    if "test" not in study.real:
+        raise runs.RunError(f"{study.source.path} has no test people to compare with")
+    describe = evaluate.own_features(study)
+    for split in ("validate", "test"):
+        if split in study.real:
+            study.real[split].features = describe(study.real[split].images)[0]
+    return study, describe
+
+
+def distances(study, slices):
+    """{"KID", "error", "Frechet distance"} of slices with features to the test people."""
+    test = study.real["test"]
+    many = len(np.unique(test.case)) >= evaluate.LEAST_PEOPLE
+    groups = (test.case, slices.case) if many else (None, None)
+    kid, error = fidelity.kernel_distance(test.features, slices.features, *groups)
+    return {
+        "KID": kid,
+        "error": error,
+        "Frechet distance": fidelity.frechet_distance(test.features, slices.features),
+    }
+
+
+# ---- ladder ----------------------------------------------------------------------------------------------------------
+
+
+def points(flags):
+    """(sampler, calls) in the order of their cost, so that an interrupted ladder has its cheap rungs."""
+    found = [(name, calls) for name in flags.sampler for calls in flags.calls if calls >= LEAST.get(name, 0)]
+    return sorted(found, key=lambda point: point[1])
+
+
+def ladder(flags):
+    """How many network calls does a good picture need?"""
+    study, describe = open_study(flags)
+    if not (study.run / "diffusion.keras").exists():
+        raise runs.RunError(f"{study.run} has no diffusion model: run `python train.py diffusion --run {study.run}`")
+    print("| sampler | network calls | KID | Frechet distance | seconds per slice |\n| --- | --- | --- | --- | --- |")
+    if "validate" in study.real:
+        row = distances(study, study.real["validate"])
+        print(
+            f"| floor: validation people | | {row['KID']:.2f} ± {row['error']:.2f} | {row['Frechet distance']:.1f} | |"
+        )
+    curves = {}
+    for name, calls in points(flags):
+        study.flags.sampler, study.flags.steps = name, calls
+        drawn = evaluate.draw_samples(study)
+        drawn.features = describe(drawn.images)[0]
+        row, seconds = distances(study, drawn), study.facts["cost"]["seconds per slice"]
+        curves.setdefault(name, []).append((calls, row["KID"], row["error"]))
+        kid, distance = f"{row['KID']:.2f} ± {row['error']:.2f}", row["Frechet distance"]
+        print(f"| {name} | {calls} | {kid} | {distance:.1f} | {seconds:.2f} |", flush=True)
+        charts.ladder(flags.out, curves, "KID to the test people")
+
+
+# ---- ablation --------------------------------------------------------------------------------------------------------
+
+
+def on_the_same_ground(run, name):
+    """A folder for one more diffusion model, with links to the first stage and the latents of `run`."""
+    home = run / "ablation" / "".join(c if c.isalnum() else "_" for c in name)
+    home.mkdir(parents=True, exist_ok=True)
+    for made in ("autoencoder.keras", "autoencoder.json", "latents", "latents.json"):
+        if not (home / made).exists():
+            (home / made).symlink_to((run / made).resolve())
+    return home
+
+
+def ablation(flags):
+    """What does each choice do to the samples? The same latents, batches and number of steps for each.
+
+    Sharpness is the mean gradient over the brain of the real slices, fake by real, slice for slice index; contrast the
+    standard deviation of grey levels within the brain, likewise.
+    """
+    study, describe = open_study(flags)
+    if study.first_stage is None:
+        raise runs.RunError(f"{study.run} works in pixels: an ablation needs latents that all variants share")
+    per_epoch = min(100, flags.steps)
+    epochs = flags.steps // per_epoch
+    rows = {}
+    if "validate" in study.real:
+        rows["floor: validation people"] = row_of(study, study.real["validate"])
+    for name in flags.variants or VARIANTS:
+        home = on_the_same_ground(study.run, name)
+        planned = ["--run", str(home.resolve()), "--epochs", str(epochs), "--steps-per-epoch", str(per_epoch)]
+        planned += ["--data", *flags.data] if flags.data else []
+        if train.main(["diffusion", *planned, *VARIANTS[name]]):
+            raise runs.RunError(f"{name}: its training failed")
+        drawn = evaluate.draw_samples(replace(study, run=home, out=home))
+        drawn.features = describe(drawn.images)[0]
+        rows[name] = row_of(study, drawn)
+        print(name, rows[name], file=sys.stderr, flush=True)
+    show(rows, list(rows[name]))
+
+
+def look(slices):
+    """How sharp and how rich in contrast slices are: mean gradient, and spread of grey, where they are not black."""
+    images = slices.images[..., 0]
+    brain = images > evaluate.metrics.FOREGROUND
+    gradient = np.abs(np.gradient(images, axis=1)) + np.abs(np.gradient(images, axis=2))
+    return gradient[brain].mean(), images[brain].std()
+
+
+def row_of(study, slices):
+    """One line of the ablation's table."""
+    test = study.real["test"]
+    near = fidelity.precision_recall(test.features, slices.features, evaluate.NEIGHBOURS)
+    row = distances(study, slices)
+    sharp, contrast = (fake / real for fake, real in zip(look(slices), look(test), strict=True))
+    return {
+        "KID": f"{row['KID']:.2f} ± {row['error']:.2f}",
+        "Frechet distance": round(row["Frechet distance"], 1),
+        **{key: round(float(near[key]), 2) for key in ("precision", "recall", "coverage")},
+        "sharpness": round(float(sharp), 2),
+        "contrast": round(float(contrast), 2),
+    }
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = p.add_subparsers(dest="command", required=True)
+    a, b = commands.add_parser("ladder"), commands.add_parser("ablation")
+    for command in (a, b):
+        command.add_argument("--run")
+        command.add_argument("--data", nargs="+")
+        command.add_argument("--count", type=int, default=192, help="slices per row (default: 192)")
+    a.add_argument("--sampler", nargs="+", default=["ddpm", "ddim", "dpm_solver_pp"], choices=tuple(samplers.SAMPLERS))
+    a.add_argument("--calls", type=int, nargs="+", default=CALLS)
+    a.add_argument("--out", default="ladder.png")
+    b.add_argument("--steps", type=int, default=1000, help="of the optimizer, for each (default: 1000)")
+    b.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), help="default: all")
+    flags = p.parse_args(argv)
+    if flags.count < evaluate.LEAST:
+        p.error(f"--count must be at least {evaluate.LEAST}")
+    distribution.set_precision("auto")
+    {"ladder": ladder, "ablation": ablation}[flags.command](flags)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (evaluate.dataset.DataError, runs.RunError) as mistake:
+        sys.exit(f"second_stage.py: {mistake}")
