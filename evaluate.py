@@ -120,17 +120,12 @@ class Study:
 # ---- what is compared ------------------------------------------------------------------------------------------------
 
 
-def to_unit(images):
-    """[-1, 1] -> [0, 1], the range of the metrics."""
-    return np.clip((np.asarray(images, "float32") + 1) / 2, 0, 1)
-
-
 def read_split(source, split, size):
     """All slices of a split, or None if it has none."""
     if not np.any(source.split == split):
         return None
     found = dataset.read_split(source, split, size)
-    return Slices(to_unit(found["image"]), found["z"], found["label"], found["case"])
+    return Slices(metrics.to_unit(found["image"]), found["z"], found["label"], found["case"])
 
 
 def open_study(flags):
@@ -182,9 +177,9 @@ def draw_samples(study):
         while len(images) < flags.count:
             began, part = time.time(), slice(len(images), min(len(images) + BATCH, flags.count))
             told = {name: tf.constant(values[part]) for name, values in conditions.items()}
-            x_T = [noise(flags.seed, i, model.data_shape) for i in range(part.start, part.stop)]
+            x_T = [samplers.initial_noise(flags.seed, i, model.data_shape) for i in range(part.start, part.stop)]
             x = draw(denoise, model.schedule, flags, np.stack(x_T), told)
-            new = to_unit(x if decode is None else decode(x, told["z"], told["label"]))
+            new = metrics.to_unit(x if decode is None else decode(x, told["z"], told["label"]))
             images = np.concatenate([images, np.round(255 * new).astype("uint8")])
             seconds += time.time() - began
             runs.write(store, lambda path: np.savez(path, images=images, seconds=seconds))  # noqa: B023
@@ -205,11 +200,6 @@ def training_masks(study, shape):
     masks = dataset.read_split(study.source, "train", size, masks=True)["mask"]
     parts = [transforms.tissue_shares(masks[i : i + BATCH], shape, window) for i in range(0, len(masks), BATCH)]
     return np.concatenate(parts)
-
-
-def noise(seed, i, shape):
-    """Standard normal noise for slice i, whatever the number of slices."""
-    return np.random.default_rng([seed, i]).standard_normal(shape, "float32")
 
 
 def draw(denoise, schedule, flags, x_T, told):
@@ -258,7 +248,7 @@ def reconstruction(study):
     model = study.first_stage
     step = tf.function(lambda *told: model.decode(model.encode(*told), *told[1:]), reduce_retracing=True)
     parts = [slice(i, i + BATCH) for i in range(0, len(test), BATCH)]
-    fake = to_unit(np.concatenate([step(2 * test.images[p] - 1, test.z[p], test.label[p]) for p in parts]))
+    fake = metrics.to_unit(np.concatenate([step(2 * test.images[p] - 1, test.z[p], test.label[p]) for p in parts]))
     train, study.decoded_test = study.real["train"], fake
     mean = metrics.mean_image_prediction(metrics.mean_images([(train.images, train.z)]), test.z)[..., None]
     guesses = {"first stage": fake, "mean image of the slice index": mean, "black": np.zeros_like(fake)}

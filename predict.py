@@ -145,7 +145,7 @@ def sample(flags, run):
             f"{out / name}.png, {out / name}.gif"
         )
         if flags.z == ["sweep"]:
-            print(f"neighbouring slices correlate by {metrics.neighbour_correlation(to_unit(film[-1][0])):.3f}")
+            print(f"neighbouring slices correlate by {metrics.neighbour_correlation(metrics.to_unit(film[-1][0])):.3f}")
         if flags.person:
             write_person(out, name, film[-1][0], flags)
         if generator.autoencoder:
@@ -189,7 +189,7 @@ class Generator:
         return to_images(x, self._decode if self.autoencoder else None, conditions)
 
     def noise(self, seed, numbers):
-        return np.stack([noise(*seed, i, self.model.data_shape) for i in numbers])
+        return np.stack([samplers.initial_noise(*seed, i, self.model.data_shape) for i in numbers])
 
     def noised(self, x_0, t, eps):
         """x_t of clean data and noise."""
@@ -238,11 +238,6 @@ class Generator:
         return guidance.guided(self.denoise, told, flags.guidance, flags.guidance_rescale, away)
 
 
-def noise(seed, i, shape):
-    """Standard normal noise for slice i, whatever the number of slices."""
-    return np.random.default_rng([seed, i]).standard_normal(shape, "float32")
-
-
 def draw_tissue(autoencoder, images, latents, conditions, path):
     """Write the tissue maps beside the pictures, for a first stage that names tissues."""
     if autoencoder.tissues:
@@ -259,7 +254,7 @@ def sample_prior(flags, run):
     conditions = choose_conditions(flags, runs.load_json(run / "autoencoder.json")["data"])
     count = len(conditions["z"])
     if flags.prior == "normal":
-        latents = np.stack([noise(flags.seed, i, autoencoder.latent_shape) for i in range(count)])
+        latents = np.stack([samplers.initial_noise(flags.seed, i, autoencoder.latent_shape) for i in range(count)])
     elif flags.prior == "transformer":
         prior = runs.load_model(run / "prior.keras")
         options = {"temperature": flags.temperature, "top_k": flags.top_k, "top_p": flags.top_p}
@@ -449,7 +444,7 @@ def anomaly(flags, run):
     fake = np.mean([vary(generator, real, conditions, flags, "anomaly", draw) for draw in range(ANOMALY_DRAWS)], axis=0)
     path = Path(flags.out) / "anomaly.png"
     figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real))
-    score = np.abs(to_unit(real) - to_unit(fake)).mean(axis=(1, 2, 3))
+    score = np.abs(metrics.to_unit(real) - metrics.to_unit(fake)).mean(axis=(1, 2, 3))
     print(f"anomaly: mean difference {score.mean():.4f}, largest {score.max():.4f} -> {path}")
 
 
@@ -550,7 +545,7 @@ def reconstruct(flags, run):
 
     with_tissue = bool(autoencoder.tissues and source.masks)
     chosen = slices(flags.split, with_tissue)
-    mean = metrics.mean_images((to_unit(batch["image"]), batch["z"].numpy()) for batch in slices("train"))
+    mean = metrics.mean_images((metrics.to_unit(batch["image"]), batch["z"].numpy()) for batch in slices("train"))
     found = {name: [] for name in ("real", "fake", "z", "case", "mask", "tissue")}
     through = tf.function(lambda *told: autoencoder.decode(autoencoder.encode(*told), *told[1:]), reduce_retracing=True)
     name_tissue = tf.function(
@@ -568,15 +563,16 @@ def reconstruct(flags, run):
     real, fake, z, case = (found[name] for name in ("real", "fake", "z", "case"))
 
     rows = {
-        settings["first_stage"]: to_unit(fake),
+        settings["first_stage"]: metrics.to_unit(fake),
         "mean image per slice index": metrics.mean_image_prediction(mean, z),
         "black": np.zeros_like(real),
     }
     scores = {
-        name: metrics.over_people(metrics.all_scores(to_unit(real), picture), case) for name, picture in rows.items()
+        name: metrics.over_people(metrics.all_scores(metrics.to_unit(real), picture), case)
+        for name, picture in rows.items()
     }
     show_scores(scores, flags.split, len(np.unique(case)), len(real), getattr(autoencoder, "bits_per_slice", None))
-    background = float(to_unit(fake)[real == -1].mean())
+    background = float(metrics.to_unit(fake)[real == -1].mean())
     print(f"background: {background:.4f} on average where the real slice is black (0)")
     out = Path(flags.out)
     some = np.linspace(0, len(real) - 1, 8).round().astype(int)
@@ -592,11 +588,6 @@ def reconstruct(flags, run):
             print("Dice: " + ", ".join(f"{name} {value:.3f}" for name, value in facts["dice"].items()))
     runs.save_json(out / "reconstruct.json", facts)
     print(f"-> {out / 'reconstruct.png'}, {out / 'reconstruct.json'}")
-
-
-def to_unit(images):
-    """[-1, 1] -> [0, 1], the range of `ldm.metrics`."""
-    return np.clip((np.asarray(images) + 1) / 2, 0, 1)
 
 
 def show_scores(scores, split, people, count, rate):

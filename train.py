@@ -25,7 +25,19 @@ import tensorflow as tf
 import dataset
 import features
 import modules
-from ldm import adversary, charts, distribution, fidelity, figures, guidance, runs, samplers, schedules, transforms
+from ldm import (
+    adversary,
+    charts,
+    distribution,
+    fidelity,
+    figures,
+    guidance,
+    metrics,
+    runs,
+    samplers,
+    schedules,
+    transforms,
+)
 from ldm.presets import DEFAULTS, PRESETS, merged
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
@@ -794,7 +806,7 @@ def train_diffusion(run, settings, source, strategy):
                 steered = guidance.guided(denoise, part)
                 *_, (x_t, _) = samplers.dpm_solver_pp(steered, x_T, model.schedule, KID_CALLS)
                 images.append(x_t if in_pixels else autoencoder.decode(x_t, part["z"], part["label"]))
-            return np.clip((np.concatenate(images) + 1) / 2, 0, 1)
+            return metrics.to_unit(np.concatenate(images))
 
         return draw
 
@@ -805,7 +817,7 @@ def train_diffusion(run, settings, source, strategy):
         real = dataset.read_split(source, "validate", size)["image"]
         if len(real) < 4:
             raise runs.RunError(f"--select kid needs 4 validation slices or more, and {source.path} has {len(real)}")
-        measures = [Kid(samples, describe, (real + 1) / 2, every=max(1, stage["epochs"] // KID_TIMES))]
+        measures = [Kid(samples, describe, metrics.to_unit(real), every=max(1, stage["epochs"] // KID_TIMES))]
     train = functools.partial(batches, "train", True)
     fit(model, run, "diffusion", stage, train, validation, picture, averaged=True, measures=measures)
     record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"], columns=columns)

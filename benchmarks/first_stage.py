@@ -37,10 +37,6 @@ def split_of(source, split, size):
     return tuple(found[key] for key in ("image", "z", "label"))
 
 
-def to_unit(images):
-    return np.clip((np.asarray(images, "float32") + 1) / 2, 0, 1)
-
-
 def scores(real, fake):
     """Means over slices, of images in [0, 1]. Sharpness is the mean gradient over the brain, fake by real."""
 
@@ -99,7 +95,7 @@ def run_row(run, source):
         "bits": f"{bits:,.0f}" if bits else "",
         "parameters": f"{autoencoder.count_params() / 1e6:.1f} M",
         "minutes": f"{minutes:.0f}" if minutes == minutes else "",
-        **rounded(scores(to_unit(real), to_unit(through(autoencoder, real, z, label)))),
+        **rounded(scores(metrics.to_unit(real), metrics.to_unit(through(autoencoder, real, z, label)))),
         "codes used": f"{usage:.1%}" if usage else "",
     }
     return row, bits
@@ -108,14 +104,14 @@ def run_row(run, source):
 def trivial_rows(source, size):
     real, z, _ = split_of(source, "test", size)
     known, known_z, _ = split_of(source, "train", size)
-    mean = metrics.mean_image_prediction(metrics.mean_images([(to_unit(known), known_z)]), z)
+    mean = metrics.mean_image_prediction(metrics.mean_images([(metrics.to_unit(known), known_z)]), z)
     guesses = {"mean image per slice index": mean[..., None], "black": np.zeros_like(real)}
-    return {name: {"pixels": size, **rounded(scores(to_unit(real), guess))} for name, guess in guesses.items()}
+    return {name: {"pixels": size, **rounded(scores(metrics.to_unit(real), guess))} for name, guess in guesses.items()}
 
 
 def codec_curve(source, size, kind, qualities):
     """What a picture format makes of the same slices: [(bits of a whole file, foreground SSIM, PSNR)]."""
-    real = to_unit(split_of(source, "test", size)[0])
+    real = metrics.to_unit(split_of(source, "test", size)[0])
     curve = []
     for quality in qualities:
         sizes, fakes = [], []
@@ -186,7 +182,7 @@ def against(flags):
                 "parameters": f"{worker.about['parameters'] / 1e6:.1f} M",
                 "steps": int(told["steps"]),
                 "slices": int(told["slices"]),
-                **rounded(scores(to_unit(real), to_unit(np.load(out)))),
+                **rounded(scores(metrics.to_unit(real), metrics.to_unit(np.load(out)))),
             }
     show(rows, list(rows["ours"]))
 
@@ -286,7 +282,7 @@ def ablation(flags):
         for batch in batches.take(flags.steps):
             step(batch)
         fake = through(model, real, z, label)
-        rows[name] = rounded(scores(to_unit(real), to_unit(fake)))
+        rows[name] = rounded(scores(metrics.to_unit(real), metrics.to_unit(fake)))
         print(name, rows[name], file=sys.stderr, flush=True)
     show(rows, list(rows[name]))
 

@@ -3,7 +3,7 @@
 Everything here is a plain function on arrays (numpy and scipy): no model, no dataset, no plotting, nothing of ours.
 
 Images are float arrays of shape (N, H, W) or (N, H, W, 1) in **[0, 1]**, background exactly 0. The rest of the project
-works in [-1, 1], so callers write ``(images + 1) / 2`` first; an array that leaves [0, 1] is refused, because SSIM and
+works in [-1, 1], so callers write `to_unit(images)` first; an array that leaves [0, 1] is refused, because SSIM and
 PSNR with the wrong data range give a number that looks perfectly plausible.
 
 Why two SSIMs: on skull-stripped slices most pixels are background, where any two black images agree perfectly. An
@@ -34,6 +34,11 @@ WINDOW = 11
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2, fine to coarse
 
 
+def to_unit(images) -> np.ndarray:
+    """[-1, 1], the range of the networks, to [0, 1], that of the metrics; what lies beyond is clipped."""
+    return np.clip((np.asarray(images, "float32") + 1) / 2, 0, 1)
+
+
 def _as_stack(images: np.ndarray, name: str = "images") -> np.ndarray:
     """Return `images` as (N, H, W), refusing any other shape and any value outside [0, 1] (NaN included)."""
     images = np.asarray(images)
@@ -43,11 +48,11 @@ def _as_stack(images: np.ndarray, name: str = "images") -> np.ndarray:
         raise ValueError(f"{name} must have shape (N, H, W) or (N, H, W, 1), not {images.shape}")
     if images.dtype == np.uint8:
         raise ValueError(f"{name} are uint8: divide by 255 first, metrics take floats in [0, 1]")
-    # The slack forgives float32 rounding of (x + 1) / 2. `not (...)` also catches NaN, which fails every comparison.
+    # The slack forgives float32 rounding. `not (...)` also catches NaN, which fails every comparison.
     if images.size and not (images.min() >= -1e-4 and images.max() <= 1 + 1e-4):
         raise ValueError(
             f"{name} must lie in [0, 1], but span [{images.min():.3g}, {images.max():.3g}]; "
-            "convert from [-1, 1] by (x + 1) / 2"
+            "convert from [-1, 1] with to_unit"
         )
     return images
 

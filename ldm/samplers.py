@@ -55,6 +55,11 @@ def time_grid(steps, spacing="uniform", schedule=None, start=1.0):
     return np.round(uniform * schedules.TABLE_LENGTH) / np.float32(schedules.TABLE_LENGTH)
 
 
+def initial_noise(seed, i, shape):
+    """x_T of slice i: standard normal noise, the same however many slices are drawn and in whatever batches."""
+    return np.random.default_rng([seed, i]).standard_normal(shape, "float32")
+
+
 def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", start=1.0, shared_noise=False):
     """DDIM (arXiv 2010.02502, eq. 12): x_s = alpha_s x_0 + sqrt(sigma_s^2 - noise^2) eps + noise z.
 

@@ -259,6 +259,18 @@ def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
     assert rank({"val_loss": 1.0}) < rank({"val_loss": 2.0})
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "learns"), [("3e-3", True), ("1e-9", False)])
+def test_self_test_tries_the_first_stage_too(rate, learns, tmp_path, phantoms, monkeypatch, capsys):
+    monkeypatch.setattr(train, "SELF_TEST_STEPS", 200)
+    tiny = "--image-size 32 --autoencoder-width 32 --width 32 --multipliers 1 --blocks 1 --attention".split()
+    train.main(["--self-test", "--data", phantoms, "--run", str(tmp_path / "run"), *tiny, "--learning-rate", rate])
+    said = capsys.readouterr().out
+    assert ("autoencoder learns 8 slices" in said) == learns
+    assert ("autoencoder does NOT learn 8 slices" in said) != learns
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("rate", "status"), [("1e-2", 0), ("1e-9", 2)])
 def test_self_test_tells_what_learns_from_what_does_not(rate, status, tmp_path, phantoms, monkeypatch, capsys):
     monkeypatch.setattr(train, "SELF_TEST_STEPS", 80)
