@@ -33,6 +33,7 @@ from ldm import (
     figures,
     guidance,
     metrics,
+    rules,
     runs,
     samplers,
     schedules,
@@ -209,9 +210,9 @@ def resolve(flags):
             group = settings[parents[0]] if parents else settings
             if value is not None and not (len(places) > 1 and parents[0] not in stages):
                 group[key] = value
-    resolve_levels(flags, settings)
-    refuse_idle_flags(flags, settings)
-    check(settings)
+    rules.resolve_levels(flags, settings)
+    rules.refuse_idle_flags(flags, settings)
+    rules.check(settings)
     if settings["first_stage"] == "none":
         if flags.stage in ("autoencoder", "latents", "prior"):
             raise runs.RunError(f"--autoencoder none works in pixels and has no {flags.stage} stage: leave it out")
@@ -221,148 +222,9 @@ def resolve(flags):
             "a prior draws codes, and --autoencoder vae has none: train a vqvae, or diffusion on this one"
         )
     for stage in runs.STAGES:
-        refuse_change(run, stage, settings)
+        rules.refuse_change(run, stage, settings)
     refuse_new_ground(run, stages, settings)
     return run, stages, settings
-
-
-def resolve_levels(flags, settings):
-    """Finite scalar quantisation has as many channels as levels, and no size of a codebook; the rest has no levels.
-
-    Raises:
-        RunError: for a flag that would have no effect.
-    """
-    group = settings["autoencoder"]
-    if settings["first_stage"] == "vqvae" and group["quantizer"] == "fsq":
-        for flag in ("num_codes", "latent_channels"):
-            if getattr(flags, flag) is not None:
-                raise runs.RunError(f"--{flag.replace('_', '-')} has no effect with --quantizer fsq: give --levels")
-        group["latent_channels"] = len(group["levels"])
-        if min(group["levels"]) < 3 or max(group["levels"]) > 256 or np.prod(group["levels"], dtype=float) > 2**20:
-            raise runs.RunError("--levels must lie between 3 and 256 each, and make at most 1048576 codes together")
-    elif flags.levels:
-        raise runs.RunError("--levels has no effect without --quantizer fsq: leave it out, or add that")
-
-
-def refuse_idle_flags(flags, settings):
-    """Raises:
-    RunError: for a flag of the first stage that would have no effect.
-    """
-    group, first = settings["autoencoder"], settings["first_stage"]
-    kind = group["quantizer"] if first == "vqvae" else first
-    some, gan = ("--autoencoder vqvae or vae", first != "none"), ("--gan", group["gan"] and first != "none")
-    needs = {
-        "cosine": ("--quantizer ema", kind == "ema"),
-        "codes_per_latent": ("--autoencoder vqvae", first == "vqvae"),
-        "num_codes": ("--quantizer ema", kind == "ema"),
-        "quantizer": ("--autoencoder vqvae", first == "vqvae"),
-        **dict.fromkeys(("kl_weight", "kl_cycles"), ("--autoencoder vae", kind == "vae")),
-        **dict.fromkeys(("adversarial_weight", "random_latents"), gan),
-        **dict.fromkeys(("gan", "segment", "condition_on_label", "autoencoder_width", "patch"), some),
-        **dict.fromkeys(("downsampling", "crop"), some),
-    }
-    for flag, (needed, met) in needs.items():
-        if getattr(flags, flag) and not met:
-            raise runs.RunError(f"{spelt(flag)} has no effect without {needed}: leave it out, or add that")
-
-
-def spelt(key, group=None):
-    """The flag that sets `key` of the settings, in that group of them."""
-    owner = f"{group}-" if group == "prior" and key in ("width", "depth", "heads") else ""
-    owner = "autoencoder-" if (group, key) == ("autoencoder", "width") else owner
-    return f"--{owner}{key.replace('_', '-')}"
-
-
-def check(settings):
-    """Refuse numbers that cannot be, before any work starts.
-
-    Raises:
-        RunError: naming the flag.
-    """
-    positive = {"image_size": settings["image_size"], "views": settings["latents"]["views"]}
-    for stage in ("autoencoder", "diffusion", "prior"):
-        group = settings[stage]
-        names = (
-            "batch_size",
-            "epochs",
-            "learning_rate",
-            "width",
-            "blocks",
-            "latent_channels",
-            "num_codes",
-            "codes_per_latent",
-            "head_size",
-            "accumulate",
-            "depth",
-            "heads",
-        )
-        positive |= {name: group[name] for name in names if name in group}
-        group["steps_per_epoch"] = group["steps_per_epoch"] or None
-        if (group["steps_per_epoch"] or 1) < 1:
-            raise runs.RunError("--steps-per-epoch must be 0 (one pass) or more")
-        for name, value in positive.items():
-            if value <= 0:
-                raise runs.RunError(f"{spelt(name, stage)} must be more than 0, not {value}")
-    first = settings["autoencoder"]
-    for name in ("kl_weight", "kl_cycles", "adversarial_weight"):
-        if first[name] < 0:
-            raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {first[name]}")
-    size, unet = settings["image_size"], settings["diffusion"]
-    if unet["recompute"] and unet["dropout"]:
-        raise runs.RunError("--recompute would draw another --dropout on the way back: leave one of them out")
-    if unet["prediction"] == "eps" and (unet["zero_snr"] or unet["schedule"] == "flow"):
-        ends = "--zero-snr" if unet["zero_snr"] else "--schedule flow"
-        raise runs.RunError(f"{ends} ends in noise alone, where eps tells nothing of x_0: add --prediction v")
-    if settings["first_stage"] != "none":
-        factor = settings["autoencoder"]["downsampling"]
-        if size % factor:
-            raise runs.RunError(f"--image-size {size} must be divisible by --downsampling {factor}")
-    check_levels(settings)
-    for multiplier in unet["multipliers"]:
-        channels = unet["width"] * multiplier
-        if channels > unet["head_size"] and channels % unet["head_size"]:
-            raise runs.RunError(f"--width times {multiplier} is {channels}, not divisible by --head-size")
-
-
-def check_levels(settings):
-    """Refuse a U-Net that halves what it denoises more often than that can be halved.
-
-    Raises:
-        RunError: naming the flag.
-    """
-    height, width, _ = latent_shape(settings)
-    levels = len(settings["diffusion"]["multipliers"])
-    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        raise runs.RunError(
-            f"--multipliers with {levels} levels do not fit {height}x{width}: give fewer, or another --image-size"
-        )
-
-
-def identity(settings, stage):
-    """The part of the settings that makes a stage's weights what they are; only epochs may change afterwards."""
-    common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
-    if stage in ("diffusion", "prior") or stage == "autoencoder" and settings[stage]["condition_on_label"]:
-        common["labels"] = settings["labels"]
-    planned = ("epochs", "kl_cycle_steps", "window", "recompute")
-    return common | {key: value for key, value in settings[stage].items() if key not in planned}
-
-
-def refuse_change(run, stage, settings):
-    """Raises:
-    RunError: if a stage was already begun with other settings.
-    """
-    stored = runs.load_json(run / f"{stage}.json")
-    if not stored:
-        return
-    known = merged(DEFAULTS, stored["settings"])  # what an older version did not write down was its default
-    before, now = identity(known, stage), identity(settings, stage)
-    for key in now:
-        if before[key] != now[key]:
-            flag = "--autoencoder" if key == "first_stage" else spelt(key, stage)
-            raise runs.RunError(
-                f"{run}: its {stage} stage was begun with {flag} {before.get(key)}, not {now[key]}: leave the flag out "
-                "to go on, or give the new run a name with --run"
-            )
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -649,23 +511,13 @@ def find_window(settings, source):
     return dataset.brain_window(source, settings["image_size"], step)
 
 
-def latent_shape(settings):
-    """(h, w, C) of what the diffusion model denoises: latents, or pixels."""
-    size, group = settings["image_size"], settings["autoencoder"]
-    if settings["first_stage"] == "none":
-        return (size, size, 1)
-    height, width = (group["window"] or (0, 0, size, size))[2:]
-    channels = group["latent_channels"] * (group["codes_per_latent"] if settings["first_stage"] == "vqvae" else 1)
-    return (height // group["downsampling"], width // group["downsampling"], channels)
-
-
 def make_autoencoder(settings, num_labels):
     """The first stage that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
     group = settings["autoencoder"]
     names = ["window", "downsampling", "patch", "width", "blocks", "condition_on_z"]
     more = {
-        "latent_channels": latent_shape(settings)[-1],
+        "latent_channels": rules.latent_shape(settings)[-1],
         "num_labels": num_labels if group["condition_on_label"] else 0,
         "tissues": TISSUES if group["segment"] else 0,
     }
@@ -866,7 +718,7 @@ def make_diffusion(settings, num_labels, facts=()):
     """The diffusion model that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
     group, in_pixels = settings["diffusion"], settings["first_stage"] == "none"
-    *shape, channels = latent_shape(settings)
+    *shape, channels = rules.latent_shape(settings)
     side = settings["image_size"] // (1 if in_pixels else settings["autoencoder"]["downsampling"])
     names = ("width", "multipliers", "blocks", "head_size", "dropout", "gates", "recompute")
     options = {name: group[name] for name in names}
@@ -1028,7 +880,7 @@ def work(flags):
     source = open_data(settings)
     refuse_missing(settings, source)
     settings["autoencoder"]["window"] = find_window(settings, source)
-    check_levels(settings)
+    rules.check_levels(settings)
     announce(flags, run, settings, source, strategy, precision)
     if flags.dry_run:
         print(runs.json.dumps(settings, indent=2))

@@ -11,6 +11,7 @@
     losses        what training minimises and watches: comparisons of images, a GAN's terms, annealing
     adversary     when adversarial training starts and is turned down; the bank of codes it draws from
     presets       what a run is, unless flags say otherwise
+    rules         what settings a run can have, and which flags would have no effect
     distribution  what a train_step needs to be right on several replicas
     runs          the run folder: names, checkpoints, resume, records
     metrics       how good are the pictures: functions on arrays
@@ -24,7 +25,7 @@
     table         what labels.csv says of people, and how networks are told
     archive       the bytes of a slice in a zip, a folder or a NIfTI volume; which name is whose slice
 
-Rooms import nothing of ours, except that samplers import schedules, layers import normalization, and charts import
-figures (these two alone import matplotlib). Networks and samplers are written with `keras.ops`; `distribution`,
-`adversary` and `runs` are TensorFlow's, and so is the fast half of `normalization`.
+Rooms import nothing of ours, except that samplers import schedules, layers import normalization, rules import presets
+and runs, and charts import figures (these two alone import matplotlib). Networks and samplers are written with
+`keras.ops`; `distribution`, `adversary` and `runs` are TensorFlow's, and so is the fast half of `normalization`.
 """

@@ -8,7 +8,7 @@ import pytest
 import dataset
 import predict
 import train
-from ldm import figures
+from ldm import figures, rules
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
         size,
         size * 3 // 4,
     ]  # 32 pixels are an eighth of 256, as in `find_window`
-    train.check_levels(settings)
+    rules.check_levels(settings)
     assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
 
 
@@ -162,10 +162,10 @@ def test_the_window_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
     stored = {"settings": train.merged(settings, {"autoencoder": {"window": [1, 2, 32, 24]}}), "data": {}}
     (tmp_path / "autoencoder.json").write_text(json.dumps(stored))
     again = train.resolve(train.parser().parse_args(argv))[2]
-    assert train.find_window(again, None) == [1, 2, 32, 24] and train.latent_shape(again) == (8, 6, 8)
+    assert train.find_window(again, None) == [1, 2, 32, 24] and rules.latent_shape(again) == (8, 6, 8)
     again["diffusion"]["multipliers"] = [1, 2, 2]
     with pytest.raises(train.runs.RunError, match="--multipliers with 3 levels do not fit 8x6"):
-        train.check_levels(again)
+        rules.check_levels(again)
     assert train.find_window(train.merged(again, {"autoencoder": {"crop": False, "window": None}}), None) is None
 
 
