@@ -448,7 +448,7 @@ def segmenter_dice():
     found = [piece for piece in phantom.slices(3, 128, seed=1) if piece["z"] % 4 == 0]
     truth = np.searchsorted((0, 85, 170, 255), [piece["mask"] for piece in found])
     named = anatomy.tissues(np.stack([piece["image"] for piece in found]).astype("float32") / 255)
-    return dict(zip(("CSF", "grey matter", "white matter"), metrics.dice(truth, named), strict=True))
+    return dict(zip(anatomy.TISSUES, metrics.dice(truth, named), strict=True))
 
 
 def copies(study, describe):

@@ -26,13 +26,12 @@ from tqdm import tqdm
 
 import dataset
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm import archive, distribution, figures, guidance, metrics, runs, samplers, table, transforms
+from ldm import anatomy, archive, distribution, figures, guidance, metrics, runs, samplers, table, transforms
 
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20, "euler": 50, "heun": 41}  # network calls, unless --steps says
 BATCH = 32  # slices that are drawn at a time
 FRAMES = 40  # most frames of a GIF
 ANOMALY_DRAWS = 4  # noises that a map of differences averages over
-TISSUES = ("CSF", "grey matter", "white matter")
 TASKS = {}  # name -> function (flags, run); see `task`
 
 
@@ -138,6 +137,7 @@ def sample(flags, run):
         figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(film[-1][0]), columns))
         if shares:
             figures.tissue_sheet(out / f"{name}_mask.png", film[-1][0], tissue, conditions["z"])
+            say_how_masks_are_followed(film[-1][0], tissue)
         frames = figures.denoising_frames(film, columns, with_prediction=flags.show_x0)
         figures.save_gif(out / f"{name}.gif", frames, flags.fps)
         print(
@@ -150,6 +150,16 @@ def sample(flags, run):
             write_person(out, name, film[-1][0], flags)
         if generator.autoencoder:
             draw_tissue(generator.autoencoder, film[-1][0], latents, conditions, out / f"{name}_tissue.png")
+
+
+def say_how_masks_are_followed(images, tissue):
+    """Dice of the tissue in drawn slices (N, H, W, 1) with their masks (N, H, W), beside other slices' masks."""
+    drawn = anatomy.tissues(metrics.to_unit(images))
+    away = {"its mask": 0, "the mask of another slice": len(drawn) // 2}
+    for whose, offset in away.items():
+        if offset or whose == "its mask":
+            values = zip(anatomy.TISSUES, metrics.dice(np.roll(tissue, offset, 0), drawn), strict=True)
+            print(f"Dice of what was drawn with {whose}: " + ", ".join(f"{name} {value:.2f}" for name, value in values))
 
 
 def write_person(out, name, images, flags):
@@ -584,7 +594,7 @@ def reconstruct(flags, run):
             out / "reconstruct_tissue.png", fake[some], found["tissue"][some], z[some], real_tissue=masks
         )
         if with_tissue:
-            facts["dice"] = dict(zip(TISSUES, metrics.dice(found["mask"], found["tissue"]), strict=True))
+            facts["dice"] = dict(zip(anatomy.TISSUES, metrics.dice(found["mask"], found["tissue"]), strict=True))
             print("Dice: " + ", ".join(f"{name} {value:.3f}" for name, value in facts["dice"].items()))
     runs.save_json(out / "reconstruct.json", facts)
     print(f"-> {out / 'reconstruct.png'}, {out / 'reconstruct.json'}")
