@@ -38,7 +38,7 @@ narrow="--autoencoder-width 32"
 
 whole_run() { # all stages, all tasks, the evaluation
     at="--run $smoke/run"
-    "$python" train.py $at $tiny $narrow --views 2 --attention 4 --condition-on-mask --gates --recompute --select kid
+    "$python" train.py $at $tiny $narrow --views 2 --attention 4 --condition-on-mask --gates --recompute
     "$python" predict.py $at --out "$smoke/samples" --steps 3 --count 4 --show-x0
     "$python" predict.py reconstruct $at --out "$smoke/samples"
     "$python" train.py prior $at $tiny --prior-width 32 --prior-depth 2
@@ -60,7 +60,8 @@ for words in (
     if predict.main([*words.split(), *at]):
         sys.exit(f"smoke run: predict.py {words} failed")
 END
-    "$python" benchmarks/second_stage.py ladder $at --count 50 --sampler ddim --calls 2 3 --out "$smoke/samples/ladder.png"
+    "$python" benchmarks/second_stage.py ladder $at --count 50 --sampler ddim --calls 2 3 --feature-steps 20 \
+        --out "$smoke/samples/ladder.png"
     "$python" evaluate.py $at --count 60 --steps 3 --feature-steps 20 --fail-above 0.9
 }
 
@@ -94,4 +95,4 @@ for file in other/heun.gif other/histogram.png other/histogram_tissue.png other/
 done
 
 echo "== tests"
-"$python" -m pytest -q -n 2 --dist loadgroup -m "$marker"
+"$python" -m pytest -q -n 2 -m "$marker"

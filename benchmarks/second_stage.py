@@ -46,7 +46,8 @@ def open_study(flags):
     Raises:
         RunError: if there is nobody to compare with.
     """
-    fixed = ["--count", str(flags.count), *(["--run", flags.run] if flags.run else [])]
+    fixed = ["--count", str(flags.count), "--feature-steps", str(flags.feature_steps)]
+    fixed += ["--run", flags.run] if flags.run else []
     fixed += ["--data", *flags.data] if flags.data else []
     study = evaluate.open_study(evaluate.parser().parse_args(fixed))
     if "test" not in study.real:
@@ -174,6 +175,7 @@ def main(argv=None):
         command.add_argument("--run")
         command.add_argument("--data", nargs="+")
         command.add_argument("--count", type=int, default=192, help="slices per row (default: 192)")
+        command.add_argument("--feature-steps", type=int, default=400, help="training of features (default: 400)")
     a.add_argument("--sampler", nargs="+", default=["ddpm", "ddim", "dpm_solver_pp"], choices=tuple(samplers.SAMPLERS))
     a.add_argument("--calls", type=int, nargs="+", default=CALLS)
     a.add_argument("--out", default="ladder.png")

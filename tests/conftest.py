@@ -8,6 +8,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # tests compare digits, which TF32 an
 import keras
 import pytest
 import tensorflow as tf
+from xdist.scheduler import LoadScopeScheduling
+
+# Files whose fixtures cost more than their tests: one process runs all of such a file.
+TOGETHER = ("tests/test_evaluate.py", "tests/test_features.py", "tests/test_phantom.py")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for one would spin
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -15,6 +19,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: th
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+class FilesTogether(LoadScopeScheduling):
+    """Tests go to whichever process is free, those of a file of TOGETHER to the same."""
+
+    def _split_scope(self, nodeid):
+        file = nodeid.split("::")[0]
+        return file if file in TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return FilesTogether(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ def worker(monkeypatch):
     return lambda *options: Worker([sys.executable, BENCHMARKS / "ours.py", *options])
 
 
+@pytest.mark.slow
 def test_unet_worker_does_every_task_and_counts_its_operations(worker):
     unet = worker(*"unet --image-size 16 --batch-size 2 --width 32 --multipliers 1 2 --steps 2".split())
     assert unet.startup > 0
@@ -34,6 +35,7 @@ def test_unet_worker_does_every_task_and_counts_its_operations(worker):
     unet.close()
 
 
+@pytest.mark.slow
 def test_first_stage_worker(worker):
     stage = worker(*"first_stage --image-size 32 --batch-size 2 --width 32".split())
     for task in ("train", "encode"):
@@ -88,7 +90,19 @@ def test_ablations_print_a_line_per_choice(tmp_path):
     tiny = f"--run {run} --data {tmp_path}/phantom.zip --image-size 32 --epochs 1 --steps-per-epoch 4 --width 32"
     for stage in ("autoencoder", "latents"):
         assert train.main([stage, *tiny.split()]) == 0
-    two = ["--run", run, "--steps", "2", "--count", "50", "--variants", "v, MSE", "attention gates"]
+    two = [
+        "--run",
+        run,
+        "--steps",
+        "2",
+        "--count",
+        "50",
+        "--feature-steps",
+        "20",
+        "--variants",
+        "v, MSE",
+        "attention gates",
+    ]
     rows = run_of("second_stage.py", "ablation", *two)
     assert [row[0] for row in rows[2:]] == ["floor: validation people", "v, MSE", "attention gates"]
     assert not (tmp_path / "run" / "diffusion.keras").exists()

@@ -1,5 +1,6 @@
 """The command lines: a user's mistake costs one sentence and exit status 2, before any long work, and loses nothing."""
 
+import functools
 import json
 
 import numpy as np
@@ -260,6 +261,17 @@ def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_select_kid_draws_and_compares_in_every_epoch_of_a_short_training(tmp_path, phantoms, monkeypatch):
+    monkeypatch.setattr(train.features, "of_run", functools.partial(train.features.of_run, steps=10))
+    monkeypatch.setattr(train, "KID_SAMPLES", 32)
+    tiny = "--autoencoder none --image-size 32 --width 8 --multipliers 1 --blocks 1 --attention --head-size 8".split()
+    short = "--select kid --epochs 2 --steps-per-epoch 2 --batch-size 4".split()
+    assert train.main(["--data", phantoms, "--run", str(tmp_path / "run"), *tiny, *short]) == 0
+    history = train.runs.read_history(tmp_path / "run" / "diffusion.csv")
+    assert len(history) == 2 and all(np.isfinite(row["val_kid"]) for row in history)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "learns"), [("3e-3", True), ("1e-9", False)])
 def test_self_test_tries_the_first_stage_too(rate, learns, tmp_path, phantoms, monkeypatch, capsys):
     monkeypatch.setattr(train, "SELF_TEST_STEPS", 200)
@@ -271,7 +283,7 @@ def test_self_test_tries_the_first_stage_too(rate, learns, tmp_path, phantoms, m
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("rate", "status"), [("1e-2", 0), ("1e-9", 2)])
+@pytest.mark.parametrize(("rate", "status"), [("1e-2", 0), pytest.param("1e-9", 2, marks=pytest.mark.slow)])
 def test_self_test_tells_what_learns_from_what_does_not(rate, status, tmp_path, phantoms, monkeypatch, capsys):
     monkeypatch.setattr(train, "SELF_TEST_STEPS", 80)
     tiny = "--autoencoder none --image-size 32 --width 8 --multipliers 1 --blocks 1 --attention --head-size 8".split()

@@ -15,7 +15,6 @@ import train
 from ldm import runs
 
 SIZE = 32
-pytestmark = pytest.mark.xdist_group("evaluate")  # one process, so that the run is evaluated once
 
 
 @pytest.fixture(scope="module")

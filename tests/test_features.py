@@ -8,7 +8,6 @@ import features
 from ldm import losses, phantom, runs, transforms
 
 SIZE = 32
-pytestmark = pytest.mark.xdist_group("features")  # one process, so that the network is trained once
 
 
 @pytest.fixture(scope="module")

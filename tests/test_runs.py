@@ -255,6 +255,7 @@ def phantoms(tmp_path_factory):
 SMALL = ("--epochs", 3, "--steps-per-epoch", 3, "--batch-size", 8, "--seed", 1)
 
 
+@pytest.mark.slow
 def test_killed_first_stage_goes_on_to_where_an_unbroken_run_ends(tmp_path, phantoms):
     more = ("--image-size", 16, "--downsampling", 4, "--num-codes", 16, "--flip")
     interrupted_equals_unbroken(tmp_path, "autoencoder", "--data", phantoms, *SMALL, *more)
