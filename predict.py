@@ -155,11 +155,12 @@ def sample(flags, run):
 def say_how_masks_are_followed(images, tissue):
     """Dice of the tissue in drawn slices (N, H, W, 1) with their masks (N, H, W), beside other slices' masks."""
     drawn = anatomy.tissues(metrics.to_unit(images))
-    away = {"its mask": 0, "the mask of another slice": len(drawn) // 2}
-    for whose, offset in away.items():
-        if offset or whose == "its mask":
-            values = zip(anatomy.TISSUES, metrics.dice(np.roll(tissue, offset, 0), drawn), strict=True)
-            print(f"Dice of what was drawn with {whose}: " + ", ".join(f"{name} {value:.2f}" for name, value in values))
+    masks = {"its mask": tissue}
+    if len(tissue) > 1:
+        masks["another slice's mask"] = np.roll(tissue, len(tissue) // 2, axis=0)
+    for whose, mask in masks.items():
+        values = zip(anatomy.TISSUES, metrics.dice(mask, drawn), strict=True)
+        print(f"Dice of what was drawn with {whose}: " + ", ".join(f"{name} {value:.2f}" for name, value in values))
 
 
 def write_person(out, name, images, flags):

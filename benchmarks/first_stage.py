@@ -37,12 +37,13 @@ def split_of(source, split, size):
     return tuple(found[key] for key in ("image", "z", "label"))
 
 
+def gradient(images):
+    """Absolute differences of neighbouring pixels, along both axes together: (N, H, W, 1) -> (N, H, W)."""
+    return np.abs(np.gradient(images[..., 0], axis=1)) + np.abs(np.gradient(images[..., 0], axis=2))
+
+
 def scores(real, fake):
     """Means over slices, of images in [0, 1]. Sharpness is the mean gradient over the brain, fake by real."""
-
-    def gradient(image):
-        return np.abs(np.gradient(image[..., 0], axis=1)) + np.abs(np.gradient(image[..., 0], axis=2))
-
     brain = real[..., 0] > metrics.FOREGROUND
     return {
         "SSIM": metrics.ssim(real, fake).mean(),

@@ -18,11 +18,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from first_stage import show
+from first_stage import gradient, show
 
 import evaluate
 import train
-from ldm import charts, distribution, fidelity, runs, samplers
+from ldm import charts, distribution, fidelity, metrics, runs, samplers
 
 CALLS = (5, 10, 20, 50, 100, 250)
 LEAST = {"ddpm": 20}  # with fewer calls DDPM draws noise
@@ -120,23 +120,25 @@ def on_the_same_ground(run, name):
 def ablation(flags):
     """What does each choice do to the samples? The same latents, batches and number of steps for each.
 
-    Sharpness is the mean gradient over the brain of the real slices, fake by real, slice for slice index; contrast the
-    standard deviation of grey levels within the brain, likewise.
+    Sharpness is the mean gradient over the brain, contrast the standard deviation of grey levels there, both of all
+    slices together, by those of the test people.
     """
+    epochs = max(1, flags.steps // 100)
+    per_epoch = flags.steps // epochs
+    if flags.steps % epochs:
+        raise runs.RunError(f"--steps {flags.steps} must be less than 200, or a multiple of {epochs}")
     study, describe = open_study(flags)
     if study.first_stage is None:
         raise runs.RunError(f"{study.run} works in pixels: an ablation needs latents that all variants share")
-    per_epoch = min(100, flags.steps)
-    epochs = flags.steps // per_epoch
     rows = {}
     if "validate" in study.real:
         rows["floor: validation people"] = row_of(study, study.real["validate"])
     for name in flags.variants or VARIANTS:
-        home = on_the_same_ground(study.run, name)
+        home = on_the_same_ground(study.run, f"{flags.steps} steps, {name}")
         planned = ["--run", str(home.resolve()), "--epochs", str(epochs), "--steps-per-epoch", str(per_epoch)]
         planned += ["--data", *flags.data] if flags.data else []
-        if train.main(["diffusion", *planned, *VARIANTS[name]]):
-            raise runs.RunError(f"{name}: its training failed")
+        if status := train.main(["diffusion", *planned, *VARIANTS[name]]):
+            sys.exit(status)  # it has said why
         drawn = evaluate.draw_samples(replace(study, run=home, out=home))
         drawn.features = describe(drawn.images)[0]
         rows[name] = row_of(study, drawn)
@@ -146,10 +148,8 @@ def ablation(flags):
 
 def look(slices):
     """How sharp and how rich in contrast slices are: mean gradient, and spread of grey, where they are not black."""
-    images = slices.images[..., 0]
-    brain = images > evaluate.metrics.FOREGROUND
-    gradient = np.abs(np.gradient(images, axis=1)) + np.abs(np.gradient(images, axis=2))
-    return gradient[brain].mean(), images[brain].std()
+    brain = slices.images[..., 0] > metrics.FOREGROUND
+    return gradient(slices.images)[brain].mean(), slices.images[..., 0][brain].std()
 
 
 def row_of(study, slices):

@@ -69,8 +69,9 @@ def test_loader_worker_reads_batches(worker, tmp_path):
     loader.close()
 
 
-def run_of(script, *words, cwd=None):
-    out = subprocess.run([sys.executable, BENCHMARKS / script, *words], capture_output=True, text=True, cwd=cwd)
+def rows_of(script, *words):
+    """The cells of the table that a benchmark prints."""
+    out = subprocess.run([sys.executable, BENCHMARKS / script, *words], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.stdout.splitlines() if line[:1] == "|"]
 
@@ -82,7 +83,7 @@ def test_ablations_print_a_line_per_choice(tmp_path):
 
     dataset.write_phantoms(tmp_path / "phantom.zip", people=8, image_size=64)
     small = ["--steps", "2", "--image-size", "64", "--batch-size", "2", "--width", "32", "--variants", "L1", FEATURES]
-    rows = run_of("first_stage.py", "ablation", "--data", tmp_path / "phantom.zip", *small)
+    rows = rows_of("first_stage.py", "ablation", "--data", tmp_path / "phantom.zip", *small)
     assert rows[0][:3] == ["", "SSIM", "foreground SSIM"]
     assert [row[0] for row in rows[2:]] == ["L1", FEATURES] and all(-1 < float(row[1]) < 1 for row in rows[2:])
 
@@ -90,20 +91,8 @@ def test_ablations_print_a_line_per_choice(tmp_path):
     tiny = f"--run {run} --data {tmp_path}/phantom.zip --image-size 32 --epochs 1 --steps-per-epoch 4 --width 32"
     for stage in ("autoencoder", "latents"):
         assert train.main([stage, *tiny.split()]) == 0
-    two = [
-        "--run",
-        run,
-        "--steps",
-        "2",
-        "--count",
-        "50",
-        "--feature-steps",
-        "20",
-        "--variants",
-        "v, MSE",
-        "attention gates",
-    ]
-    rows = run_of("second_stage.py", "ablation", *two)
+    few = f"--run {run} --steps 2 --count 50 --feature-steps 20".split()
+    rows = rows_of("second_stage.py", "ablation", *few, "--variants", "v, MSE", "attention gates")
     assert [row[0] for row in rows[2:]] == ["floor: validation people", "v, MSE", "attention gates"]
     assert not (tmp_path / "run" / "diffusion.keras").exists()
 

@@ -9,7 +9,7 @@ import pytest
 import dataset
 import predict
 import train
-from ldm import figures, rules
+from ldm import figures, phantom, rules
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +293,18 @@ def test_self_test_tells_what_learns_from_what_does_not(rate, status, tmp_path, 
     assert ("diffusion learns 8 slices" in said.out) == (status == 0)
     assert ("self-test failed" in said.err) == (status == 2)
     assert not (tmp_path / "run").exists()
+
+
+def test_dice_is_high_with_the_masks_that_slices_follow(capsys):
+    found = [piece for piece in phantom.slices(1, 96, seed=1) if piece["z"] % 8 == 0]
+    images = np.stack([piece["image"] for piece in found])[..., None] / np.float32(127.5) - 1
+    tissue = np.searchsorted((0, 85, 170, 255), [piece["mask"] for piece in found])
+    predict.say_how_masks_are_followed(images, tissue)
+    lines = capsys.readouterr().out.splitlines()
+    own, others = ([float(part.split()[-1]) for part in line.split(", ")] for line in lines)
+    assert min(own) > 0.8 and all(mine > other + 0.1 for mine, other in zip(own, others, strict=True))
+    predict.say_how_masks_are_followed(images[:1], tissue[:1])
+    assert "another" not in capsys.readouterr().out
 
 
 # ---- what predict.py is told of people -------------------------------------------------------------------------------
