@@ -555,7 +555,7 @@ def make_dataset(
     *,
     seed: int = 0,
     start_step: int = 0,
-    augment: bool = True,
+    augment: float = 1.0,
     flip: bool = False,
     masks: bool = False,
     cache_bytes: int = 2 * 2**30,
@@ -572,7 +572,7 @@ def make_dataset(
             may be smaller.
         seed: of order and augmentation. Element n of the training stream is a function of (seed, n) alone.
         start_step: batches to skip; nothing is read for them.
-        augment: whether training slices are augmented (see `ldm.transforms.augment`).
+        augment: how strongly training slices are augmented, 0 = not at all (`strength` of `ldm.transforms.augment`).
         flip: whether they are mirrored left to right at random, too.
         masks: whether tissue masks come along.
         cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory (so are its
@@ -630,7 +630,7 @@ def make_dataset(
             mask = tf.ensure_shape(mask, [full, image_size, image_size])
         if changed:
             seeds = tf.stack([tf.fill(tf.shape(n), tf.constant(seed, tf.int64)), n], axis=-1)
-            image = transforms.augment(image, seeds, flip, mask)
+            image = transforms.augment(image, seeds, flip, mask, augment)
             image, mask = image if masks else (image, None)
         return {"image": image, "z": z, "label": label, "case": case, **({"mask": mask} if masks else {})}
 

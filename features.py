@@ -42,7 +42,7 @@ def of_run(run, source, image_size, steps=STEPS, progress=lambda: None):
         z_range = [int(source.z[rows].min()), int(source.z[rows].max())]
         keras.utils.set_random_seed(0)
         model = FeatureNet(image_size, len(source.label_names), z_range, trained_on=key)
-        batches = dataset.make_dataset(source, "train", image_size, BATCH, training=True, augment=False)
+        batches = dataset.make_dataset(source, "train", image_size, BATCH, training=True, augment=0.0)
         count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress())
         model.learn(batches, steps, callbacks=[count])
         model.measure(dataset.read_split(source, "train", image_size)["image"])

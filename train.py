@@ -44,6 +44,7 @@ from ldm.presets import DEFAULTS, PRESETS, merged
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 TISSUES = 4  # classes of a mask: background, CSF, grey matter, white matter
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
+GENTLY = 0.4  # strength of augmentation for what the second stage learns to draw; see `transforms.augment`
 SELF_TEST_SLICES, SELF_TEST_SECONDS, SELF_TEST_STEPS = 8, 25, 400  # per replica; per stage
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
 
@@ -559,7 +560,7 @@ def encode_latents(run, settings, source):
                 if view:
                     rows = 64 * number + tf.range(tf.shape(images)[0], dtype=tf.int64)
                     seeds = tf.stack([tf.fill(tf.shape(rows), settings["seed"] + np.int64(view)), rows], axis=-1)
-                    images = transforms.augment(images, seeds, settings["flip"], masks)
+                    images = transforms.augment(images, seeds, settings["flip"], masks, GENTLY)
                     images, masks = images if with_masks else (images, None)
                 else:
                     for key in ("z", "label", "case"):
@@ -620,7 +621,7 @@ def train_diffusion(run, settings, source, strategy):
         options = {"seed": settings["seed"], "start_step": start_step}
         if in_pixels:
             size = settings["image_size"]
-            options |= {"flip": settings["flip"], "masks": with_masks}
+            options |= {"flip": settings["flip"], "masks": with_masks, "augment": GENTLY}
             found = dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
             if with_masks:
                 found = found.map(lambda b: {**b, "mask": transforms.tissue_shares(b["mask"], (size, size))})
@@ -796,7 +797,7 @@ def self_test(settings, source, strategy):
     in_pixels, count = settings["first_stage"] == "none", SELF_TEST_SLICES * strategy.num_replicas_in_sync
     with_masks = settings["diffusion"]["condition_on_mask"]
     segments = not in_pixels and settings["autoencoder"]["segment"]
-    options = {"training": True, "augment": False, "masks": with_masks or segments}
+    options = {"training": True, "augment": 0.0, "masks": with_masks or segments}
     batch = next(iter(dataset.make_dataset(source, "train", settings["image_size"], count, **options)))
     learned = True
     if not in_pixels:

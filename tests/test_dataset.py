@@ -582,7 +582,7 @@ def test_one_pass_in_table_order(tmp_path, cache_bytes, compression):
 
 
 def test_every_epoch_is_a_fresh_permutation(course):
-    batches = take(make_dataset(course, "train", 24, 5, True, augment=False), 12)  # 5 epochs of 12, batches straddle
+    batches = take(make_dataset(course, "train", 24, 5, True, augment=0.0), 12)  # 5 epochs of 12, batches straddle
     assert all(batch["image"].shape == (5, 24, 24, 1) for batch in batches)
     keys = np.concatenate([10 * batch["case"] + batch["z"] for batch in batches]).reshape(5, 12)
     for epoch in keys:
@@ -727,6 +727,19 @@ def test_augment_leaves_background_black_and_stays_in_range():
     assert (augment(np.full((2, 16, 16, 1), -1.0, np.float32), seeds(2)).numpy() == -1).all()
     areas = (changed > -0.5).sum((1, 2, 3)) / (images > -0.5).sum((1, 2, 3))
     assert 0.85 < areas.min() < 0.95 and 1.05 < areas.max() < 1.15  # scale 5 %: area 10 %
+
+
+def test_augment_changes_in_proportion_to_its_strength():
+    images = np.repeat(disc(), 64, axis=0)
+    areas, brightness = [], []
+    for strength in (0.0, 0.4, 1.0):
+        changed = augment(images, seeds(64), strength=strength).numpy()
+        areas.append(np.std((changed > -0.5).sum((1, 2, 3))))
+        brightness.append(np.std(changed[:, 30, 26]))
+        if not strength:  # nothing moves; only the filter against the blur of a warp is at work, on edges
+            np.testing.assert_allclose(changed[:, 24:36, 24:30], images[:, 24:36, 24:30], atol=1e-6)
+    for spread in (areas, brightness):
+        assert spread[0] == pytest.approx(0, abs=1e-3) and spread[1] == pytest.approx(0.4 * spread[2], rel=0.2)
 
 
 def test_augment_keeps_fine_detail():
