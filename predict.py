@@ -122,7 +122,7 @@ def sample(flags, run):
     conditions = choose_conditions(flags, generator.about["data"])
     count = len(conditions["z"])
     conditions |= choose_facts(flags, generator.about, count)
-    tissue, shares = choose_masks(flags, generator, conditions["z"])
+    tissue, real, shares = choose_masks(flags, generator, conditions["z"])
     conditions |= shares
     x_T = generator.noise([flags.seed], [0] * count if flags.person else range(count))
     columns = 8 if flags.z == ["sweep"] else None
@@ -137,7 +137,7 @@ def sample(flags, run):
         figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(film[-1][0]), columns))
         if shares:
             figures.tissue_sheet(out / f"{name}_mask.png", film[-1][0], tissue, conditions["z"])
-            say_how_masks_are_followed(film[-1][0], tissue)
+            say_how_masks_are_followed(film[-1][0], tissue, real)
         frames = figures.denoising_frames(film, columns, with_prediction=flags.show_x0)
         figures.save_gif(out / f"{name}.gif", frames, flags.fps)
         print(
@@ -152,15 +152,18 @@ def sample(flags, run):
             draw_tissue(generator.autoencoder, film[-1][0], latents, conditions, out / f"{name}_tissue.png")
 
 
-def say_how_masks_are_followed(images, tissue):
-    """Dice of the tissue in drawn slices (N, H, W, 1) with their masks (N, H, W), beside other slices' masks."""
-    drawn = anatomy.tissues(metrics.to_unit(images))
-    masks = {"its mask": tissue}
+def say_how_masks_are_followed(images, tissue, real=None):
+    """Dice of the tissue in drawn slices (N, H, W, 1) with their masks (N, H, W), between two that it is read against:
+    other slices' masks, which it must beat, and real slices (N, H, W, 1) with the same masks, the best it can be."""
+    compared = {"what was drawn with its mask": (images, tissue)}
     if len(tissue) > 1:
-        masks["another slice's mask"] = np.roll(tissue, len(tissue) // 2, axis=0)
-    for whose, mask in masks.items():
-        values = zip(anatomy.TISSUES, metrics.dice(mask, drawn), strict=True)
-        print(f"Dice of what was drawn with {whose}: " + ", ".join(f"{name} {value:.2f}" for name, value in values))
+        compared["what was drawn with another slice's mask"] = (images, np.roll(tissue, len(tissue) // 2, axis=0))
+    if real is not None:
+        compared["the real slices with these masks"] = (real, tissue)
+    for what, (pictures, masks) in compared.items():
+        values = metrics.dice(masks, anatomy.tissues(metrics.to_unit(pictures)))
+        named = zip(anatomy.TISSUES, values, strict=True)
+        print(f"Dice of {what}: " + ", ".join(f"{name} {value:.2f}" for name, value in named))
 
 
 def write_person(out, name, images, flags):
@@ -367,14 +370,15 @@ def choose_facts(flags, about, count):
 
 
 def choose_masks(flags, generator, z):
-    """The tissue that --mask asks for: classes (count, H, W), and {"mask"} as the network is told it; {} without any.
+    """The tissue that --mask asks for: classes (count, H, W); the real slices (count, H, W, 1) that have it, or None;
+    and {"mask"} as the network is told it, {} without any.
 
     Raises:
         RunError: if the run was not told masks, or the data has none.
     """
-    settings = generator.about["settings"]
+    settings, real = generator.about["settings"], None
     if not flags.mask:
-        return None, {}
+        return None, None, {}
     if not settings["diffusion"].get("condition_on_mask"):
         raise runs.RunError(
             "--mask: this run was not told masks: train one with `train.py diffusion --condition-on-mask`"
@@ -386,11 +390,12 @@ def choose_masks(flags, generator, z):
         if not len(rows):
             raise runs.RunError(f"--mask data: {source.path} has no masks of the {flags.split} people: name PNG files")
         rows = rows[found["case"][rows] == found["case"][rows[0]]]  # one person
-        tissue = found["mask"][[rows[np.abs(found["z"][rows] - index).argmin()] for index in z]]
+        rows = [rows[np.abs(found["z"][rows] - index).argmin()] for index in z]
+        tissue, real = found["mask"][rows], found["image"][rows]
     else:
         masks = [dataset.read_mask(path, settings["image_size"]) for path in flags.mask]
         tissue = np.stack([masks[i % len(masks)] for i in range(len(z))])
-    return tissue, {"mask": generator.shares(tissue)}
+    return tissue, real, {"mask": generator.shares(tissue)}
 
 
 def known_labels(names):

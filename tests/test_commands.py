@@ -303,8 +303,11 @@ def test_dice_is_high_with_the_masks_that_slices_follow(capsys):
     lines = capsys.readouterr().out.splitlines()
     own, others = ([float(part.split()[-1]) for part in line.split(", ")] for line in lines)
     assert min(own) > 0.8 and all(mine > other + 0.1 for mine, other in zip(own, others, strict=True))
-    predict.say_how_masks_are_followed(images[:1], tissue[:1])
-    assert "another" not in capsys.readouterr().out
+    predict.say_how_masks_are_followed(np.full_like(images[:1], -1), tissue[:1], images[:1])
+    drawn, real = (
+        [float(part.split()[-1]) for part in line.split(", ")] for line in capsys.readouterr().out.splitlines()
+    )
+    assert drawn == [0, 0, 0] and min(real) > 0.7
 
 
 # ---- what predict.py is told of people -------------------------------------------------------------------------------
