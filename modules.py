@@ -892,6 +892,8 @@ class DiffusionModel(Reports, keras.Model):
             error of the network's output unweighted. The paper's is 5.
         loss: of the network's output: "mse", "l1" or "huber". Only the first estimates the mean, which is what samplers
             expect of x_0; l1 estimates the median.
+        accumulate: parts that a training batch goes through the network in, one after the other, for less memory and
+            the same step; divides a replica's rows.
     """
 
     only_validation = tuple(f"loss_t{start}_{start + 25}" for start in (0, 25, 50, 75))  # by quarter of t, in percent
@@ -914,6 +916,7 @@ class DiffusionModel(Reports, keras.Model):
         zero_snr=False,
         min_snr_gamma=None,
         loss="mse",
+        accumulate=1,
         **kwargs,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # bfloat16 would round t
@@ -930,7 +933,7 @@ class DiffusionModel(Reports, keras.Model):
             self._schedule = schedules.zero_terminal_snr(self._schedule)
         if prediction == "eps" and float(self._schedule(1.0)[0]) == 0.0:
             raise ValueError("zero terminal SNR needs the prediction v, x_0, flow or edm: eps leaves x_0 open at t = 1")
-        self.zero_snr, self.min_snr_gamma, self.penalty = zero_snr, min_snr_gamma, loss
+        self.zero_snr, self.min_snr_gamma, self.penalty, self.accumulate = zero_snr, min_snr_gamma, loss, accumulate
         self.unet, self.schedule_name, self.prediction = unet, schedule, prediction
         self.drop_conditions, self.clip_x_0, self.clip_norm, self.seed = drop_conditions, clip_x_0, clip_norm, seed
         names = ("loss", "gradient_norm", *self.only_validation)
@@ -948,7 +951,7 @@ class DiffusionModel(Reports, keras.Model):
         return self._schedule
 
     def get_config(self):
-        names = ("prediction", "drop_conditions", "clip_x_0", "clip_norm", "seed", "zero_snr", "min_snr_gamma")
+        names = "prediction drop_conditions clip_x_0 clip_norm seed zero_snr min_snr_gamma accumulate".split()
         config = {name: getattr(self, name) for name in names} | {"loss": self.penalty}  # Keras has its own self.loss
         unet = keras.saving.serialize_keras_object(self.unet)
         return {"unet": unet, "schedule": self.schedule_name, "name": self.name, **config}
@@ -1050,18 +1053,40 @@ class DiffusionModel(Reports, keras.Model):
         if "mask" in self.unet.input:  # likewise
             known = tf.cast(uniform >= 2 * self.drop_conditions, tf.float32)
             batch = {**batch, "mask": batch["mask"] * rearrange(known, "b -> b 1 1 1")}
-        with tf.GradientTape() as tape:
-            loss = ops.mean(self.loss_at(batch, t, eps, keep, training=True))
-            part = distribution.replica_loss(loss)
         variables = self.unet.trainable_variables
-        norm = distribution.apply_gradients(self.optimizer, tape.gradient(part, variables), variables, self.clip_norm)
+
+        def add_part(i, loss, gradients):
+            rows = shape[0] // self.accumulate
+            here = slice(i * rows, (i + 1) * rows)
+            rows_of = {name: value[here] for name, value in batch.items()}
+            with tf.GradientTape() as tape:
+                part = ops.mean(self.loss_at(rows_of, t[here], eps[here], keep[here], training=True)) / self.accumulate
+                scaled = distribution.replica_loss(part)
+            found = tape.gradient(scaled, variables)
+            return i + 1, loss + part, [total + more for total, more in zip(gradients, found, strict=True)]
+
+        none_yet = (0, 0.0, [tf.zeros(v.shape, v.dtype) for v in variables])
+        if self.accumulate == 1:
+            _, loss, gradients = add_part(*none_yet)
+        else:  # strictly one after the other: side by side they would need the memory of the whole batch
+            _, loss, gradients = tf.while_loop(
+                lambda i, *_: i < self.accumulate, add_part, none_yet, parallel_iterations=1
+            )
+        norm = distribution.apply_gradients(self.optimizer, gradients, variables, self.clip_norm)
         return distribution.for_logs(self.record({"loss": loss, "gradient_norm": norm}))
 
     def test_step(self, batch):
+        """The losses of a batch with the same times and noise in every epoch, and others in every batch.
+
+        Of the validation split, which comes in the order of its people, a row of a batch may always show the same slice
+        index. So with times that depended on the row alone, each slice index would be judged at one time. "number" (B,)
+        int32, the batch's, is what they depend on as well; without it there is one batch only.
+        """
         rows, batch = distribution.at_least_one_row(batch)
         images = batch["image"]
         shape = (tf.shape(images)[0], *images.shape[1:])
-        t, eps, _ = self.draw(shape, (self.seed, -1))  # the same noise and times in every epoch
+        number = batch["number"][0] if "number" in batch else 0
+        t, eps, _ = self.draw(shape, tf.stack([self.seed, -1 - number]))
         each = self.loss_at(batch, t, eps, tf.ones_like(t), training=False)
         quarter = tf.minimum(tf.cast(4.0 * t, tf.int32), 3)
         for i, name in enumerate(self.only_validation):

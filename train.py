@@ -118,7 +118,11 @@ def parser():
     second.add_argument("--zero-snr", action=argparse.BooleanOptionalAction, help="rescale it to end in pure noise")
     second.add_argument("--loss", choices=tuple(modules.DiffusionModel.penalties))
     second.add_argument("--min-snr-gamma", type=float, help="cap of the loss's weight at low noise, 5 in the paper")
-    second.add_argument("--accumulate", type=int, help="batches whose gradients make one step of the optimizer")
+    second.add_argument(
+        "--accumulate",
+        type=int,
+        help="parts in which a batch goes through the network, for less memory and the same step",
+    )
     second.add_argument("--width", type=int, help="channels of the U-Net's first level")
     second.add_argument("--multipliers", type=int, nargs="+", help="channels of each level, in widths")
     second.add_argument("--blocks", type=int, help="residual blocks per level")
@@ -301,7 +305,6 @@ def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
         weight_decay=1e-4,
         use_ema=averaged,
         ema_momentum=momentum if averaged else 0.99,
-        gradient_accumulation_steps=settings["accumulate"] if settings.get("accumulate", 1) > 1 else None,
     )
 
 
@@ -629,6 +632,8 @@ def train_diffusion(run, settings, source, strategy):
             path = run / "latents" / f"{split}.npz"
             options["masks"] = with_masks
             found = dataset.make_latents_dataset(path, stage["batch_size"], training, **options)
+        if not training:  # see `DiffusionModel.test_step`
+            found = found.enumerate().map(lambda i, b: {**b, "number": tf.fill(tf.shape(b["z"]), tf.cast(i, tf.int32))})
         return dataset.with_facts(found, source, columns) if columns else found
 
     validation = batches("validate", training=False)
@@ -733,7 +738,7 @@ def make_diffusion(settings, num_labels, facts=()):
         mask=group["condition_on_mask"],
         **options,
     )
-    names = ("schedule", "prediction", "drop_conditions", "zero_snr", "min_snr_gamma", "loss")
+    names = ("schedule", "prediction", "drop_conditions", "zero_snr", "min_snr_gamma", "loss", "accumulate")
     options = {name: group[name] for name in names}
     return modules.DiffusionModel(unet, clip_x_0=in_pixels, seed=settings["seed"], **options)
 

@@ -137,7 +137,7 @@ def identity(settings, stage):
     common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
     if stage in ("diffusion", "prior") or stage == "autoencoder" and settings[stage]["condition_on_label"]:
         common["labels"] = settings["labels"]
-    planned = ("epochs", "kl_cycle_steps", "window", "recompute")
+    planned = ("epochs", "kl_cycle_steps", "window", "recompute", "accumulate")
     return common | {key: value for key, value in settings[stage].items() if key not in planned}
 
 

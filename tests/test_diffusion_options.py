@@ -179,6 +179,28 @@ def test_a_step_of_training_a_file_and_a_sample(prediction, tmp_path):
     assert np.all(np.isfinite([x_t for x_t, _ in draw(loaded.denoise, x_T, loaded.schedule, 3)]))
 
 
+def test_validation_judges_a_row_at_other_times_in_every_batch_and_at_the_same_in_every_epoch(monkeypatch):
+    model, seen = make(make_linear()), []
+    loss_at = model.loss_at
+
+    def watched(batch, t, eps, *rest, **more):
+        seen.append((t.numpy(), eps.numpy()))
+        return loss_at(batch, t, eps, *rest, **more)
+
+    monkeypatch.setattr(model, "loss_at", watched)
+    model.compile(keras.optimizers.AdamW(1e-3), run_eagerly=True)
+    batches = tf.data.Dataset.from_tensors(batch_of()).repeat(3)
+    batches = batches.enumerate().map(lambda i, batch: {**batch, "number": tf.fill((4,), tf.cast(i, tf.int32))})
+    first, second = (model.evaluate(batches, verbose=0, return_dict=True) for _ in range(2))
+    assert first == second
+    for (t, eps), (t_again, eps_again) in zip(seen[:3], seen[3:], strict=True):
+        np.testing.assert_array_equal(t, t_again)
+        np.testing.assert_array_equal(eps, eps_again)
+    times = np.stack([t for t, _ in seen[:3]])
+    assert (np.ptp(times, axis=0) > 0.01).all() and len(np.unique(times)) == 12
+    assert not np.array_equal(seen[0][1], seen[1][1])
+
+
 def test_a_file_from_before_these_options_has_their_defaults(unet):
     config = make(unet).get_config()
     for name in OPTIONS:

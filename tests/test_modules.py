@@ -172,6 +172,20 @@ def test_two_replicas_give_the_weights_and_reports_of_one_at_the_same_global_bat
         assert history_of_one["revived"][0] > 0
 
 
+def test_a_batch_in_parts_makes_the_step_of_the_whole_batch():
+    def data():
+        return dataset_of(16, 8, size=8, channels=2)
+
+    whole, reports = trained(1, make_small_diffusion, (data, data), True)
+    for replicas, parts in ((1, 4), (2, 2)):
+        model, others = trained(replicas, lambda: make_small_diffusion(accumulate=parts), (data, data), True)  # noqa: B023
+        for weight, other in zip(whole.weights, model.weights, strict=True):
+            np.testing.assert_allclose(other, weight, rtol=1e-4, atol=1e-5, err_msg=weight.path)
+        for name, values in reports.items():
+            np.testing.assert_allclose(others[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+        assert keras.ops.convert_to_numpy(model.optimizer.iterations) == 4
+
+
 # ---- first stage -----------------------------------------------------------------------------------------------------
 
 
