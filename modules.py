@@ -883,7 +883,8 @@ class DiffusionModel(Reports, keras.Model):
         unet: a `UNet`.
         schedule: name in `ldm.schedules.SCHEDULES`.
         prediction: what the network says: one of `ldm.schedules.PREDICTIONS`.
-        drop_conditions: share of training examples that see no condition.
+        drop_conditions: share of training examples that see no condition; of as many others the label alone is unknown,
+            of as many a fact, of as many the mask.
         clip_x_0: clip the predicted x_0 to [-1, 1]; for pixels, never for latents.
         clip_norm: global norm to which gradients are clipped.
         seed: of the noise in training and in validation.
@@ -894,6 +895,7 @@ class DiffusionModel(Reports, keras.Model):
             expect of x_0; l1 estimates the median.
         accumulate: parts that a training batch goes through the network in, one after the other, for less memory and
             the same step; divides a replica's rows.
+        sigma_data: standard deviation of the data, for the prediction "edm".
     """
 
     only_validation = tuple(f"loss_t{start}_{start + 25}" for start in (0, 25, 50, 75))  # by quarter of t, in percent
@@ -917,6 +919,7 @@ class DiffusionModel(Reports, keras.Model):
         min_snr_gamma=None,
         loss="mse",
         accumulate=1,
+        sigma_data=schedules.SIGMA_DATA,
         **kwargs,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # bfloat16 would round t
@@ -934,6 +937,7 @@ class DiffusionModel(Reports, keras.Model):
         if prediction == "eps" and float(self._schedule(1.0)[0]) == 0.0:
             raise ValueError("zero terminal SNR needs the prediction v, x_0, flow or edm: eps leaves x_0 open at t = 1")
         self.zero_snr, self.min_snr_gamma, self.penalty, self.accumulate = zero_snr, min_snr_gamma, loss, accumulate
+        self.sigma_data = sigma_data
         self.unet, self.schedule_name, self.prediction = unet, schedule, prediction
         self.drop_conditions, self.clip_x_0, self.clip_norm, self.seed = drop_conditions, clip_x_0, clip_norm, seed
         names = ("loss", "gradient_norm", *self.only_validation)
@@ -951,8 +955,10 @@ class DiffusionModel(Reports, keras.Model):
         return self._schedule
 
     def get_config(self):
-        names = "prediction drop_conditions clip_x_0 clip_norm seed zero_snr min_snr_gamma accumulate".split()
-        config = {name: getattr(self, name) for name in names} | {"loss": self.penalty}  # Keras has its own self.loss
+        names = "prediction drop_conditions clip_x_0 clip_norm seed zero_snr min_snr_gamma accumulate sigma_data"
+        config = {name: getattr(self, name) for name in names.split()} | {
+            "loss": self.penalty
+        }  # Keras has its own self.loss
         unet = keras.saving.serialize_keras_object(self.unet)
         return {"unet": unet, "schedule": self.schedule_name, "name": self.name, **config}
 
@@ -992,7 +998,7 @@ class DiffusionModel(Reports, keras.Model):
             inputs["mask"] = conditions.get("mask", ops.zeros((rows, *self.data_shape[:2], 4)))
         inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # Keras refuses a mixture
         alpha, sigma = self.coefficients(inputs["t"])
-        c_skip, c_out, c_in = schedules.preconditioning(self.prediction, alpha, sigma)
+        c_skip, c_out, c_in = schedules.preconditioning(self.prediction, alpha, sigma, self.sigma_data)
         x_0 = c_skip * inputs["x"] + c_out * self.unet({**inputs, "x": c_in * inputs["x"]})
         return ops.clip(x_0, -1.0, 1.0) if self.clip_x_0 else x_0
 
@@ -1004,7 +1010,7 @@ class DiffusionModel(Reports, keras.Model):
         """Loss of the network's output at times t (B,) and noise eps: (B,), the mean squared error by default."""
         alpha, sigma = self.coefficients(t)
         x_0 = batch["image"]
-        _, _, c_in = schedules.preconditioning(self.prediction, alpha, sigma)
+        _, _, c_in = schedules.preconditioning(self.prediction, alpha, sigma, self.sigma_data)
         inputs = {
             "x": c_in * schedules.add_noise(x_0, eps, alpha, sigma),
             "t": t,
@@ -1013,10 +1019,11 @@ class DiffusionModel(Reports, keras.Model):
             "keep": keep,
             **{name: batch[name] for name in ("facts", "mask") if name in self.unet.input},
         }
-        target = schedules.to_target(self.prediction, x_0, eps, alpha, sigma)
+        target = schedules.to_target(self.prediction, x_0, eps, alpha, sigma, self.sigma_data)
         loss = self.penalties[self.penalty](target, self.unet(inputs, training=training))  # (B, H, W)
         if self.min_snr_gamma is not None:
-            loss = loss * schedules.min_snr_weight(self.prediction, alpha, sigma, self.min_snr_gamma)[..., 0]
+            weight = schedules.min_snr_weight(self.prediction, alpha, sigma, self.min_snr_gamma, self.sigma_data)
+            loss = loss * weight[..., 0]
         return ops.mean(loss, axis=(1, 2))
 
     def draw(self, shape, seed):
@@ -1044,14 +1051,17 @@ class DiffusionModel(Reports, keras.Model):
         shape = (tf.shape(images)[0], *images.shape[1:])  # the tensor's own batch: a replica's part
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         t, eps, uniform = self.draw(shape, seed)
-        keep = tf.cast(uniform >= self.drop_conditions, tf.float32)
-        if "facts" in self.unet.input:  # as often, each of them alone is unknown
+        drop = self.drop_conditions
+        keep = tf.cast(uniform >= drop, tf.float32)
+        alone = (uniform >= 2 * drop) & (uniform < 3 * drop)  # as often, the label alone is unknown
+        batch = {**batch, "label": tf.where(alone, -1, batch["label"])}
+        if "facts" in self.unet.input:  # likewise each of them
             kinds = batch["facts"].shape[-1]
             other = seed + tf.constant([1_000_003, 0])  # a stream of its own
             uniforms = distribution.global_rows(lambda n: tf.random.stateless_uniform((n, kinds), other), shape[0])
-            batch = {**batch, "facts": tf.where(uniforms < self.drop_conditions, np.nan, batch["facts"])}
+            batch = {**batch, "facts": tf.where(uniforms < drop, np.nan, batch["facts"])}
         if "mask" in self.unet.input:  # likewise
-            known = tf.cast(uniform >= 2 * self.drop_conditions, tf.float32)
+            known = tf.cast(uniform >= 2 * drop, tf.float32)
             batch = {**batch, "mask": batch["mask"] * rearrange(known, "b -> b 1 1 1")}
         variables = self.unet.trainable_variables
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import dataset
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm import anatomy, archive, distribution, figures, guidance, metrics, runs, samplers, table, transforms
+from ldm import anatomy, archive, distribution, figures, guidance, metrics, runs, samplers, schedules, table, transforms
 
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20, "euler": 50, "heun": 41}  # network calls, unless --steps says
 BATCH = 32  # slices that are drawn at a time
@@ -90,7 +90,7 @@ def parser():
     s.add_argument("--fps", type=float, default=12, help="frames per second of the GIF")
     s.add_argument("--show-x0", action="store_true", help="put the predicted x_0 beside x_t in the GIF")
 
-    e = p.add_argument_group("interpolate, denoise, inpaint, anomaly; they use the first --sampler")
+    e = p.add_argument_group("interpolate, denoise, anomaly (they use the first --sampler), inpaint (has its own)")
     e.add_argument("--from", dest="start", type=float, default=0.5, help="t to which real slices are noised")
     e.add_argument(
         "--box",
@@ -248,8 +248,12 @@ class Generator:
 
     def steered(self, told, flags):
         """`denoise(x_t, t)` with the conditions and the guidance that the flags ask for."""
-        away = {**told, "label": tf.fill(told["label"].shape, flags.negative)} if flags.negative_label else None
-        return guidance.guided(self.denoise, told, flags.guidance, flags.guidance_rescale, away)
+        away = None
+        if flags.negative_label is not None:
+            negative = label_index(flags, "negative_label", self.about["data"])
+            away = {**told, "label": tf.fill(told["label"].shape, negative)}
+        limit = 1.0 if self.model.clip_x_0 else None
+        return guidance.guided(self.denoise, told, flags.guidance, flags.guidance_rescale, away, limit)
 
 
 def draw_tissue(autoencoder, images, latents, conditions, path):
@@ -320,25 +324,18 @@ def choose_conditions(flags, data):
     if flags.z == ["sweep"]:
         z = np.linspace(first, last, flags.count or min(last - first + 1, 64))
     elif flags.z:
-        try:
-            z = np.resize([int(value) for value in flags.z], flags.count or max(16, len(flags.z)))
-        except ValueError as error:
-            raise runs.RunError(f"--z takes slice indices or 'sweep', not {' '.join(flags.z)}") from error
+        z = np.resize(slice_indices(flags.z), flags.count or max(16, len(flags.z)))
         if z.min() < first or z.max() > last:
             raise runs.RunError(f"--z must lie between {first} and {last}, the slices that this run was trained on")
     else:
         z = np.linspace(first, last, flags.count or 16)
     names = data["labels"]
     if flags.negative_label is not None:
-        if flags.negative_label not in names:
-            raise runs.RunError(f"--negative-label {flags.negative_label}: {known_labels(names)}")
-        flags.negative = names.index(flags.negative_label)
+        label_index(flags, "negative_label", data)
     if flags.label is None:
         label = np.arange(len(z)) % len(names) if names else np.full(len(z), -1)
-    elif flags.label in names:
-        label = np.full(len(z), names.index(flags.label))
     else:
-        raise runs.RunError(f"--label {flags.label}: {known_labels(names)}")
+        label = np.full(len(z), label_index(flags, "label", data))
     return {"z": np.round(z).astype("int32"), "label": label.astype("int32")}
 
 
@@ -398,8 +395,48 @@ def choose_masks(flags, generator, z):
     return tissue, real, {"mask": generator.shares(tissue)}
 
 
-def known_labels(names):
-    return f"this run knows {' and '.join(names) or 'no labels'}"
+def slice_indices(words):
+    """The numbers that --z names.
+
+    Raises:
+        RunError: for a word that is none.
+    """
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise runs.RunError(f"--z takes slice indices here, not {' '.join(words)}") from error
+
+
+def label_index(flags, flag, data):
+    """The number of a label that a flag names, among those of the training data.
+
+    Raises:
+        RunError: if the run does not know it.
+    """
+    name, names = getattr(flags, flag), data["labels"]
+    if name not in names:
+        known = f"this run knows {' and '.join(names) or 'no labels'}"
+        raise runs.RunError(f"--{flag.replace('_', '-')} {name}: {known}")
+    return names.index(name)
+
+
+def told_labels(flags, generator, source, label):
+    """Labels (N,) int32 of real slices as the run numbers them, which may have been trained on other data; or --label.
+
+    Raises:
+        RunError: for a label that the run does not know.
+    """
+    data = generator.about["data"]
+    names, known = source.label_names, list(data["labels"])
+    if flags.label is not None:
+        return np.full(len(label), label_index(flags, "label", data), "int32")
+    if not known:  # a run that was told none
+        return np.full(len(label), -1, "int32")
+    if foreign := sorted({names[i] for i in label if i >= 0} - set(known)):
+        raise runs.RunError(
+            f"{source.path}: slices are labelled {foreign[0]}, and this run knows {' and '.join(known)}"
+        )
+    return np.array([known.index(names[i]) if i >= 0 else -1 for i in label], "int32")
 
 
 def to_images(x, decode, conditions):
@@ -429,9 +466,9 @@ def interpolate(flags, run):
     steps = flags.steps or STEPS[name]
     if ends is None:
         x_t = guidance.spherical(*generator.noise([flags.seed], (0, 1)), count)
-    else:  # both noised by the same noise to a time at which the network decides what lies between them
-        eps = generator.noise([flags.seed], (0,))
-        x_t = guidance.spherical(*generator.noised(generator.encode(*ends), flags.start, eps), count)
+    else:  # all noised by the same noise, to a time at which the network decides what lies between them
+        x_0 = guidance.spherical(*generator.encode(*ends), count)
+        x_t = generator.noised(x_0, flags.start, generator.noise([flags.seed], (0,)))
         steps, options = max(1, round(steps * flags.start)), {"start": flags.start}
         conditions = {key: np.repeat(value[:1], count, axis=0) for key, value in ends[1].items()}
     images = generator.decode(generator.draw(name, x_t, conditions, steps, flags, **options)[-1][0], conditions)
@@ -494,16 +531,25 @@ def inpaint(flags, run):
 
 
 def with_real_slices(flags, run):
-    """The run's generator, and real slices (N, H, W, 1) in [-1, 1] with their conditions, spread over the split."""
+    """The run's generator, and real slices (N, H, W, 1) in [-1, 1] with their conditions, spread over the split.
+
+    They are of the slice indices that --z names, if any; --label stands in for their own.
+
+    Raises:
+        RunError: for an index or a label that is not there.
+    """
     generator = Generator(run)
     settings = generator.about["settings"]
     source = dataset.open_recorded(generator.about, flags.data)
     with_masks = bool(settings["diffusion"].get("condition_on_mask") and source.masks)
     whole = dataset.read_split(source, flags.split, settings["image_size"], masks=with_masks)
-    count = min(flags.count or 8, len(whole["z"]))
-    some = np.linspace(0, len(whole["z"]) - 1, count).round().astype(int)
+    rows = np.flatnonzero(np.isin(whole["z"], slice_indices(flags.z))) if flags.z else np.arange(len(whole["z"]))
+    if not len(rows):
+        raise runs.RunError(f"--z {' '.join(flags.z)}: {source.path} has no such slices of the {flags.split} people")
+    count = min(flags.count or 8, len(rows))
+    some = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
     chosen = {key: value[some] for key, value in whole.items()}
-    conditions = {"z": chosen["z"], "label": chosen["label"]}
+    conditions = {"z": chosen["z"], "label": told_labels(flags, generator, source, chosen["label"])}
     if columns := generator.about["data"].get("columns"):
         conditions["facts"] = dataset.facts_of(source, chosen["case"], columns)
     if with_masks:
@@ -522,9 +568,9 @@ def real_pair(generator, flags):
     people = np.unique(found["case"])[:2]
     if len(people) < 2:
         raise runs.RunError(f"interpolate --between slices needs two {flags.split} people, and {source.path} has fewer")
-    index = int(flags.z[0]) if flags.z and flags.z[0].isdecimal() else np.median(found["z"])
+    index = slice_indices(flags.z)[0] if flags.z else np.median(found["z"])
     rows = [np.where(found["case"] == case, np.abs(found["z"] - index), np.inf).argmin() for case in people]
-    told = {"z": found["z"][rows], "label": found["label"][rows]}
+    told = {"z": found["z"][rows], "label": told_labels(flags, generator, source, found["label"][rows])}
     if columns := generator.about["data"].get("columns"):
         told["facts"] = dataset.facts_of(source, found["case"][rows], columns)
     return found["image"][rows], told
@@ -630,11 +676,12 @@ def check(flags):
     for name in ("eta", "guidance_rescale", "top_p"):
         if not 0 <= getattr(flags, name) <= 1:
             raise runs.RunError(f"--{name.replace('_', '-')} must lie between 0 and 1, not {getattr(flags, name)}")
+    for name in ("negative_label", "guidance_rescale"):
+        if getattr(flags, name) and flags.guidance == 1.0:
+            raise runs.RunError(f"--{name.replace('_', '-')} has no effect without --guidance: give it more than 1")
     for name in ("temperature", "top_k"):
         if getattr(flags, name) < 0:
             raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(flags, name)}")
-    if flags.negative_label and flags.guidance == 1.0:
-        raise runs.RunError("--negative-label has no effect without --guidance: give it more than 1")
     if flags.person and (flags.z or flags.prior != "diffusion"):
         raise runs.RunError("--person sweeps all slice indices of the diffusion model: leave --z and --prior out")
     if min(flags.voxel) <= 0:
@@ -643,19 +690,47 @@ def check(flags):
         raise runs.RunError(f"--from is a time above 0 and at most 1, which is noise, not {flags.start}")
     if flags.resample < 1:
         raise runs.RunError(f"--resample must be at least 1, not {flags.resample}")
+    if flags.task == "interpolate" and flags.count == 1:
+        raise runs.RunError("interpolate goes from one slice to another: give --count 2 or more")
+    if flags.spacing == "trailing" and (flags.steps or 0) > schedules.TABLE_LENGTH:
+        raise runs.RunError(f"--spacing trailing has at most {schedules.TABLE_LENGTH} steps, not {flags.steps}")
     between_slices = flags.task == "interpolate" and flags.between == "slices"
-    sampling, noises = flags.task in ("sample", "interpolate"), flags.prior == "diffusion" and not between_slices
-    for flag, used in (
-        ("conditions", sampling and noises),
-        ("mask", flags.task == "sample" and noises),
-        ("between", flags.task == "interpolate" or flags.between == "noises"),
-    ):
-        if getattr(flags, flag) and not used:
-            raise runs.RunError(f"--{flag} has no effect on what is asked for here: leave it out")
+    refuse_idle_flags(flags, between_slices)
     if (between_slices or flags.task in ("denoise", "anomaly")) and flags.start < 1 and flags.spacing != "uniform":
         raise runs.RunError(f"--spacing {flags.spacing} goes from noise alone: leave it out with --from")
     if flags.fps <= 0:
         raise runs.RunError(f"--fps must be more than 0, not {flags.fps}")
+
+
+def refuse_idle_flags(flags, between_slices):
+    """Raises:
+    RunError: for a flag that would have no effect on what is asked for.
+    """
+    made_up = flags.task == "sample" or flags.task == "interpolate" and not between_slices  # no real slice is shown
+    network = flags.task != "reconstruct" and flags.prior == "diffusion"
+    free = network and flags.task != "inpaint"
+    real = not made_up or flags.mask == ["data"]
+    used = {
+        "prior": flags.task == "sample",
+        **dict.fromkeys(("steps", "guidance"), network),
+        **dict.fromkeys(("sampler", "spacing"), free),
+        "eta": free and "ddim" in flags.sampler,
+        **dict.fromkeys(("guidance_rescale", "negative_label"), network and flags.guidance != 1.0),
+        **dict.fromkeys(("temperature", "top_k", "top_p"), flags.prior == "transformer"),
+        **dict.fromkeys(("person", "mask", "show_x0"), flags.task == "sample" and network),
+        "voxel": flags.person,
+        "conditions": made_up and network,
+        **dict.fromkeys(("z", "label"), flags.task != "reconstruct"),
+        "start": between_slices or flags.task in ("denoise", "anomaly"),
+        **dict.fromkeys(("box", "resample"), flags.task == "inpaint"),
+        "between": flags.task == "interpolate",
+        **dict.fromkeys(("data", "split"), real),
+    }
+    defaults = parser()
+    for flag, has_effect in used.items():
+        if not has_effect and getattr(flags, flag) != defaults.get_default(flag):
+            name = "from" if flag == "start" else flag.replace("_", "-")
+            raise runs.RunError(f"--{name} has no effect on what is asked for here: leave it out")
 
 
 def main(argv=None):

@@ -47,15 +47,15 @@ import sys
 
 import predict
 
-at = ["--run", f"{sys.argv[1]}/run", "--out", f"{sys.argv[1]}/samples", "--steps", "4"]
+at = ["--run", f"{sys.argv[1]}/run", "--out", f"{sys.argv[1]}/samples"]
 for words in (
     "--prior transformer --count 4 --top-k 50",
-    "--person --sampler euler",
-    "--mask data --count 4 --sampler ddim",
-    "interpolate --count 4 --between slices --split train",
-    "denoise --count 2 --from 0.3",
-    "anomaly --count 2",
-    "inpaint --count 2 --resample 2",
+    "--person --sampler euler --steps 4",
+    "--mask data --count 4 --sampler ddim --steps 4",
+    "interpolate --count 4 --between slices --split train --steps 4",
+    "denoise --count 2 --from 0.3 --steps 4",
+    "anomaly --count 2 --steps 4",
+    "inpaint --count 2 --resample 2 --steps 4",
 ):
     if predict.main([*words.split(), *at]):
         sys.exit(f"smoke run: predict.py {words} failed")
@@ -67,7 +67,7 @@ END
 
 other_runs() { # pixels; the other first stages
     printf 'case,label,age,sex\n1,AD,71,F\n2,NC,64,M\n3,AD,80,F\n4,NC,,M\n' > "$smoke/people.csv"
-    "$python" train.py --run "$smoke/pixels" $tiny --autoencoder none --attention 8 --schedule flow --prediction flow \
+    "$python" train.py --run "$smoke/pixels" $tiny --autoencoder none --attention 8 --schedule flow --prediction flow --accumulate 2 \
         --labels "$smoke/people.csv" --conditions age sex
     "$python" predict.py --run "$smoke/pixels" --out "$smoke/other" --sampler heun dpm_solver_pp --steps 3 --count 4 \
         --guidance 2 --conditions age=70

@@ -740,6 +740,7 @@ def make_diffusion(settings, num_labels, facts=()):
     )
     names = ("schedule", "prediction", "drop_conditions", "zero_snr", "min_snr_gamma", "loss", "accumulate")
     options = {name: group[name] for name in names}
+    options["sigma_data"] = schedules.SIGMA_DATA if in_pixels else 1.0
     return modules.DiffusionModel(unet, clip_x_0=in_pixels, seed=settings["seed"], **options)
 
 
@@ -758,14 +759,15 @@ def spread(batches, count):
 
 def refuse_new_ground(run, stages, settings):
     """Raises:
-    RunError: if a finished first stage would be trained further under a diffusion model that was built on it.
+    RunError: if a finished first stage would be trained further under a second stage that was built on it.
     """
     finished = (runs.load_json(run / "autoencoder.json") or {}).get("finished", False)
     further = "autoencoder" in stages and finished and not is_finished(run, "autoencoder", settings)
-    if further and (run / "diffusion.json").exists():
+    above = [stage for stage in ("diffusion", "prior") if (run / f"{stage}.json").exists()]
+    if further and above:
         raise runs.RunError(
-            f"{run}: more --epochs for the first stage would change the latents under its diffusion model: say "
-            "`train.py diffusion` to train that further, or give the new run a name with --run"
+            f"{run}: more --epochs for the first stage would change the latents under its {above[0]} stage: say "
+            f"`train.py {above[0]}` to train that further, or give the new run a name with --run"
         )
 
 
@@ -805,6 +807,7 @@ def self_test(settings, source, strategy):
     options = {"training": True, "augment": 0.0, "masks": with_masks or segments}
     batch = next(iter(dataset.make_dataset(source, "train", settings["image_size"], count, **options)))
     learned = True
+    settings["diffusion"]["accumulate"] = 1  # one batch of a few slices
     if not in_pixels:
         settings["autoencoder"]["kl_cycle_steps"] = 0
         with strategy.scope():
@@ -875,13 +878,16 @@ def announce(flags, run, settings, source, strategy, precision):
 def work(flags):
     """Do what the flags say; returns the exit status."""
     run, stages, settings = resolve(flags)
-    strategy = distribution.make_strategy(flags.replicas)
-    for stage in ("autoencoder", "diffusion", "prior"):
-        if settings[stage]["batch_size"] % strategy.num_replicas_in_sync:
-            raise runs.RunError(
-                f"--batch-size {settings[stage]['batch_size']} must be divisible by the "
-                f"{strategy.num_replicas_in_sync} replicas"
-            )
+    try:
+        strategy = distribution.make_strategy(flags.replicas)
+    except ValueError as error:
+        raise runs.RunError(f"{error}: give fewer") from error
+    replicas = strategy.num_replicas_in_sync
+    for stage in stages:
+        rows, parts = settings[stage].get("batch_size", replicas), settings[stage].get("accumulate", 1)
+        if rows % (replicas * parts):
+            share = f" times the {parts} parts of --accumulate" if parts > 1 else ""
+            raise runs.RunError(f"--batch-size {rows} of {stage} must be divisible by the {replicas} replicas{share}")
     precision = distribution.set_precision(flags.precision)
     source = open_data(settings)
     refuse_missing(settings, source)

@@ -101,7 +101,15 @@ def check(settings):
     for name in ("kl_weight", "kl_cycles", "adversarial_weight"):
         if first[name] < 0:
             raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {first[name]}")
-    size, unet = settings["image_size"], settings["diffusion"]
+    size, unet, prior = settings["image_size"], settings["diffusion"], settings["prior"]
+    if not 0 <= unet["dropout"] < 1:
+        raise runs.RunError(f"--dropout must be 0 or more and less than 1, not {unet['dropout']}")
+    if min(unet["multipliers"]) < 1:
+        raise runs.RunError(f"--multipliers must be 1 or more each, not {min(unet['multipliers'])}")
+    if unet["min_snr_gamma"] is not None and unet["min_snr_gamma"] <= 0:
+        raise runs.RunError(f"--min-snr-gamma must be more than 0, not {unet['min_snr_gamma']}: the paper's is 5")
+    if prior["width"] % prior["heads"]:
+        raise runs.RunError(f"--prior-width {prior['width']} must be divisible by --prior-heads {prior['heads']}")
     if unet["recompute"] and unet["dropout"]:
         raise runs.RunError("--recompute would draw another --dropout on the way back: leave one of them out")
     if unet["prediction"] == "eps" and (unet["zero_snr"] or unet["schedule"] == "flow"):

@@ -127,8 +127,8 @@ def log_snr(alpha, sigma):
 
 PREDICTIONS = ("eps", "v", "x_0", "flow", "edm")
 
-# Standard deviation of the data that "edm" counts on: the paper's, for pixels in [-1, 1]. Data of unit variance, such
-# as latents, need no option of their own: with sigma_data = 1 and alpha^2 + sigma^2 = 1, "edm" is -v.
+# Standard deviation of the data that "edm" counts on: the paper's, for pixels in [-1, 1]. Latents have unit variance:
+# with sigma_data = 1 and alpha^2 + sigma^2 = 1, "edm" is -v.
 SIGMA_DATA = 0.5
 
 

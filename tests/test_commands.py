@@ -62,6 +62,12 @@ def refusal(main, argv, capsys):
         (["--labels", "none.csv", "--data", "flat"], "--labels none.csv"),
         (["--condition-on-mask", "--data", "flat"], "--condition-on-mask needs tissue masks"),
         (["--recompute", "--dropout", "0.1"], "--recompute"),
+        (["--dropout", "-1"], "--dropout"),
+        (["--multipliers", "0", "1"], "--multipliers"),
+        (["--min-snr-gamma", "0"], "--min-snr-gamma"),
+        (["prior", "--prior-heads", "3"], "divisible by --prior-heads 3"),
+        (["--accumulate", "3"], "--batch-size 32 of diffusion must be divisible by the 1 replicas times the 3 parts"),
+        (["--replicas", "99"], "--replicas"),
         (["--zero-snr", "--prediction", "eps"], "--zero-snr"),
     ],
 )
@@ -103,8 +109,10 @@ def test_a_finished_first_stage_is_not_trained_further_under_its_diffusion_model
     (run / "autoencoder.json").write_text(json.dumps(stored))
     more = ["autoencoder", *argv, "--epochs", "99"]
     train.resolve(train.parser().parse_args(more))  # nothing stands on it yet
-    (run / "diffusion.json").write_text(json.dumps({"settings": settings, "data": {}}))
-    assert "would change the latents" in refusal(train.main, more, capsys)
+    for stage in ("diffusion", "prior"):
+        (run / f"{stage}.json").write_text(json.dumps({"settings": settings, "data": {}}))
+        assert f"would change the latents under its {stage}" in refusal(train.main, more, capsys)
+        (run / f"{stage}.json").unlink()
     train.resolve(train.parser().parse_args(["diffusion", *argv, "--epochs", "99"]))
 
 
@@ -194,6 +202,19 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
         (["--negative-label", "AD"], "--negative-label has no effect without --guidance"),
         (["--prior", "transformer", "--run", "nowhere"], "python train.py autoencoder"),
         (["--prior", "normal", "--run", "nowhere"], "python train.py autoencoder"),
+        (["--guidance-rescale", "0.5"], "--guidance-rescale has no effect without --guidance"),
+        (["--eta", "1", "--sampler", "heun"], "--eta has no effect"),
+        (["--prior", "histogram", "--steps", "5"], "--steps has no effect"),
+        (["--prior", "normal", "--guidance", "2"], "--guidance has no effect"),
+        (["--top-k", "5"], "--top-k has no effect"),
+        (["--prior", "histogram", "--temperature", "0.5"], "--temperature has no effect"),
+        (["inpaint", "--sampler", "heun"], "--sampler has no effect"),
+        (["--from", "0.3"], "--from has no effect"),
+        (["denoise", "--box", "1", "1", "2", "2"], "--box has no effect"),
+        (["--split", "train"], "--split has no effect"),
+        (["reconstruct", "--label", "AD"], "--label has no effect"),
+        (["interpolate", "--count", "1"], "--count 2"),
+        (["--spacing", "trailing", "--steps", "2000"], "--spacing trailing"),
     ],
 )
 def test_predict_refuses_in_one_sentence(argv, named, capsys):
@@ -208,6 +229,46 @@ def test_predict_knows_what_the_run_was_trained_on(z, label, said):
     argv = (["--z", *z] if z else []) + (["--label", label] if label else [])
     with pytest.raises(predict.runs.RunError, match=said):
         predict.choose_conditions(predict.parser().parse_args(argv), {"z": [0, 31], "labels": ["AD", "NC"]})
+
+
+def test_labels_of_other_data_are_told_by_name():
+    class Of:  # a generator, and a source
+        about = {"data": {"labels": ["AD", "NC"]}}
+        label_names, path = ("AD", "MCI", "NC"), "other.zip"
+
+    none, label = predict.parser().parse_args(["denoise"]), np.array([2, 0, -1])
+    np.testing.assert_array_equal(predict.told_labels(none, Of, Of, label), [1, 0, -1])
+    with pytest.raises(predict.runs.RunError, match="labelled MCI"):
+        predict.told_labels(none, Of, Of, np.array([0, 1]))
+    flags = predict.parser().parse_args(["denoise", "--label", "NC"])
+    np.testing.assert_array_equal(predict.told_labels(flags, Of, Of, np.array([0, 1])), [1, 1])
+
+
+def test_all_points_between_two_slices_carry_the_noise_that_their_time_says(monkeypatch, tmp_path):
+    """Two noised slices share their noise, so that an arc between these would carry more of it in the middle."""
+    rng, drawn = np.random.default_rng(0), []
+    ends = rng.standard_normal((2, 16, 16, 4)).astype("float32")
+
+    class Still:
+        about = {"data": {"labels": [], "z": [0, 31]}}
+        noise = staticmethod(lambda seed, numbers: rng.standard_normal((1, 16, 16, 4)).astype("float32"))
+        noised = staticmethod(lambda x_0, t, eps: np.sqrt(1 - t**2) * x_0 + t * eps)
+
+        def draw(self, name, x_t, conditions, steps, flags, start):
+            drawn.append(x_t)
+            return [(x_t, x_t)]
+
+        def decode(self, x, conditions):
+            return np.zeros((len(x), 8, 8, 1), "float32")
+
+    still, told = Still(), {"z": np.array([3, 3]), "label": np.array([-1, -1])}
+    pictures = np.zeros((2, 8, 8, 1), "float32")
+    still.encode = lambda images, told: ends  # of unit variance, as latents are
+    monkeypatch.setattr(predict, "Generator", lambda run: still)
+    monkeypatch.setattr(predict, "real_pair", lambda generator, flags: (pictures, told))
+    argv = ["interpolate", "--between", "slices", "--out", str(tmp_path), "--sampler", "ddim", "--count", "5"]
+    predict.interpolate(predict.parser().parse_args(argv), tmp_path)
+    np.testing.assert_allclose(drawn[0].std(axis=(1, 2, 3)), 1.0, atol=0.1)  # of an arc, 1.15 in the middle
 
 
 def test_a_sweep_asks_for_every_slice_index_in_order():

@@ -34,6 +34,12 @@ def test_guiding_x_0_is_guiding_eps():
     np.testing.assert_allclose(schedules.to_eps(x_0, X, alpha, sigma), eps[1] + 2.5 * (eps[0] - eps[1]), atol=1e-4)
 
 
+def test_guided_pixels_stay_in_their_range():
+    free, limited = (guidance.guided(denoise, Z, 2.5, limit=limit)(X, T) for limit in (None, 4.0))
+    assert np.abs(free).max() > 8
+    np.testing.assert_array_equal(limited, np.clip(free, -4, 4))
+
+
 @pytest.mark.parametrize("rescale", [0.0, 0.4, 1.0])
 def test_rescaling_takes_added_contrast_back(rescale):
     def stretching(x_t, t, conditions):
