@@ -87,8 +87,9 @@ class Slices:
         return Slices(**parts)
 
     def spread(self, count):
-        """`count` of them, evenly spread over the order."""
-        return self.take(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int))
+        """`count` of them, as many of each slice index as there can be: sets are compared at the same indices."""
+        places = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+        return self.take(np.argsort(self.z, kind="stable")[places])
 
 
 @dataclass
@@ -428,7 +429,7 @@ def label_effects(study, measured, text, warnings):
         chosen = np.isin(slices.label, (0, 1))
         area, label = values["ventricle_area"][chosen], slices.label[chosen]
         try:
-            d, interval = anatomy.effect_size(area, label, slices.case[chosen])
+            d, interval = anatomy.effect_size(area, label, slices.case[chosen], names)
             ratio = float(area[label == 0].mean() / max(area[label == 1].mean(), 1e-9))
             effects[kind] = {"d": d, "interval": list(interval), "ratio": ratio}
         except ValueError as error:
@@ -438,7 +439,9 @@ def label_effects(study, measured, text, warnings):
         for kind, e in effects.items()
     )
     text.append(
-        f"Ventricle area, {names[0]} against {names[1]}: Cohen's d with 95 % interval, and ratio of the means: {said}."
+        f"Ventricle area, {names[0]} against {names[1]}: Cohen's d with 95 % interval, and ratio of the means: {said}. "
+        "Compare the ratios: d of people is of their means over all their slices, and a sample has one slice, so its "
+        "d is smaller for the same effect."
     )
     return effects
 
@@ -524,6 +527,11 @@ def half(images, most=128):
 def leaks(study):
     """Whether people or pictures are in two splits, or a stage saw people that the data now calls test people."""
     warnings, splits = [], study.source.manifest()["splits"]
+    if study.source.kind == "class folders":
+        warnings.append(
+            "A person is what stands before the slice number in a file's name. In ADNI's archive that is a scan: who "
+            "was scanned several times may be in several splits, and scores on the test people are then too good."
+        )
     test = set(splits["test"]["cases"])
     for stage in runs.STAGES:
         stored = runs.load_json(study.run / f"{stage}.json")

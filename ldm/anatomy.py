@@ -361,7 +361,7 @@ def _cohens_d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def effect_size(
-    values: np.ndarray, labels: np.ndarray, people: np.ndarray, resamples: int = 2000, seed: int = 0
+    values: np.ndarray, labels: np.ndarray, people: np.ndarray, called=None, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
     """Cohen's d of a measure between two labels, with people as the unit: slices of one person are not independent.
 
@@ -369,6 +369,7 @@ def effect_size(
         values: (N,) a measure of each slice; NaNs are left out.
         labels: (N,) int label of each slice; negative is unknown, and left out.
         people: (N,) the person of each slice, integers or strings.
+        called: the labels' names, for what is said of them.
         resamples: how many times people are drawn anew, with replacement, within their label.
         seed: of those draws.
 
@@ -397,6 +398,7 @@ def effect_size(
         mine, slices = people[labels == name], values[labels == name]
         groups.append(np.array([slices[mine == person].mean() for person in np.unique(mine)]))
         if len(groups[-1]) < LEAST_PEOPLE:
+            name = called[name] if called else name
             raise ValueError(f"an effect size needs {LEAST_PEOPLE} people per label, but {name} has {len(groups[-1])}")
     if not any(np.ptp(group) for group in groups):
         raise ValueError("all people of a label have the same value: there is no spread to measure an effect by")

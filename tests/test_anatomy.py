@@ -327,6 +327,8 @@ def test_effect_sizes_that_mean_nothing_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             anatomy.effect_size(*arguments)
+    with pytest.raises(ValueError, match="but NC has 3"):
+        anatomy.effect_size(values[:7], labels[:7], people[:7], ("AD", "NC"))
 
 
 # ---------------------------------------------------------------------------------------------------------- real slices

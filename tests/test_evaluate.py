@@ -129,6 +129,16 @@ def test_exit_status_3_means_more_copies_than_allowed(rate, limit, status):
     assert evaluate.audit_status(facts, limit) == status
 
 
+def test_sets_are_compared_at_the_same_slice_indices():
+    z = np.random.default_rng(0).integers(0, 8, 1000)
+    z = np.concatenate([z, np.arange(8)])
+    slices = evaluate.Slices(np.zeros((len(z), 1, 1, 1)), z, z, np.arange(len(z)))
+    counts = np.bincount(slices.spread(96).z)
+    assert len(counts) == 8 and np.ptp(counts / np.bincount(z)) < 0.02  # in proportion, none left out
+    people = evaluate.Slices(np.zeros((64, 1, 1, 1)), np.tile(np.arange(8), 8), np.tile(z[:8], 8), np.arange(64))
+    assert (np.bincount(people.spread(32).z) == 4).all()
+
+
 def test_halving_averages_blocks():
     images = np.random.default_rng(0).random((2, 256, 256, 1))
     np.testing.assert_allclose(evaluate.half(images)[1, 3, 5], images[1, 6:8, 10:12, 0].mean())
