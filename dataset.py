@@ -505,7 +505,7 @@ def brain_window(source: Source, size: int, step: int) -> list[int] | None:
     for axis in (1, 0):
         filled = np.flatnonzero(seen.max(axis=axis))
         first, last = (filled[0], filled[-1] + 1) if len(filled) else (0, size)
-        room = size // 40
+        room = size // 40  # `modules.Autoencoder.pad` counts on it
         length = min(-(-(last - first + 2 * room) // step) * step, size)
         window.append((int(np.clip((first + last - length) // 2, 0, size - length)), int(length)))
     (top, height), (left, width) = window

@@ -173,11 +173,19 @@ class Autoencoder(Reports, keras.Model):
         return ops.convert_to_tensor(images)[:, top : top + height, left : left + width]
 
     def pad(self, images, value):
-        """The inverse of `crop`, with `value` around the window."""
+        """The inverse of `crop`, with `value` around the window.
+
+        The window's outermost patch gets it as well, as far as `dataset.brain_window` left room there, a fortieth of
+        the side: nothing is in it, and the decoder, whose convolutions see zeros beyond, puts specks into the corners.
+        """
         top, left, height, width = self.window
-        margins = [(0, 0), (top, self.image_size - top - height), (left, self.image_size - left - width)]
-        margins += [(0, 0)] * (len(images.shape) - 3)
-        return ops.pad(images, margins, constant_values=value)
+        margins = [(top, self.image_size - top - height), (left, self.image_size - left - width)]
+        room = min(self.patch, self.image_size // 40)
+        rest = len(images.shape) - 3
+        cut = [tuple(room if margin else 0 for margin in pair) for pair in margins]
+        inside = images[:, cut[0][0] : height - cut[0][1], cut[1][0] : width - cut[1][1]]
+        margins = [tuple(np.add(margin, less)) for margin, less in zip(margins, cut, strict=True)]
+        return ops.pad(inside, [(0, 0), *margins, *[(0, 0)] * rest], constant_values=value)
 
     def framed(self, batch):
         """A batch of whole pictures -> the same with what the window shows of them."""

@@ -285,6 +285,14 @@ def test_outside_the_window_nothing_is_seen_and_all_is_black():
     assert np.asarray(model.crop(decoded)).std() > 0 and np.unique(model.crop(tissue)).size > 1
 
 
+def test_the_room_around_the_brain_is_black_where_the_window_has_edges_of_its_own():
+    model = modules.VQVAE(80, window=(8, 0, 64, 80), **{"num_codes": 16, **FIRST_STAGE})
+    padded = np.asarray(model.pad(np.ones((1, 64, 80, 1), "float32"), -1.0))[0, ..., 0]
+    room = min(model.patch, 2)
+    np.testing.assert_array_equal(padded[8 + room : 72 - room], 1.0)  # to the left and right end of the picture
+    assert (padded[: 8 + room] == -1).all() and (padded[72 - room :] == -1).all()
+
+
 def test_a_step_compares_what_the_window_shows():
     model, batch = compiled(randomised(make_windowed())), tensors(batch_of(4))
     reported = model.test_step(batch)["reconstruction"]
