@@ -6,7 +6,7 @@ python predict.py --person                   one head: a stack of slices that be
 python predict.py --prior transformer        codes drawn one by one; histogram, normal: what random latents give
 python predict.py interpolate                from one noise to another, on the arc between them
 python predict.py denoise --from 0.5         variations: real slices, noised to t = 0.5 and denoised
-python predict.py inpaint --box 96 96 64 64  a part of real slices drawn anew
+python predict.py inpaint                    a part of real slices drawn anew: the middle, or --box
 python predict.py anomaly --from 0.4         what the model would have drawn instead: a map of differences
 python predict.py reconstruct --data ...     real slices through the first stage: sheet and scores
 """

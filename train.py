@@ -894,6 +894,8 @@ def work(flags):
     settings["autoencoder"]["window"] = find_window(settings, source)
     rules.check_levels(settings)
     announce(flags, run, settings, source, strategy, precision)
+    if flags.data and not flags.preset and not any((run / f"{stage}.json").exists() for stage in runs.STAGES):
+        print("no --preset given: these are the settings for phantoms; --preset oasis-256 is for slices of 256 pixels")
     if flags.dry_run:
         print(runs.json.dumps(settings, indent=2))
         return 0

@@ -128,10 +128,10 @@ def test_settings_come_from_preset_then_run_then_flags(tmp_path):
     def settings(*argv):
         return train.resolve(train.parser().parse_args(["--run", str(tmp_path / "run"), *argv]))[2]
 
-    preset = settings("--preset", "oasis-256")
+    preset = settings("--preset", "256-f8")
     assert preset["image_size"] == 256 and preset["autoencoder"]["epochs"] == 14
-    assert settings("--preset", "oasis-256", "--num-codes", "64")["autoencoder"]["num_codes"] == 64
-    only = settings("autoencoder", "--preset", "oasis-256", "--epochs", "3")
+    assert settings("--preset", "256-f8", "--num-codes", "64")["autoencoder"]["num_codes"] == 64
+    only = settings("autoencoder", "--preset", "256-f8", "--epochs", "3")
     assert only["autoencoder"]["epochs"] == 3 and only["diffusion"]["epochs"] == preset["diffusion"]["epochs"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": only}))
