@@ -548,6 +548,7 @@ def with_real_slices(flags, run):
         raise runs.RunError(f"--z {' '.join(flags.z)}: {source.path} has no such slices of the {flags.split} people")
     count = min(flags.count or 8, len(rows))
     some = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    some = some[np.argsort(whole["z"][some], kind="stable")]
     chosen = {key: value[some] for key, value in whole.items()}
     conditions = {"z": chosen["z"], "label": told_labels(flags, generator, source, chosen["label"])}
     if columns := generator.about["data"].get("columns"):
@@ -638,6 +639,7 @@ def reconstruct(flags, run):
     print(f"background: {background:.4f} on average where the real slice is black (0)")
     out = Path(flags.out)
     some = np.linspace(0, len(real) - 1, 8).round().astype(int)
+    some = some[np.argsort(z[some], kind="stable")]
     figures.reconstruction_sheet(out / "reconstruct.png", real[some], fake[some], z[some])
     facts = {"run": str(run), "data": source.path, "split": flags.split, "scores": scores, "background": background}
     if autoencoder.tissues:

@@ -164,10 +164,12 @@ def table(flags):
 
 def against(flags):
     """Ours and `VQModel` for as many minutes each, the same people, one after the other on the same machine."""
+    from throughput import peer_python
+
     with tempfile.TemporaryDirectory() as folder:
         sides = {
             "ours": [sys.executable, HERE / "ours.py", "autoencoder"],
-            "diffusers VQModel": [flags.peer, HERE / "peers.py", "autoencoder"],
+            "diffusers VQModel": [peer_python(flags.peers), HERE / "peers.py", "autoencoder"],
         }
         rows = {}
         for name, command in sides.items():
@@ -297,7 +299,7 @@ def main():
     t.add_argument("--out", default="first_stage.png", help="the rate/quality curve (default: first_stage.png)")
     a = commands.add_parser("against")
     a.add_argument("--minutes", type=float, default=20)
-    a.add_argument("--peer", default=HERE / ".venv" / "bin" / "python", help="a Python that has diffusers")
+    a.add_argument("--peers", help="a Python that has diffusers (default: benchmarks/.venv, made on first use)")
     b = commands.add_parser("ablation")
     b.add_argument("--steps", type=int, default=400)
     b.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), help="default: all")
