@@ -179,6 +179,23 @@ def test_a_step_of_training_a_file_and_a_sample(prediction, tmp_path):
     assert np.all(np.isfinite([x_t for x_t, _ in draw(loaded.denoise, x_T, loaded.schedule, 3)]))
 
 
+def test_a_tenth_sees_no_condition_and_another_tenth_no_label(monkeypatch):
+    model, seen = make(make_linear()), []
+    loss_at = model.loss_at
+
+    def watched(batch, t, eps, keep, training):
+        seen.append((batch["label"].numpy(), keep.numpy()))
+        return loss_at(batch, t, eps, keep, training)
+
+    monkeypatch.setattr(model, "loss_at", watched)
+    model.compile(keras.optimizers.AdamW(1e-3), run_eagerly=True)
+    model.fit(tf.data.Dataset.from_tensors(batch_of(4000) | {"label": tf.ones(4000, tf.int32)}), verbose=0)
+    label, keep = seen[0]
+    assert set(label) == {-1, 1}
+    assert np.mean(keep == 0) == pytest.approx(0.1, abs=0.02) == np.mean(label == -1)
+    assert not np.any((keep == 0) & (label == -1))
+
+
 def test_validation_judges_a_row_at_other_times_in_every_batch_and_at_the_same_in_every_epoch(monkeypatch):
     model, seen = make(make_linear()), []
     loss_at = model.loss_at
