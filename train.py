@@ -148,6 +148,9 @@ def parser():
         choices=("loss", "kid"),
         help="which epoch is kept: least validation loss, or samples nearest to validation people",
     )
+    second.add_argument(
+        "--patience", type=int, help="epochs without a new least validation loss, after which training stops"
+    )
     second.add_argument("--views", type=int, help="latents stored per slice: the first as is, the others augmented")
     third = p.add_argument_group("prior, a transformer over the codes of a VQ-VAE")
     third.add_argument("--prior-width", type=int, help="channels")
@@ -181,7 +184,7 @@ PLACES = {
         flag: [("diffusion", flag)]
         for flag in (
             "schedule prediction zero_snr loss min_snr_gamma accumulate width multipliers blocks attention "
-            "head_size dropout gates recompute conditions condition_on_mask select"
+            "head_size dropout gates recompute conditions condition_on_mask select patience"
         ).split()
     },
     **{f"prior_{key}": [("prior", key)] for key in ("width", "depth", "heads")},
@@ -332,13 +335,15 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
     distribution.wait_for_all(model.distribute_strategy)  # the chief may have mended the history, which others read
     if done:
         print(f"{stage}: going on after epoch {done} of {epochs}")
-    if done < epochs:
+    past = [row[MONITOR[stage]] for row in runs.read_history(run / f"{stage}.csv") if MONITOR[stage] in row]
+    patience = Patience(past, MONITOR[stage], settings.get("patience"))
+    if done < epochs and not patience.spent:
         callbacks = [keras.callbacks.SwapEMAWeights()] if averaged else []  # validate with the averaged weights
         callbacks += [Clock(), StopAtNaN(run, stage)]
         callbacks += measures
         if runs.is_chief():
             callbacks += [runs.History(run / f"{stage}.csv", append=done > 0)]
-        callbacks += watchers
+        callbacks += [patience, *watchers]
         if runs.is_chief():
             callbacks += [
                 runs.Checkpoint(run, stage, MONITOR[stage]),
@@ -355,6 +360,8 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
             shuffle=False,  # the dataset has an order of its own
             verbose=1 if sys.stdout.isatty() else 2,
         )
+    if patience.spent:
+        print(f"{stage}: stopped after {len(patience.seen)} epochs; the best was epoch {1 + np.argmin(patience.seen)}")
     if runs.is_chief():
         charts.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
     distribution.wait_for_all(model.distribute_strategy)
@@ -384,6 +391,29 @@ class StopAtNaN(keras.callbacks.Callback):
                 "epoch. The last finished epoch is kept. Lower --learning-rate (in a new --run, or after removing "
                 f"{self.stage}.*), or go on with --precision float32"
             )
+
+
+class Patience(keras.callbacks.Callback):
+    """Stops a training whose measure has had no new least value for some epochs, those of the history among them.
+
+    Args:
+        past: the measure of the epochs before these.
+        monitor: its name in the logs.
+        epochs: how many to wait; None: all.
+    """
+
+    def __init__(self, past, monitor, epochs):
+        super().__init__()
+        self.seen, self.monitor, self.epochs = list(past), monitor, epochs
+
+    @property
+    def spent(self):
+        waited = len(self.seen) - 1 - int(np.argmin(self.seen)) if self.seen else 0
+        return self.epochs is not None and waited >= self.epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(logs[self.monitor])
+        self.model.stop_training |= self.spent
 
 
 class Kid(keras.callbacks.Callback):

@@ -53,6 +53,7 @@ DEFAULTS = {
         "conditions": [],  # columns of the table
         "condition_on_mask": False,
         "select": "loss",  # of the validation people; or "kid", of samples against them
+        "patience": None,  # epochs without a new least loss of theirs, after which training stops
         "zero_snr": False,
         "loss": "mse",
         "min_snr_gamma": None,
@@ -159,7 +160,7 @@ PRESETS = {
         {
             "first_stage": "vae",
             "autoencoder": {"kl_weight": 1e-7, "epochs": 28},
-            "diffusion": {"attention": [16, 8], "epochs": 48, "steps_per_epoch": 100},
+            "diffusion": {"attention": [16, 8], "epochs": 48, "steps_per_epoch": 100, "patience": 8},
         },
     ),
     # slices of 64, 128, 256 pixels; latents of a fourth, an eighth, a sixteenth of that

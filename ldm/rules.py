@@ -104,6 +104,10 @@ def check(settings):
     size, unet, prior = settings["image_size"], settings["diffusion"], settings["prior"]
     if not 0 <= unet["dropout"] < 1:
         raise runs.RunError(f"--dropout must be 0 or more and less than 1, not {unet['dropout']}")
+    if unet["patience"] is not None and unet["patience"] < 1:
+        raise runs.RunError(f"--patience must be 1 or more epochs, not {unet['patience']}")
+    if unet["patience"] and unet["select"] == "kid":
+        raise runs.RunError("--patience goes by the validation loss, not by --select kid: leave one of them out")
     if min(unet["multipliers"]) < 1:
         raise runs.RunError(f"--multipliers must be 1 or more each, not {min(unet['multipliers'])}")
     if unet["min_snr_gamma"] is not None and unet["min_snr_gamma"] <= 0:
@@ -145,7 +149,7 @@ def identity(settings, stage):
     common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
     if stage in ("diffusion", "prior") or stage == "autoencoder" and settings[stage]["condition_on_label"]:
         common["labels"] = settings["labels"]
-    planned = ("epochs", "kl_cycle_steps", "window", "recompute", "accumulate")
+    planned = ("epochs", "kl_cycle_steps", "window", "recompute", "accumulate", "patience")
     return common | {key: value for key, value in settings[stage].items() if key not in planned}
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,8 @@ def refusal(main, argv, capsys):
         (["--condition-on-mask", "--data", "flat"], "--condition-on-mask needs tissue masks"),
         (["--recompute", "--dropout", "0.1"], "--recompute"),
         (["--dropout", "-1"], "--dropout"),
+        (["--patience", "0"], "--patience"),
+        (["--patience", "3", "--select", "kid"], "--patience"),
         (["--multipliers", "0", "1"], "--multipliers"),
         (["--min-snr-gamma", "0"], "--min-snr-gamma"),
         (["prior", "--prior-heads", "3"], "divisible by --prior-heads 3"),
@@ -293,6 +296,25 @@ def test_histogram_latents_are_those_of_the_same_place_and_slice_index(tmp_path)
 
 
 # ---- what watches a training -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "past, then, epochs, stops",
+    [
+        ([], [3.0, 2.0, 2.5, 2.4], 2, [False, False, False, True]),
+        ([2.0, 3.0], [2.5, 1.0], 2, [True, False]),  # gone on with: what came before counts
+        ([1.0, 3.0, 3.0], [3.0], None, [False]),
+    ],
+)
+def test_patience_counts_the_epochs_since_the_least_loss(past, then, epochs, stops):
+    patience = train.Patience(past, "val_loss", epochs)
+    said = []
+    for value in then:
+        patience.set_model(SimpleNamespace(stop_training=False))
+        patience.on_epoch_end(0, {"val_loss": value})
+        said.append(patience.model.stop_training)
+    assert said == stops
+    assert train.Patience([1.0, 2.0, 2.0], "val_loss", 2).spent and not train.Patience([], "val_loss", 2).spent
 
 
 def test_a_loss_that_is_no_number_stops_the_training_with_a_sentence(tmp_path):
