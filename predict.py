@@ -486,7 +486,7 @@ def denoise(flags, run):
     generator, real, conditions = with_real_slices(flags, run)
     fake = vary(generator, real, conditions, flags, "denoise")
     path = Path(flags.out) / "denoise.png"
-    figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real))
+    figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real), called="denoised")
     print(f"denoise: {len(real)} slices of the {flags.split} people, noised to t = {flags.start} -> {path}")
 
 
@@ -496,7 +496,7 @@ def anomaly(flags, run):
     generator, real, conditions = with_real_slices(flags, run)
     fake = np.mean([vary(generator, real, conditions, flags, "anomaly", draw) for draw in range(ANOMALY_DRAWS)], axis=0)
     path = Path(flags.out) / "anomaly.png"
-    figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real))
+    figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real), called="denoised")
     score = np.abs(metrics.to_unit(real) - metrics.to_unit(fake)).mean(axis=(1, 2, 3))
     print(f"anomaly: mean difference {score.mean():.4f}, largest {score.max():.4f} -> {path}")
 
@@ -525,9 +525,10 @@ def inpaint(flags, run):
     film = generator.draw(name, x_T, conditions, steps, flags, **options)
     film = [[box * generator.decode(x, conditions) + (1 - box) * real for x in pair] for pair in film]
     out = Path(flags.out)
-    figures.reconstruction_sheet(out / "inpaint.png", real, film[-1][0], conditions["z"], count=len(real))
+    count = len(real)
+    figures.reconstruction_sheet(out / "inpaint.png", real, film[-1][0], conditions["z"], count, called="inpainted")
     figures.save_gif(out / "inpaint.gif", figures.denoising_frames(film, None), flags.fps)
-    print(f"inpaint: {len(real)} slices, {steps} network calls each -> {out / 'inpaint.png'}, {out / 'inpaint.gif'}")
+    print(f"inpaint: {count} slices, {steps} network calls each -> {out / 'inpaint.png'}, {out / 'inpaint.gif'}")
 
 
 def with_real_slices(flags, run):
@@ -546,9 +547,7 @@ def with_real_slices(flags, run):
     rows = np.flatnonzero(np.isin(whole["z"], slice_indices(flags.z))) if flags.z else np.arange(len(whole["z"]))
     if not len(rows):
         raise runs.RunError(f"--z {' '.join(flags.z)}: {source.path} has no such slices of the {flags.split} people")
-    count = min(flags.count or 8, len(rows))
-    some = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-    some = some[np.argsort(whole["z"][some], kind="stable")]
+    some = evenly(rows[np.argsort(whole["z"][rows], kind="stable")], flags.count or 8)
     chosen = {key: value[some] for key, value in whole.items()}
     conditions = {"z": chosen["z"], "label": told_labels(flags, generator, source, chosen["label"])}
     if columns := generator.about["data"].get("columns"):
@@ -556,6 +555,11 @@ def with_real_slices(flags, run):
     if with_masks:
         conditions["mask"] = generator.shares(chosen["mask"])
     return generator, chosen["image"], conditions
+
+
+def evenly(rows, count):
+    """At most `count` of the rows, in their order, the first and the last among them."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
 
 
 def real_pair(generator, flags):
@@ -638,8 +642,7 @@ def reconstruct(flags, run):
     background = float(metrics.to_unit(fake)[real == -1].mean())
     print(f"background: {background:.4f} on average where the real slice is black (0)")
     out = Path(flags.out)
-    some = np.linspace(0, len(real) - 1, 8).round().astype(int)
-    some = some[np.argsort(z[some], kind="stable")]
+    some = evenly(np.argsort(z, kind="stable"), 8)
     figures.reconstruction_sheet(out / "reconstruct.png", real[some], fake[some], z[some])
     facts = {"run": str(run), "data": source.path, "split": flags.split, "scores": scores, "background": background}
     if autoencoder.tissues:

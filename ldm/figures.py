@@ -391,7 +391,9 @@ def _slice_titles(z, total: int, chosen: list[int]) -> list[str] | None:
     return [f"slice {index}" for index in z[chosen]]
 
 
-def reconstruction_sheet(path: str | Path, real, fake, z=None, count: int = 8, limit: float = 0.2) -> None:
+def reconstruction_sheet(
+    path: str | Path, real, fake, z=None, count: int = 8, limit: float = 0.2, called: str = "reconstructed"
+) -> None:
     """Save real slices above their reconstructions above the error, so that what was lost can be pointed at.
 
     Args:
@@ -401,6 +403,7 @@ def reconstruction_sheet(path: str | Path, real, fake, z=None, count: int = 8, l
         z: N integer slice indices for the column titles; no titles without.
         count: most columns to draw; of more images, an even selection is taken.
         limit: error at which the colours end, as a share of the grey range.
+        called: what was done to the second row.
 
     Raises:
         ValueError: if shapes differ, or there are not N slice indices.
@@ -411,7 +414,7 @@ def reconstruction_sheet(path: str | Path, real, fake, z=None, count: int = 8, l
     chosen = _evenly(len(real), count)
     titles = _slice_titles(z, len(real), chosen)
     real, fake = real[chosen], fake[chosen]
-    rows = [("real", real), ("reconstructed", fake)]
+    rows = [("real", real), (called, fake)]
     labelled_sheet(path, rows, titles, difference=("|difference|", fake - real), limit=limit)
 
 
