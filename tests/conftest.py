@@ -34,6 +34,11 @@ def pytest_xdist_make_scheduler(config, log):
     return FilesTogether(config, log)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first: begun last, one of them would keep everybody waiting."""
+    items.sort(key=lambda item: "two_replicas" not in item.name)
+
+
 @pytest.fixture(autouse=True)
 def fresh_state():
     """Seeds before each test; the float32 policy before and after it."""

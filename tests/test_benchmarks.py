@@ -59,6 +59,7 @@ def test_autoencoder_worker_learns_for_as_long_as_it_is_told(worker, tmp_path):
     assert np.abs(np.load(out) - real).mean() < 0.5 * np.abs(real - real.mean()).mean()
 
 
+@pytest.mark.slow
 def test_loader_worker_reads_batches(worker, tmp_path):
     import dataset
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import modules
-from ldm import runs, samplers, schedules
+from ldm import distribution, runs, samplers, schedules
 
 SHAPE = (4, 4, 2)
 OPTIONS = {"zero_snr": (False, True), "min_snr_gamma": (None, 5.0), "loss": ("mse", "l1", "huber")}
@@ -177,6 +177,24 @@ def test_a_step_of_training_a_file_and_a_sample(prediction, tmp_path):
     np.testing.assert_allclose(loaded.denoise(x_T, t), model.denoise(x_T, t), atol=1e-5)
     draw = list(samplers.SAMPLERS.values())[number]
     assert np.all(np.isfinite([x_t for x_t, _ in draw(loaded.denoise, x_T, loaded.schedule, 3)]))
+
+
+def test_a_batch_in_parts_makes_the_step_of_the_whole_batch():
+    def trained(replicas, parts):
+        keras.utils.set_random_seed(1)
+        with distribution.make_strategy(replicas).scope():
+            model = make(make_linear(), accumulate=parts)
+            model.compile(keras.optimizers.AdamW(5e-3, use_ema=True, ema_momentum=0.7), jit_compile=False)
+        reports = model.fit(tf.data.Dataset.from_tensors(batch_of(8)).repeat(3), shuffle=False, verbose=0).history
+        assert keras.ops.convert_to_numpy(model.optimizer.iterations) == 3
+        return [np.asarray(value) for value in (*model.weights, *model.optimizer.variables)], reports
+
+    whole, reports = trained(1, 1)
+    for others, told in (trained(1, 4), trained(2, 2)):
+        for ours, theirs in zip(whole, others, strict=True):
+            np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
+        for name, values in reports.items():
+            np.testing.assert_allclose(told[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_a_tenth_sees_no_condition_and_another_tenth_no_label(monkeypatch):

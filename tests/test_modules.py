@@ -172,20 +172,6 @@ def test_two_replicas_give_the_weights_and_reports_of_one_at_the_same_global_bat
         assert history_of_one["revived"][0] > 0
 
 
-def test_a_batch_in_parts_makes_the_step_of_the_whole_batch():
-    def data():
-        return dataset_of(16, 8, size=8, channels=2)
-
-    whole, reports = trained(1, make_small_diffusion, (data, data), True)
-    for replicas, parts in ((1, 4), (2, 2)):
-        model, others = trained(replicas, lambda: make_small_diffusion(accumulate=parts), (data, data), True)  # noqa: B023
-        for weight, other in zip(whole.weights, model.weights, strict=True):
-            np.testing.assert_allclose(other, weight, rtol=1e-4, atol=1e-5, err_msg=weight.path)
-        for name, values in reports.items():
-            np.testing.assert_allclose(others[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
-        assert keras.ops.convert_to_numpy(model.optimizer.iterations) == 4
-
-
 # ---- first stage -----------------------------------------------------------------------------------------------------
 
 
@@ -341,7 +327,9 @@ def test_sizes_that_do_not_fit_are_refused(arguments, message):
         make_vqvae(codes_per_latent=2)
 
 
-@pytest.mark.parametrize("make", [make_vqvae, make_fsq, make_vae])
+@pytest.mark.parametrize(
+    "make", [make_vqvae, pytest.param(make_fsq, marks=pytest.mark.slow), pytest.param(make_vae, marks=pytest.mark.slow)]
+)
 def test_first_stage_learns_one_batch(make):
     model, data = compiled(make(), learning_rate=1e-2), dataset_of(8, 8)
     history = model.fit(data.repeat(), steps_per_epoch=20, epochs=3, verbose=0).history
@@ -362,6 +350,7 @@ def test_label_matters_only_when_asked_for_and_may_be_unknown():
         np.testing.assert_array_equal(model.encode(data["image"], data["z"]), said[0])
 
 
+@pytest.mark.slow
 def test_tissues_are_learned_beside_the_picture():
     """A class for each side of a threshold: what the decoder sees of the picture is enough to name it."""
     data = batch_of(8)
@@ -633,6 +622,8 @@ UNUSUAL = {
             "zero_snr": False,
             "min_snr_gamma": 5.0,
             "loss": "l1",
+            "accumulate": 2,
+            "sigma_data": 0.7,
         },
     ),
 }
@@ -697,6 +688,7 @@ class Averages(keras.callbacks.Callback):
         self.after = [np.asarray(weight) for weight in self.model.trainable_variables]
 
 
+@pytest.mark.slow
 def test_copy_for_use_holds_the_averaged_weights_and_not_the_raw_ones(tmp_path):
     data = dataset_of(8, 8, size=8, channels=2).repeat()
     model = compiled(make_small_diffusion(), learning_rate=1e-2, use_ema=True, ema_momentum=0.5)
@@ -851,6 +843,7 @@ def test_dropped_conditions_do_not_learn(drop):
     assert moved == [drop == 1.0, drop == 0.0]
 
 
+@pytest.mark.slow
 def test_batch_of_another_size_than_the_first_works():
     """Noise takes the tensor's own batch: the last batch of an epoch is smaller."""
     model = compiled(make_small_diffusion())
@@ -866,6 +859,7 @@ def test_diffusion_learns_one_batch():
     assert history["loss"][-1] < 0.6 * history["loss"][0]
 
 
+@pytest.mark.slow
 def test_training_runs_under_mixed_bfloat16(bfloat16):
     for model, data in (
         (make_vqvae(), dataset_of(8, 4)),
@@ -905,6 +899,7 @@ def test_facts_are_told_and_the_unknown_is_a_token_of_its_own(tmp_path):
     np.testing.assert_array_equal(loaded.denoise(x_t, t, conditions).numpy(), told(0.5, 2))
 
 
+@pytest.mark.slow
 def test_facts_are_learned():
     """Pictures as bright as a number says: after training the number brightens what is drawn, and the loss falls."""
     model = make_diffusion(make_unet(multipliers=(1,), attention=(), num_labels=0, facts=(0,)), drop_conditions=0.0)
