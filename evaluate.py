@@ -87,7 +87,7 @@ class Slices:
         return Slices(**parts)
 
     def spread(self, count):
-        """`count` of them, as many of each slice index as there can be: sets are compared at the same indices."""
+        """`count` of them, evenly spread over the slice indices: so sets are compared at the same ones."""
         places = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
         return self.take(np.argsort(self.z, kind="stable")[places])
 

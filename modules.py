@@ -1073,22 +1073,27 @@ class DiffusionModel(Reports, keras.Model):
             batch = {**batch, "mask": batch["mask"] * rearrange(known, "b -> b 1 1 1")}
         variables = self.unet.trainable_variables
 
-        def add_part(i, loss, gradients):
-            rows = shape[0] // self.accumulate
-            here = slice(i * rows, (i + 1) * rows)
-            rows_of = {name: value[here] for name, value in batch.items()}
+        def learn(batch, t, eps, keep):
             with tf.GradientTape() as tape:
-                part = ops.mean(self.loss_at(rows_of, t[here], eps[here], keep[here], training=True)) / self.accumulate
-                scaled = distribution.replica_loss(part)
-            found = tape.gradient(scaled, variables)
-            return i + 1, loss + part, [total + more for total, more in zip(gradients, found, strict=True)]
+                loss = ops.mean(self.loss_at(batch, t, eps, keep, training=True)) / self.accumulate
+                part = distribution.replica_loss(loss)
+            return loss, tape.gradient(part, variables)
 
-        none_yet = (0, 0.0, [tf.zeros(v.shape, v.dtype) for v in variables])
         if self.accumulate == 1:
-            _, loss, gradients = add_part(*none_yet)
-        else:  # strictly one after the other: side by side they would need the memory of the whole batch
-            _, loss, gradients = tf.while_loop(
-                lambda i, *_: i < self.accumulate, add_part, none_yet, parallel_iterations=1
+            loss, gradients = learn(batch, t, eps, keep)
+        else:
+            whole = tf.nest.map_structure(
+                lambda value: rearrange(value, "(k b) ... -> k b ...", k=self.accumulate), (batch, t, eps, keep)
+            )
+
+            def add(i, sums):
+                more = learn(*tf.nest.map_structure(lambda value: value[i], whole))
+                return i + 1, tf.nest.map_structure(tf.add, sums, more)
+
+            nothing = (0.0, [tf.zeros(v.shape, v.dtype) for v in variables])
+            # strictly one after the other: side by side they would need the memory of the whole batch
+            _, (loss, gradients) = tf.while_loop(
+                lambda i, _: i < self.accumulate, add, (0, nothing), parallel_iterations=1
             )
         norm = distribution.apply_gradients(self.optimizer, gradients, variables, self.clip_norm)
         return distribution.for_logs(self.record({"loss": loss, "gradient_norm": norm}))

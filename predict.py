@@ -404,7 +404,8 @@ def slice_indices(words):
     try:
         return [int(word) for word in words]
     except ValueError as error:
-        raise runs.RunError(f"--z takes slice indices here, not {' '.join(words)}") from error
+        said = " ".join(words)
+        raise runs.RunError(f"--z takes slice indices, or 'sweep' where slices are drawn, not {said}") from error
 
 
 def label_index(flags, flag, data):
@@ -720,7 +721,6 @@ def refuse_idle_flags(flags, between_slices):
         **dict.fromkeys(("steps", "guidance"), network),
         **dict.fromkeys(("sampler", "spacing"), free),
         "eta": free and "ddim" in flags.sampler,
-        **dict.fromkeys(("guidance_rescale", "negative_label"), network and flags.guidance != 1.0),
         **dict.fromkeys(("temperature", "top_k", "top_p"), flags.prior == "transformer"),
         **dict.fromkeys(("person", "mask", "show_x0"), flags.task == "sample" and network),
         "voxel": flags.person,

@@ -67,8 +67,8 @@ END
 
 other_runs() { # pixels; the other first stages
     printf 'case,label,age,sex\n1,AD,71,F\n2,NC,64,M\n3,AD,80,F\n4,NC,,M\n' > "$smoke/people.csv"
-    "$python" train.py --run "$smoke/pixels" $tiny --autoencoder none --attention 8 --schedule flow --prediction flow --accumulate 2 \
-        --labels "$smoke/people.csv" --conditions age sex
+    "$python" train.py --run "$smoke/pixels" $tiny --autoencoder none --attention 8 --schedule flow --prediction flow \
+        --accumulate 2 --labels "$smoke/people.csv" --conditions age sex
     "$python" predict.py --run "$smoke/pixels" --out "$smoke/other" --sampler heun dpm_solver_pp --steps 3 --count 4 \
         --guidance 2 --conditions age=70
     "$python" train.py autoencoder --run "$smoke/fsq" $tiny $narrow --quantizer fsq --levels 8 5 5 --gan --random-latents

@@ -44,7 +44,7 @@ def guided(denoise, conditions, scale=1.0, rescale=0.0, negative=None, limit=Non
 
 
 def spherical(first, last, count):
-    """Points evenly spread on the arc between two noises, both ends included.
+    """Points evenly spread on the arc between two noises, or two slices' latents, both ends included.
 
     It is spherical linear interpolation (Shoemake 1985, doi:10.1145/325334.325242). A straight line would pass through
     points shorter than noise ever is, which look to the network like less noise.

@@ -250,11 +250,12 @@ def test_labels_of_other_data_are_told_by_name():
 def test_all_points_between_two_slices_carry_the_noise_that_their_time_says(monkeypatch, tmp_path):
     """Two noised slices share their noise, so that an arc between these would carry more of it in the middle."""
     rng, drawn = np.random.default_rng(0), []
-    ends = rng.standard_normal((2, 16, 16, 4)).astype("float32")
+    eps, *ends = rng.standard_normal((3, 1, 16, 16, 4)).astype("float32")
+    ends = np.concatenate(ends)  # of unit variance, as latents are
 
     class Still:
         about = {"data": {"labels": [], "z": [0, 31]}}
-        noise = staticmethod(lambda seed, numbers: rng.standard_normal((1, 16, 16, 4)).astype("float32"))
+        noise = staticmethod(lambda seed, numbers: eps)
         noised = staticmethod(lambda x_0, t, eps: np.sqrt(1 - t**2) * x_0 + t * eps)
 
         def draw(self, name, x_t, conditions, steps, flags, start):
@@ -266,12 +267,13 @@ def test_all_points_between_two_slices_carry_the_noise_that_their_time_says(monk
 
     still, told = Still(), {"z": np.array([3, 3]), "label": np.array([-1, -1])}
     pictures = np.zeros((2, 8, 8, 1), "float32")
-    still.encode = lambda images, told: ends  # of unit variance, as latents are
+    still.encode = lambda images, told: ends
     monkeypatch.setattr(predict, "Generator", lambda run: still)
     monkeypatch.setattr(predict, "real_pair", lambda generator, flags: (pictures, told))
     argv = ["interpolate", "--between", "slices", "--out", str(tmp_path), "--sampler", "ddim", "--count", "5"]
     predict.interpolate(predict.parser().parse_args(argv), tmp_path)
-    np.testing.assert_allclose(drawn[0].std(axis=(1, 2, 3)), 1.0, atol=0.1)  # of an arc, 1.15 in the middle
+    share = (drawn[0] * eps).mean(axis=(1, 2, 3)) / (eps**2).mean()
+    np.testing.assert_allclose(share, 0.5, atol=0.08)  # on an arc between the noised, 0.63 in the middle
 
 
 def test_a_sweep_asks_for_every_slice_index_in_order():
