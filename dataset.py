@@ -89,6 +89,23 @@ class Source:
         train = {table.person(self.case_names[case]) for case in np.unique(self.case[self.split == "train"]).tolist()}
         return {name: table.describe(self.told[name], train) for name in (self.told if names is None else names)}
 
+    def with_labels_of(self, names) -> "Source":
+        """The same slices with labels numbered as a run numbers them, which knows these names; as is, if it knows none.
+
+        Raises:
+            DataError: a slice has a label that the run does not know.
+        """
+        if not names or self.label_names == tuple(names):
+            return self
+        found = {self.label_names[i] for i in np.unique(self.label).tolist() if i >= 0}
+        if foreign := sorted(found - set(names)):
+            raise DataError(
+                f"--data {self.path}: slices are labelled {foreign[0]}, and this run knows {' and '.join(names)}; "
+                "rename the label."
+            )
+        number = np.array([*(names.index(name) if name in names else -1 for name in self.label_names), -1], "int32")
+        return dataclasses.replace(self, label=number[self.label], label_names=tuple(names), _decoded={})
+
     def select(self, split: str) -> np.ndarray:
         """Row numbers of one split, ascending, (n,) int64.
 

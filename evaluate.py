@@ -141,7 +141,8 @@ def open_study(flags):
         raise runs.RunError(f"{run} is no run: train one with `python train.py --run {run.name}`")
     about = abouts[-1]
     settings = about["settings"]
-    source = dataset.open_recorded(about, flags.data)
+    source = dataset.open_recorded(about, flags.data).with_labels_of(about["data"]["labels"])
+    source.select("train")  # what everything is read against
     real = {split: read_split(source, split, settings["image_size"]) for split in dataset.SPLITS}
     real = {split: slices for split, slices in real.items() if slices is not None}
     out = Path(flags.out) if flags.out else run
@@ -165,8 +166,10 @@ def draw_samples(study):
         conditions["facts"] = dataset.facts_of(study.source, train.case[told], columns)
     if about["settings"]["diffusion"].get("condition_on_mask"):
         conditions["mask"] = training_masks(study, model.data_shape[:2])[told]
-    key = (path.stat().st_mtime_ns, flags.sampler, flags.steps, flags.seed, flags.count)
-    store = study.out / "evaluation" / f"samples_{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npz"
+    key = hashlib.sha256(repr((path.stat().st_mtime_ns, flags.sampler, flags.steps, flags.seed, flags.count)).encode())
+    for name in sorted(conditions):
+        key.update(np.ascontiguousarray(conditions[name]))
+    store = study.out / "evaluation" / f"samples_{key.hexdigest()[:12]}.npz"
     images = np.empty((0, *study.real["train"].images.shape[1:]), "uint8")
     seconds = 0.0
     if store.exists():
@@ -179,7 +182,7 @@ def draw_samples(study):
             began, part = time.time(), slice(len(images), min(len(images) + BATCH, flags.count))
             told = {name: tf.constant(values[part]) for name, values in conditions.items()}
             x_T = [samplers.initial_noise(flags.seed, i, model.data_shape) for i in range(part.start, part.stop)]
-            x = draw(denoise, model.schedule, flags, np.stack(x_T), told)
+            x = draw(denoise, model.schedule, flags, np.stack(x_T), told, flags.seed + part.start)
             new = metrics.to_unit(x if decode is None else decode(x, told["z"], told["label"]))
             images = np.concatenate([images, np.round(255 * new).astype("uint8")])
             seconds += time.time() - began
@@ -203,9 +206,9 @@ def training_masks(study, shape):
     return np.concatenate(parts)
 
 
-def draw(denoise, schedule, flags, x_T, told):
-    """The end of a sampler's film."""
-    options = {} if flags.sampler in ("dpm_solver_pp", "heun", "euler") else {"seed": flags.seed}
+def draw(denoise, schedule, flags, x_T, told, seed):
+    """The end of a sampler's film; samplers that add noise need another seed for each batch."""
+    options = {} if flags.sampler in ("dpm_solver_pp", "heun", "euler") else {"seed": seed}
     for x_t, _ in samplers.SAMPLERS[flags.sampler](
         lambda x, t: denoise(x, t, told), x_T, schedule, flags.steps, **options
     ):
@@ -669,6 +672,8 @@ def check(flags):
     for name, least in (("count", 1), ("steps", 1), ("feature_steps", 1), ("seed", 0)):
         if getattr(flags, name) < least:
             raise runs.RunError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(flags, name)}")
+    if flags.seed > runs.LAST_SEED:
+        raise runs.RunError(f"--seed must be at most {runs.LAST_SEED}, not {flags.seed}")
     if flags.fail_above is not None and not 0 <= flags.fail_above < 1:
         raise runs.RunError(f"--fail-above is a share between 0 and 1, not {flags.fail_above}")
 

@@ -64,9 +64,16 @@ def parser():
     s.add_argument("--person", action="store_true", help="one person: all slices from the same noise, in order")
     s.add_argument("--voxel", type=float, nargs=3, default=[1.0, 1.0, 1.0], help="person: mm, for the volume's affine")
     s.add_argument("--spacing", default="uniform", choices=samplers.SPACINGS, help="of a sampler's times")
-    s.add_argument("--guidance", type=float, default=1.0, help="more than 1 exaggerates slice index and label")
+    s.add_argument("--guidance", type=float, default=1.0, help="more than 1 exaggerates what the model is told")
     s.add_argument("--guidance-rescale", type=float, default=0.0, help="share of the added contrast to take back")
     s.add_argument("--negative-label", help="guide away from this label, not from an unconditional slice")
+    s.add_argument(
+        "--negative-conditions",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="guide away from these, not from an unconditional slice",
+    )
     s.add_argument("--temperature", type=float, default=1.0, help="of the transformer; 0: always the likeliest code")
     s.add_argument("--top-k", type=int, default=0, help="of the transformer: draw from the k likeliest codes")
     s.add_argument("--top-p", type=float, default=1.0, help="of the transformer: draw from the likeliest share p")
@@ -147,7 +154,8 @@ def sample(flags, run):
         if flags.z == ["sweep"]:
             print(f"neighbouring slices correlate by {metrics.neighbour_correlation(metrics.to_unit(film[-1][0])):.3f}")
         if flags.person:
-            write_person(out, name, film[-1][0], flags)
+            axis = generator.about["settings"].get("axis", 2)
+            write_person(out, name, film[-1][0], conditions["z"], axis, flags)
         if generator.autoencoder:
             draw_tissue(generator.autoencoder, film[-1][0], latents, conditions, out / f"{name}_tissue.png")
 
@@ -166,11 +174,13 @@ def say_how_masks_are_followed(images, tissue, real=None):
         print(f"Dice of {what}: " + ", ".join(f"{name} {value:.2f}" for name, value in named))
 
 
-def write_person(out, name, images, flags):
-    """The stack as a film from the lowest slice up, and as a volume."""
+def write_person(out, name, images, z, axis, flags):
+    """The stack as a film through the slice indices, and as a volume, cut along `axis`, with the steps between them."""
     figures.save_gif(out / f"{name}_stack.gif", list(figures.to_uint8(figures.enlarge(images))), flags.fps)
-    archive.save_volume(out / f"{name}.nii.gz", figures.to_uint8(images), flags.voxel)
-    print(f"-> {out / name}_stack.gif, {out / name}.nii.gz: {len(images)} slices, voxels of {flags.voxel} mm")
+    voxel = list(flags.voxel)
+    voxel[axis] *= float(z[-1] - z[0]) / max(1, len(z) - 1) or 1.0  # --count may leave slice indices out
+    archive.save_volume(out / f"{name}.nii.gz", figures.to_uint8(images), voxel, axis)
+    print(f"-> {out / name}_stack.gif, {out / name}.nii.gz: {len(images)} slices, voxels of {voxel} mm")
 
 
 class Generator:
@@ -249,9 +259,16 @@ class Generator:
     def steered(self, told, flags):
         """`denoise(x_t, t)` with the conditions and the guidance that the flags ask for."""
         away = None
+        if flags.negative_label is not None or flags.negative_conditions:
+            away = dict(told)
         if flags.negative_label is not None:
             negative = label_index(flags, "negative_label", self.about["data"])
-            away = {**told, "label": tf.fill(told["label"].shape, negative)}
+            away["label"] = tf.fill(told["label"].shape, negative)
+        if flags.negative_conditions:
+            facts = told["facts"].numpy()
+            for k, value in said_facts(flags, "negative_conditions", self.about).items():
+                facts[:, k] = value
+            away["facts"] = tf.constant(facts)
         limit = 1.0 if self.model.clip_x_0 else None
         return guidance.guided(self.denoise, told, flags.guidance, flags.guidance_rescale, away, limit)
 
@@ -266,8 +283,7 @@ def draw_tissue(autoencoder, images, latents, conditions, path):
 
 def sample_prior(flags, run):
     """Decode latents that know nothing of each other: what the first stage alone makes of a slice index."""
-    if (runs.load_json(run / "diffusion.json") or {}).get("settings", {}).get("first_stage") == "none":
-        raise runs.RunError(f"--prior {flags.prior} draws latents, and {run} works in pixels: leave the flag out")
+    refuse_pixels(run, f"--prior {flags.prior} draws latents")
     autoencoder = runs.load_first_stage(run)
     conditions = choose_conditions(flags, runs.load_json(run / "autoencoder.json")["data"])
     count = len(conditions["z"])
@@ -275,6 +291,8 @@ def sample_prior(flags, run):
         latents = np.stack([samplers.initial_noise(flags.seed, i, autoencoder.latent_shape) for i in range(count)])
     elif flags.prior == "transformer":
         prior = runs.load_model(run / "prior.keras")
+        if flags.top_k > prior.num_codes:
+            raise runs.RunError(f"--top-k {flags.top_k}: there are {prior.num_codes} codes; 0 takes all of them")
         options = {"temperature": flags.temperature, "top_k": flags.top_k, "top_p": flags.top_p}
         codes = prior.sample(conditions["z"], conditions["label"], seed=flags.seed, **options)
         latents = np.asarray(autoencoder.latents_of(codes))
@@ -285,6 +303,14 @@ def sample_prior(flags, run):
     figures.save_png(path, figures.sheet(figures.enlarge(images), 8 if flags.z == ["sweep"] else None))
     print(f"{flags.prior}: {count} slices -> {path}")
     draw_tissue(autoencoder, images, latents, conditions, path.with_name(f"{flags.prior}_tissue.png"))
+
+
+def refuse_pixels(run, what):
+    """Raises:
+    RunError: if the run has no first stage.
+    """
+    if (runs.load_json(run / "diffusion.json") or {}).get("settings", {}).get("first_stage") == "none":
+        raise runs.RunError(f"{what}, and {run} works in pixels, without one: leave it out, or name another --run")
 
 
 def histogram_latents(run, z, seed):
@@ -318,11 +344,12 @@ def choose_conditions(flags, data):
         RunError: for slice indices or labels that the run does not know.
     """
     first, last = data["z"]
+    if flags.person or flags.task == "interpolate":  # all that is drawn has one label
+        flags.label = flags.label or (data["labels"] or [None])[0]
     if flags.person:
         flags.z = ["sweep"]
-        flags.label = flags.label or (data["labels"] or [None])[0]
     if flags.z == ["sweep"]:
-        z = np.linspace(first, last, flags.count or min(last - first + 1, 64))
+        z = np.linspace(first, last, flags.count or last - first + 1)
     elif flags.z:
         z = np.resize(slice_indices(flags.z), flags.count or max(16, len(flags.z)))
         if z.min() < first or z.max() > last:
@@ -347,23 +374,36 @@ def choose_facts(flags, about, count):
     Raises:
         RunError: for columns or values that the run does not know.
     """
-    columns = about["data"].get("columns", {})
-    said = dict(item.partition("=")[::2] for item in flags.conditions)
-    if unknown := [name for name in said if name not in columns]:
-        raise runs.RunError(f"--conditions {unknown[0]}: this run was told {', '.join(columns) or 'no columns'}")
+    columns, said = about["data"].get("columns", {}), said_facts(flags, "conditions", about)
+    said_facts(flags, "negative_conditions", about)  # refused here, before anything is drawn
     facts = np.zeros((count, len(columns)), "float32")
     period = max(1, len(about["data"]["labels"]))  # labels run through their values, and the first category more slowly
-    for k, (name, column) in enumerate(columns.items()):
-        if name not in said:
-            if "values" in column and not flags.person:
-                facts[:, k] = np.arange(count) // period % len(column["values"])
-                period *= len(column["values"])
-            continue
-        try:
-            facts[:, k] = table.encode(said[name], column)
-        except ValueError as error:
-            raise runs.RunError(f"--conditions {name}={said[name]}: {error}") from error
+    for k, column in enumerate(columns.values()):
+        if k in said:
+            facts[:, k] = said[k]
+        elif "values" in column and not flags.person:
+            facts[:, k] = np.arange(count) // period % len(column["values"])
+            period *= len(column["values"])
     return {"facts": facts} if columns else {}
+
+
+def said_facts(flags, flag, about):
+    """{k: value of the k-th column, as the network is told it} of a flag that takes words like age=70.
+
+    Raises:
+        RunError: for columns or values that the run does not know.
+    """
+    columns, found = about["data"].get("columns", {}), {}
+    for word in getattr(flags, flag):
+        name, _, text = word.partition("=")
+        spelt = f"--{flag.replace('_', '-')}"
+        if name not in columns:
+            raise runs.RunError(f"{spelt} {name}: this run was told {', '.join(columns) or 'no columns'}")
+        try:
+            found[list(columns).index(name)] = table.encode(text, columns[name])
+        except ValueError as error:
+            raise runs.RunError(f"{spelt} {word}: {error}") from error
+    return found
 
 
 def choose_masks(flags, generator, z):
@@ -419,25 +459,6 @@ def label_index(flags, flag, data):
         known = f"this run knows {' and '.join(names) or 'no labels'}"
         raise runs.RunError(f"--{flag.replace('_', '-')} {name}: {known}")
     return names.index(name)
-
-
-def told_labels(flags, generator, source, label):
-    """Labels (N,) int32 of real slices as the run numbers them, which may have been trained on other data; or --label.
-
-    Raises:
-        RunError: for a label that the run does not know.
-    """
-    data = generator.about["data"]
-    names, known = source.label_names, list(data["labels"])
-    if flags.label is not None:
-        return np.full(len(label), label_index(flags, "label", data), "int32")
-    if not known:  # a run that was told none
-        return np.full(len(label), -1, "int32")
-    if foreign := sorted({names[i] for i in label if i >= 0} - set(known)):
-        raise runs.RunError(
-            f"{source.path}: slices are labelled {foreign[0]}, and this run knows {' and '.join(known)}"
-        )
-    return np.array([known.index(names[i]) if i >= 0 else -1 for i in label], "int32")
 
 
 def to_images(x, decode, conditions):
@@ -542,7 +563,7 @@ def with_real_slices(flags, run):
     """
     generator = Generator(run)
     settings = generator.about["settings"]
-    source = dataset.open_recorded(generator.about, flags.data)
+    source = real_source(generator, flags)
     with_masks = bool(settings["diffusion"].get("condition_on_mask") and source.masks)
     whole = dataset.read_split(source, flags.split, settings["image_size"], masks=with_masks)
     rows = np.flatnonzero(np.isin(whole["z"], slice_indices(flags.z))) if flags.z else np.arange(len(whole["z"]))
@@ -550,12 +571,29 @@ def with_real_slices(flags, run):
         raise runs.RunError(f"--z {' '.join(flags.z)}: {source.path} has no such slices of the {flags.split} people")
     some = evenly(rows[np.argsort(whole["z"][rows], kind="stable")], flags.count or 8)
     chosen = {key: value[some] for key, value in whole.items()}
-    conditions = {"z": chosen["z"], "label": told_labels(flags, generator, source, chosen["label"])}
+    conditions = {"z": chosen["z"], "label": said_label(flags, generator, chosen["label"])}
     if columns := generator.about["data"].get("columns"):
         conditions["facts"] = dataset.facts_of(source, chosen["case"], columns)
     if with_masks:
         conditions["mask"] = generator.shares(chosen["mask"])
     return generator, chosen["image"], conditions
+
+
+def real_source(generator, flags):
+    """The real slices that the flags name, labelled as the run numbers labels, unless --label stands in for theirs.
+
+    Raises:
+        DataError: for a label that the run does not know.
+    """
+    source = dataset.open_recorded(generator.about, flags.data)
+    return source.with_labels_of(generator.about["data"]["labels"]) if flags.label is None else source
+
+
+def said_label(flags, generator, label):
+    """Labels (N,) int32 of real slices, or --label in their stead."""
+    if flags.label is None:
+        return label
+    return np.full_like(label, label_index(flags, "label", generator.about["data"]))
 
 
 def evenly(rows, count):
@@ -569,14 +607,14 @@ def real_pair(generator, flags):
     Raises:
         RunError: if there are not two people.
     """
-    source = dataset.open_recorded(generator.about, flags.data)
+    source = real_source(generator, flags)
     found = dataset.read_split(source, flags.split, generator.about["settings"]["image_size"])
     people = np.unique(found["case"])[:2]
     if len(people) < 2:
         raise runs.RunError(f"interpolate --between slices needs two {flags.split} people, and {source.path} has fewer")
     index = slice_indices(flags.z)[0] if flags.z else np.median(found["z"])
     rows = [np.where(found["case"] == case, np.abs(found["z"] - index), np.inf).argmin() for case in people]
-    told = {"z": found["z"][rows], "label": told_labels(flags, generator, source, found["label"][rows])}
+    told = {"z": found["z"][rows], "label": said_label(flags, generator, found["label"][rows])}
     if columns := generator.about["data"].get("columns"):
         told["facts"] = dataset.facts_of(source, found["case"][rows], columns)
     return found["image"][rows], told
@@ -601,12 +639,13 @@ def vary(generator, real, conditions, flags, title, draw=0):
 @task
 def reconstruct(flags, run):
     """Real slices through the first stage, beside the two predictors that know nothing of the slice."""
+    refuse_pixels(run, "reconstruct goes through the first stage")
     autoencoder = runs.load_model(run / "autoencoder.keras")
     about = runs.load_json(run / "autoencoder.json")
     settings = about["settings"]
     source = dataset.open_recorded(about, flags.data)
-    if autoencoder.num_labels and source.label_names != tuple(about["data"]["labels"]):
-        raise runs.RunError(f"--data {source.path} has other labels than {run} was trained with")
+    if autoencoder.num_labels:
+        source = source.with_labels_of(about["data"]["labels"])
 
     def slices(split, masks=False):
         return dataset.make_dataset(source, split, autoencoder.image_size, BATCH, training=False, masks=masks)
@@ -679,10 +718,12 @@ def check(flags):
         value = getattr(flags, name)
         if value is not None and value < least:
             raise runs.RunError(f"--{name} must be at least {least}, not {value}")
+    if flags.seed > runs.LAST_SEED:
+        raise runs.RunError(f"--seed must be at most {runs.LAST_SEED}, not {flags.seed}")
     for name in ("eta", "guidance_rescale", "top_p"):
         if not 0 <= getattr(flags, name) <= 1:
             raise runs.RunError(f"--{name.replace('_', '-')} must lie between 0 and 1, not {getattr(flags, name)}")
-    for name in ("negative_label", "guidance_rescale"):
+    for name in ("negative_label", "negative_conditions", "guidance_rescale"):
         if getattr(flags, name) and flags.guidance == 1.0:
             raise runs.RunError(f"--{name.replace('_', '-')} has no effect without --guidance: give it more than 1")
     for name in ("temperature", "top_k"):
@@ -704,8 +745,10 @@ def check(flags):
     refuse_idle_flags(flags, between_slices)
     if (between_slices or flags.task in ("denoise", "anomaly")) and flags.start < 1 and flags.spacing != "uniform":
         raise runs.RunError(f"--spacing {flags.spacing} goes from noise alone: leave it out with --from")
-    if flags.fps <= 0:
-        raise runs.RunError(f"--fps must be more than 0, not {flags.fps}")
+    if flags.top_p == 0:
+        raise runs.RunError("--top-p 0 leaves no code to draw: give more, or --temperature 0 for the likeliest one")
+    if not 0 < flags.fps <= figures.MOST_FPS:
+        raise runs.RunError(f"--fps must be more than 0 and at most {figures.MOST_FPS}, not {flags.fps}")
 
 
 def refuse_idle_flags(flags, between_slices):

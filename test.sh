@@ -38,7 +38,7 @@ narrow="--autoencoder-width 32"
 
 whole_run() { # all stages, all tasks, the evaluation
     at="--run $smoke/run"
-    "$python" train.py $at $tiny $narrow --views 2 --attention 4 --condition-on-mask --gates --recompute
+    "$python" train.py $at $tiny $narrow --gan --views 2 --attention 4 --condition-on-mask --gates --recompute
     "$python" predict.py $at --out "$smoke/samples" --steps 3 --count 4 --show-x0
     "$python" predict.py reconstruct $at --out "$smoke/samples"
     "$python" train.py prior $at $tiny --prior-width 32 --prior-depth 2
@@ -53,6 +53,8 @@ for words in (
     "--person --sampler euler --steps 4",
     "--mask data --count 4 --sampler ddim --steps 4",
     "interpolate --count 4 --between slices --split train --steps 4",
+    "interpolate --count 2 --steps 2",
+    "--prior normal --count 2",
     "denoise --count 2 --from 0.3 --steps 4",
     "anomaly --count 2 --steps 4",
     "inpaint --count 2 --resample 2 --steps 4",
@@ -67,10 +69,10 @@ END
 
 other_runs() { # pixels; the other first stages
     printf 'case,label,age,sex\n1,AD,71,F\n2,NC,64,M\n3,AD,80,F\n4,NC,,M\n' > "$smoke/people.csv"
-    "$python" train.py --run "$smoke/pixels" $tiny --autoencoder none --attention 8 --schedule flow --prediction flow \
+    "$python" train.py --run "$smoke/pixels" $tiny --autoencoder none --attention 16 --schedule flow --prediction flow \
         --accumulate 2 --labels "$smoke/people.csv" --conditions age sex
     "$python" predict.py --run "$smoke/pixels" --out "$smoke/other" --sampler heun dpm_solver_pp --steps 3 --count 4 \
-        --guidance 2 --conditions age=70
+        --guidance 2 --label NC --negative-label AD --conditions age=70 --negative-conditions age=60
     "$python" train.py autoencoder --run "$smoke/fsq" $tiny $narrow --quantizer fsq --levels 8 5 5 --gan --random-latents
     "$python" train.py autoencoder --run "$smoke/vae" $tiny $narrow --autoencoder vae --epochs 4 --gan --segment \
         --condition-on-label --learning-rate 1e-6  # nothing is gained, so adversarial training begins

@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 import keras
 import numpy as np
 import tensorflow as tf
+from einops import rearrange
 
 import dataset
 import features
@@ -208,7 +209,8 @@ def resolve(flags):
         for stage, known in recorded.items():  # each stage wrote down what it was made with
             settings[stage] = merged(settings[stage], known.get(stage, {}))
     if made := runs.load_json(run / "autoencoder.json"):
-        settings["autoencoder"]["window"] = made["settings"]["autoencoder"].get("window")
+        for key in ("window", "kl_cycle_steps"):  # what was found when training began stays so
+            settings["autoencoder"][key] = made["settings"]["autoencoder"].get(key)
     if flags.data:
         settings["data"] = flags.data if len(flags.data) > 1 else flags.data[0]
     stages = runs.STAGES[:3] if flags.stage == "all" else (flags.stage,)
@@ -248,24 +250,18 @@ def open_data(settings):
 
 
 def record(run, stage, settings, manifest, **more):
-    """Write `<stage>.json`, and refuse to mix data.
+    """Write `<stage>.json`.
 
     Raises:
-        RunError: if an earlier stage of this run saw other slices.
+        RunError: if the stage was begun with another table of people.
     """
     columns = more.pop("columns", {})
-    for earlier in runs.STAGES:
-        stored = runs.load_json(run / f"{earlier}.json")
-        if earlier == stage and stored and stored["data"].get("columns", columns) != columns:
-            raise runs.RunError(
-                f"{run}: its {stage} stage was begun with another table of people ({', '.join(columns)}): give the new "
-                "run a name with --run"
-            )
-        if stored and stored["data"]["splits"] != manifest["splits"]:
-            raise runs.RunError(
-                f"{run}: its {earlier} stage was trained on {stored['data']['source']} with other people in its splits "
-                f"than {manifest['source']}: give the new run a name with --run"
-            )
+    stored = runs.load_json(run / f"{stage}.json")
+    if stored and stored["data"].get("columns", columns) != columns:
+        raise runs.RunError(
+            f"{run}: its {stage} stage was begun with another table of people ({', '.join(columns)}): give the new "
+            "run a name with --run"
+        )
     runs.save_json(
         run / f"{stage}.json",
         {
@@ -278,21 +274,57 @@ def record(run, stage, settings, manifest, **more):
     )
 
 
+def refuse_other_people(run, manifest):
+    """Raises:
+    RunError: if a stage of this run saw other slices.
+    """
+    for stage in runs.STAGES:
+        stored = runs.load_json(run / f"{stage}.json")
+        if stored and stored["data"]["splits"] != manifest["splits"]:
+            raise runs.RunError(
+                f"{run}: its {stage} stage was trained on {stored['data']['source']} with other people in its splits "
+                f"than {manifest['source']}: give the new run a name with --run"
+            )
+
+
 def is_finished(run, stage, settings):
     """Whether a stage was trained to the end for as many epochs as the settings ask for."""
     stored = runs.load_json(run / f"{stage}.json") or {}
     if stage == "latents":  # they are those of a first stage, which may have been trained further since
-        first = runs.load_json(run / "autoencoder.json") or {}
-        # Labels lie beside the latents.
-        same = stored and stored.get("settings", {}).get("labels") == settings["labels"]
-        return bool(same and stored["finished"]) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
+        return are_current(run) and stored["settings"].get("labels") == settings["labels"]  # which lie beside them
     return stored.get("finished", False) and settings[stage]["epochs"] <= stored.get("epochs", 0)
+
+
+def are_current(run):
+    """Whether the stored latents are those of the first stage as it is, which may have been trained further since."""
+    stored, first = (runs.load_json(run / f"{stage}.json") or {} for stage in ("latents", "autoencoder"))
+    return stored.get("finished", False) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
+
+
+class AveragingAdamW(keras.optimizers.AdamW):
+    """AdamW whose moving average of the weights warms up.
+
+    Keras' average looks back equally far from the first step on, so that early epochs still hold the first weights.
+    Here its momentum after i steps is at most (1 + i) / (10 + i), as of TensorFlow's `ExponentialMovingAverage`.
+    """
+
+    @property
+    def ema_momentum(self):
+        steps = keras.ops.cast(self.iterations, "float32")
+        return keras.ops.minimum(self.last_momentum, (1.0 + steps) / (10.0 + steps))
+
+    @ema_momentum.setter
+    def ema_momentum(self, value):
+        self.last_momentum = value
+
+    def get_config(self):
+        return {**super().get_config(), "ema_momentum": self.last_momentum}
 
 
 def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
     """AdamW with warm-up and cosine decay; `averaged` adds a moving average of the weights.
 
-    The average looks back over about a twentieth of the training, so that it suits short runs and long ones
+    In the end the average looks back over about a twentieth of the training, so that it suits short runs and long ones
     (arXiv 2312.02696, section 3, on widths relative to the training length).
     """
     peak = settings["learning_rate"]
@@ -301,14 +333,10 @@ def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
         0.01 * peak, steps - warm_up, alpha=0.02, warmup_target=peak, warmup_steps=warm_up
     )
     momentum = 1.0 - 1.0 / max(2.0, 0.05 * steps)
-    return keras.optimizers.AdamW(
-        decay,
-        beta_1=beta_1,
-        beta_2=0.99,
-        weight_decay=1e-4,
-        use_ema=averaged,
-        ema_momentum=momentum if averaged else 0.99,
-    )
+    options = {"beta_1": beta_1, "beta_2": 0.99, "weight_decay": 1e-4}
+    if averaged:
+        return AveragingAdamW(decay, use_ema=True, ema_momentum=momentum, **options)
+    return keras.optimizers.AdamW(decay, **options)
 
 
 def fit(model, run, stage, settings, train, validation, picture, averaged=False, watchers=(), measures=()):
@@ -582,6 +610,7 @@ def encode_latents(run, settings, source):
     other augmentation.
     """
     autoencoder = runs.load_first_stage(run)
+    record(run, "latents", settings, source.manifest(), finished=False)
     encode = tf.function(autoencoder.encode, reduce_retracing=True)
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
         columns, latents, shares, with_masks = {}, [], [], settings["diffusion"]["condition_on_mask"]
@@ -621,7 +650,7 @@ def renew_latents(run, settings, source, strategy, needed):
     Raises:
         RunError: if there are none yet.
     """
-    stale = False
+    stale = not are_current(run)
     for split in ("train", "validate"):
         path = run / "latents" / f"{split}.npz"
         if not path.exists():
@@ -631,7 +660,7 @@ def renew_latents(run, settings, source, strategy, needed):
             stale |= not same or any(name not in file for name in needed)
     distribution.wait_for_all(strategy)  # nobody writes before all have looked
     if stale:
-        print("latents: other labels, or masks or codes are missing beside them; encoding again")
+        print("latents: of an older first stage, with other labels, or without masks or codes; encoding again")
         encode_latents(run, settings, source)
         distribution.wait_for_all(strategy)
 
@@ -741,8 +770,19 @@ def train_prior(run, settings, source, strategy):
 
         return draw
 
+    histogram = histogram_bits(model, validation)
     fit(model, run, "prior", stage, functools.partial(batches, "train", True), validation, picture, averaged=True)
-    record(run, "prior", settings, source.manifest(), finished=True, epochs=stage["epochs"])
+    reached = min(row["val_bits"] for row in runs.read_history(run / "prior.csv"))
+    print(f"prior: {reached:.2f} bits per code of the validation people; the histogram per place: {histogram:.2f}")
+    facts = {"bits": reached, "histogram_bits": histogram}
+    record(run, "prior", settings, source.manifest(), finished=True, epochs=stage["epochs"], **facts)
+
+
+def histogram_bits(model, validation):
+    """Bits per code of the validation people by the frequencies at each place, which `start_from` has counted."""
+    codes = np.concatenate([batch["codes"] for batch in validation])
+    nats = -np.take_along_axis(np.asarray(model.log_frequency), rearrange(codes, "b h w -> (h w) b"), axis=1)
+    return float(nats.mean() / np.log(2))
 
 
 def fact_sizes(settings, source):
@@ -936,6 +976,7 @@ def work(flags):
             if self_test(settings, source, strategy):
                 return 0
         raise runs.RunError("self-test failed: try a lower --learning-rate, --precision float32, or a larger --width")
+    refuse_other_people(run, source.manifest())
     for stage in stages:
         if is_finished(run, stage, settings):
             print(f"{stage}: finished before; its result is in {run}/")

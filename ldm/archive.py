@@ -277,15 +277,17 @@ def _name_volumes(paths: list[Path]) -> dict[str, Path]:
     return {stem if unique else path.as_posix(): path for stem, path in zip(stems, paths, strict=True)}
 
 
-def save_volume(path: Path, slices: np.ndarray, voxel: tuple[float, float, float]) -> None:
-    """Writes axial slices as a NIfTI volume in RAS orientation: `VolumeStore` with axis 2 gives them back.
+def save_volume(path: Path, slices: np.ndarray, voxel: tuple[float, float, float], axis: int = 2) -> None:
+    """Writes slices as a NIfTI volume in RAS orientation: `VolumeStore` with the same axis gives them back.
 
     Args:
         path: .nii or .nii.gz.
-        slices: (Z, H, W) uint8, from the lowest up, anterior at the top, the patient's left at the left.
+        slices: (N, H, W) uint8, as `VolumeStore` shows them; with axis 2 they are axial, from the lowest up, anterior
+            at the top, the patient's left at the left.
         voxel: its size in mm, left-right, posterior-anterior, up. The origin is the middle of the volume.
+        axis: along which the slices were cut.
     """
-    volume = np.stack([np.rot90(image, -1) for image in slices], axis=-1)
+    volume = np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, axis)
     affine = np.diag([*voxel, 1.0])
     affine[:3, 3] = -np.array(voxel) * (np.array(volume.shape) - 1) / 2
     nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(volume), affine), path)

@@ -31,6 +31,7 @@ from PIL import Image
 
 GAP = 2  # pixels between two tiles
 GREY = 48  # grey value of gaps and empty tiles: dark, yet told apart from the black background of a slice
+MOST_FPS = 50  # of a GIF: viewers slow down what is faster
 DPI = 100  # of every matplotlib figure; labelled sheets measure in pixels and only divide by it
 # Class k is the k-th, and -1 the last. Blue, orange, pale yellow also grow brighter in this order, as in a T1 picture.
 TISSUES = {
@@ -261,8 +262,8 @@ def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 12, ho
         raise ValueError("a GIF needs at least one frame")
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"all frames must have one shape, not {sorted({frame.shape for frame in frames})}")
-    if not 0 < fps <= 50:
-        raise ValueError(f"fps must lie in (0, 50], not {fps}")
+    if not 0 < fps <= MOST_FPS:
+        raise ValueError(f"fps must lie in (0, {MOST_FPS}], not {fps}")
     # In whole 1/100 s, GIF's unit; written in milliseconds, Pillow's unit.
     durations = [10 * round(100 / fps)] * (len(frames) - 1) + [10 * round(100 * hold)]
     for k in reversed(range(1, len(frames))):  # merge here: Pillow merges too, but fails where a single frame is left

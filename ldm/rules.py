@@ -65,6 +65,10 @@ def refuse_idle_flags(flags, settings):
     for flag, (needed, met) in needs.items():
         if getattr(flags, flag) and not met:
             raise runs.RunError(f"{spelt(flag)} has no effect without {needed}: leave it out, or add that")
+    side = settings["image_size"] // (1 if first == "none" else group["downsampling"])
+    levels = [side // 2**level for level in range(len(settings["diffusion"]["multipliers"]))]
+    if idle := sorted(set(flags.attention or ()) - set(levels)):
+        raise runs.RunError(f"--attention {idle[0]} has no effect: the U-Net's levels have {levels} pixels a side")
 
 
 def check(settings):
@@ -102,6 +106,8 @@ def check(settings):
         if first[name] < 0:
             raise runs.RunError(f"--{name.replace('_', '-')} must be 0 or more, not {first[name]}")
     size, unet, prior = settings["image_size"], settings["diffusion"], settings["prior"]
+    if not 0 <= settings["seed"] <= runs.LAST_SEED:
+        raise runs.RunError(f"--seed must lie between 0 and {runs.LAST_SEED}, not {settings['seed']}")
     if not 0 <= unet["dropout"] < 1:
         raise runs.RunError(f"--dropout must be 0 or more and less than 1, not {unet['dropout']}")
     if unet["patience"] is not None and unet["patience"] < 1:
@@ -112,8 +118,12 @@ def check(settings):
         raise runs.RunError(f"--multipliers must be 1 or more each, not {min(unet['multipliers'])}")
     if unet["min_snr_gamma"] is not None and unet["min_snr_gamma"] <= 0:
         raise runs.RunError(f"--min-snr-gamma must be more than 0, not {unet['min_snr_gamma']}: the paper's is 5")
-    if prior["width"] % prior["heads"]:
-        raise runs.RunError(f"--prior-width {prior['width']} must be divisible by --prior-heads {prior['heads']}")
+    if unet["min_snr_gamma"] is not None and unet["loss"] != "mse":
+        raise runs.RunError(f"--min-snr-gamma weighs squared errors: leave it out, or --loss {unet['loss']}")
+    if prior["width"] % prior["heads"] or prior["width"] % 2:
+        raise runs.RunError(
+            f"--prior-width {prior['width']} must be even and divisible by --prior-heads {prior['heads']}"
+        )
     if unet["recompute"] and unet["dropout"]:
         raise runs.RunError("--recompute would draw another --dropout on the way back: leave one of them out")
     if unet["prediction"] == "eps" and (unet["zero_snr"] or unet["schedule"] == "flow"):

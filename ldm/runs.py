@@ -23,6 +23,7 @@ import keras
 
 ROOT = Path("checkpoint")
 STAGES = ("autoencoder", "latents", "diffusion", "prior")
+LAST_SEED = 2_000_000_000  # tensors hold seeds as int32, and to some a number is added
 
 
 class RunError(ValueError):

@@ -4,8 +4,11 @@ import functools
 import json
 from types import SimpleNamespace
 
+import keras
+import nibabel
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import dataset
 import predict
@@ -68,7 +71,11 @@ def refusal(main, argv, capsys):
         (["--patience", "3", "--select", "kid"], "--patience"),
         (["--multipliers", "0", "1"], "--multipliers"),
         (["--min-snr-gamma", "0"], "--min-snr-gamma"),
+        (["--min-snr-gamma", "5", "--loss", "l1"], "--min-snr-gamma"),
+        (["--attention", "10"], "--attention 10"),
+        (["--seed", "4294967296"], "--seed"),
         (["prior", "--prior-heads", "3"], "divisible by --prior-heads 3"),
+        (["prior", "--prior-heads", "3", "--prior-width", "33"], "--prior-width 33 must be even"),
         (["--accumulate", "3"], "--batch-size 32 of diffusion must be divisible by the 1 replicas times the 3 parts"),
         (["--replicas", "99"], "--replicas"),
         (["--zero-snr", "--prediction", "eps"], "--zero-snr"),
@@ -84,6 +91,40 @@ def test_train_refuses_in_one_sentence_that_names_the_flag(argv, named, tmp_path
     run = tmp_path / "run"
     assert named in refusal(train.main, [*argv, *data, "--run", str(run)], capsys)
     assert not run.exists()
+
+
+def test_a_finished_run_refuses_other_people(tmp_path, phantoms, capsys):
+    run, flat = tmp_path / "run", tmp_path / "flat"
+    flat.mkdir()
+    for case in range(3):
+        figures.save_png(flat / f"{case}_0.png", np.full((16, 16), 99, np.uint8))
+    argv = ["--run", str(run), "--image-size", "32", "--autoencoder", "none"]
+    _, _, settings = train.resolve(train.parser().parse_args([*argv, "--data", phantoms]))
+    run.mkdir()
+    manifest = dataset.open_source(phantoms).manifest()
+    train.record(run, "diffusion", settings, manifest, finished=True, epochs=settings["diffusion"]["epochs"])
+    assert train.main([*argv, "--data", phantoms]) == 0
+    assert "other people" in refusal(train.main, [*argv, "--data", str(flat)], capsys)
+
+
+def test_what_was_found_when_training_began_stays_so(tmp_path):
+    argv = ["--run", str(tmp_path), "--preset", "64-f8", "--autoencoder", "vae"]
+    _, _, settings = train.resolve(train.parser().parse_args(argv))
+    settings["autoencoder"] |= {"kl_cycle_steps": 70, "window": [0, 0, 48, 48]}
+    (tmp_path / "autoencoder.json").write_text(json.dumps({"settings": settings, "data": {}}))
+    _, _, resumed = train.resolve(train.parser().parse_args([*argv, "--epochs", "99"]))
+    assert resumed["autoencoder"]["kl_cycle_steps"] == 70 and resumed["autoencoder"]["window"] == [0, 0, 48, 48]
+
+
+def test_averaged_weights_look_back_over_a_tenth_of_the_first_steps():
+    optimizer = train.make_optimizer({"learning_rate": 0.1}, steps=1000, averaged=True)
+    weight, average = keras.Variable([1.0]), None
+    for i in range(30):
+        optimizer.apply([keras.ops.ones((1,))], [weight])
+        value = float(weight.value.numpy()[0])
+        momentum = min(1.0 - 1.0 / 50.0, (1.0 + i) / (10.0 + i)) if i else 0.0
+        average = value if average is None else momentum * average + (1.0 - momentum) * value
+        assert float(optimizer._model_variables_moving_average[0].numpy()[0]) == pytest.approx(average, rel=1e-5)
 
 
 def test_a_stage_names_the_command_that_makes_what_it_misses(tmp_path, phantoms, capsys):
@@ -234,17 +275,40 @@ def test_predict_knows_what_the_run_was_trained_on(z, label, said):
         predict.choose_conditions(predict.parser().parse_args(argv), {"z": [0, 31], "labels": ["AD", "NC"]})
 
 
-def test_labels_of_other_data_are_told_by_name():
-    class Of:  # a generator, and a source
-        about = {"data": {"labels": ["AD", "NC"]}}
-        label_names, path = ("AD", "MCI", "NC"), "other.zip"
+def test_guidance_goes_away_from_the_label_and_the_facts_that_are_named(monkeypatch):
+    found = {}
+    monkeypatch.setattr(predict.guidance, "guided", lambda *arguments: found.update(negative=arguments[4]))
+    words = ["--guidance", "2", "--negative-label", "AD", "--negative-conditions", "sex=M"]
 
-    none, label = predict.parser().parse_args(["denoise"]), np.array([2, 0, -1])
-    np.testing.assert_array_equal(predict.told_labels(none, Of, Of, label), [1, 0, -1])
-    with pytest.raises(predict.runs.RunError, match="labelled MCI"):
-        predict.told_labels(none, Of, Of, np.array([0, 1]))
-    flags = predict.parser().parse_args(["denoise", "--label", "NC"])
-    np.testing.assert_array_equal(predict.told_labels(flags, Of, Of, np.array([0, 1])), [1, 1])
+    class Of:
+        about, model, denoise = ABOUT, SimpleNamespace(clip_x_0=False), None
+
+    told = {name: tf.constant(values) for name, values in (("label", [1, 1]), ("z", [3, 4]))}
+    told["facts"] = tf.constant([[0.5, 0.0], [0.1, 0.0]])
+    predict.Generator.steered(Of, told, predict.parser().parse_args(words))
+    np.testing.assert_array_equal(found["negative"]["label"], [0, 0])
+    np.testing.assert_array_equal(found["negative"]["z"], [3, 4])
+    np.testing.assert_array_equal(found["negative"]["facts"], np.float32([[0.5, 1.0], [0.1, 1.0]]))
+    np.testing.assert_array_equal(told["facts"], np.float32([[0.5, 0.0], [0.1, 0.0]]))
+
+
+def test_what_draws_one_thing_gives_it_one_label():
+    flags = predict.parser().parse_args(["interpolate", "--count", "12"])
+    assert set(predict.choose_conditions(flags, {"labels": ["AD", "NC"], "z": [0, 9]})["label"]) == {0}
+
+
+def test_a_person_has_all_slice_indices():
+    flags = predict.parser().parse_args(["--person"])
+    z = predict.choose_conditions(flags, {"labels": [], "z": [5, 185]})["z"]
+    np.testing.assert_array_equal(z, np.arange(5, 186))
+
+
+def test_a_volume_has_the_steps_between_the_slice_indices_that_are_drawn(tmp_path):
+    flags = predict.parser().parse_args(["--person", "--voxel", "1", "2", "3", "--out", str(tmp_path)])
+    predict.write_person(tmp_path, "ddim", np.zeros((3, 8, 6, 1), "float32"), np.array([0, 4, 8]), 1, flags)
+    stored = nibabel.load(tmp_path / "ddim.nii.gz")
+    assert stored.shape == (6, 3, 8)
+    np.testing.assert_allclose(stored.header.get_zooms(), (1.0, 8.0, 3.0))
 
 
 def test_all_points_between_two_slices_carry_the_noise_that_their_time_says(monkeypatch, tmp_path):
@@ -445,6 +509,8 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
     with pytest.raises(train.runs.RunError, match="train.py latents"):
         train.renew_latents(tmp_path, {}, source, strategy, ())
     (tmp_path / "latents").mkdir()
+    for stage, epochs in (("autoencoder", 5), ("latents", 5)):
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"finished": True, "epochs": epochs}))
 
     def write(**more):
         for split in ("train", "validate"):
@@ -456,3 +522,7 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
         encoded.clear()
         train.renew_latents(tmp_path, {}, source, strategy, needed)
         assert len(encoded) == times, (more, needed)
+    write()
+    (tmp_path / "autoencoder.json").write_text(json.dumps({"finished": True, "epochs": 6}))
+    train.renew_latents(tmp_path, {}, source, strategy, ())
+    assert len(encoded) == 2  # once above, and once because the first stage has been trained further

@@ -1,5 +1,6 @@
 """Slices in: every layout, every mistake a user can make, and a stream that depends on (seed, n) alone."""
 
+import dataclasses
 import io
 import json
 import os
@@ -995,3 +996,22 @@ def test_a_volume_gives_back_the_slices_that_were_written(tmp_path):
     store = archive.VolumeStore([tmp_path / "head.nii.gz"])
     read = [np.frombuffer(store.read(name), np.uint8).reshape(store.shape(name)) for name in store.names]
     np.testing.assert_allclose(read, slices, atol=3)  # white is a high percentile there
+    for axis in (0, 1):
+        archive.save_volume(tmp_path / "other.nii.gz", slices, (1.0, 1.0, 1.0), axis)
+        other = archive.VolumeStore([tmp_path / "other.nii.gz"], axis)
+        read = [np.frombuffer(other.read(name), np.uint8).reshape(other.shape(name)) for name in other.names]
+        np.testing.assert_allclose(read, slices, atol=3)
+
+
+def test_labels_of_other_data_are_numbered_by_name(tmp_path):
+    table = {"keras_png_slices_data/labels.csv": b"case,label\n1,NC\n2,AD\n3,AD\n"}
+    source = open_source(write(tmp_path / "a.zip", oasis_entries(THREE) | table))
+    assert source.label_names == ("AD", "NC")
+    other = source.with_labels_of(["NC", "MCI", "AD"])
+    assert other.label_names == ("NC", "MCI", "AD")
+    assert [other.label[other.case == case][0] for case in (1, 2, 3, 4)] == [0, 2, 2, -1]
+    assert source.with_labels_of([]) is source
+    unknown = dataclasses.replace(source, label=np.full_like(source.label, -1)).with_labels_of(["NC"])
+    assert set(unknown.label) == {-1}
+    with pytest.raises(DataError, match="labelled AD"):
+        source.with_labels_of(["NC", "MCI"])

@@ -74,6 +74,41 @@ def test_samples_are_kept_and_gone_on_with(evaluated, phantoms, monkeypatch):
     np.testing.assert_array_equal(evaluate.draw_samples(study).images, again.images)
 
 
+def test_samples_of_all_batches_have_noise_of_their_own(evaluated, tmp_path, monkeypatch):
+    run, _, _ = evaluated
+    few = ["--count", "70", "--steps", "20", "--sampler", "ddpm", "--out", str(tmp_path)]
+    seeds = []
+
+    def recorded(denoise, x_T, schedule, steps, seed):
+        seeds.append(seed)
+        yield x_T, x_T
+
+    monkeypatch.setitem(evaluate.samplers.SAMPLERS, "ddpm", recorded)
+    evaluate.draw_samples(evaluate.open_study(evaluate.parser().parse_args(["--run", str(run), *few])))
+    assert len(seeds) == len(set(seeds)) == 3
+
+
+def test_samples_of_other_conditions_are_not_the_stored_ones(evaluated, monkeypatch):
+    run, _, _ = evaluated
+    flags = evaluate.parser().parse_args(["--run", str(run), "--count", "60", "--steps", "2"])
+    study, drawn = evaluate.open_study(flags), []
+    study.out = run
+    study.real["train"].label[:] = -1  # as of other --data
+    monkeypatch.setattr(evaluate, "draw", lambda *arguments: drawn.append(1) or arguments[3])
+    evaluate.draw_samples(study)
+    assert drawn
+
+
+def test_data_without_training_people_is_refused(evaluated, tmp_path, capsys):
+    run, _, _ = evaluated
+    folder = tmp_path / "keras_png_slices_test"
+    folder.mkdir()
+    for z in range(2):
+        evaluate.figures.save_png(folder / f"case_001_slice_{z}.nii.png", np.full((32, 32), 99, np.uint8))
+    assert evaluate.main(["--run", str(run), "--data", str(tmp_path)]) == 2
+    assert "train split is empty" in capsys.readouterr().err
+
+
 def test_a_planted_test_person_and_a_planted_slice_are_leaks(evaluated, tmp_path):
     run, _, _ = evaluated
     study = evaluate.open_study(evaluate.parser().parse_args(["--run", str(run)]))
