@@ -290,7 +290,7 @@ def ablation(flags):
     show(rows, list(rows[name]))
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="command", required=True)
     t = commands.add_parser("table")
@@ -309,7 +309,7 @@ def main():
     for command, size in ((a, 256), (b, 128)):
         command.add_argument("--data", required=True)
         command.add_argument("--image-size", type=int, default=size, choices=(64, 128, 256))
-    flags = p.parse_args()
+    flags = p.parse_args(argv)
     {"table": table, "against": against, "ablation": ablation}[flags.command](flags)
 
 

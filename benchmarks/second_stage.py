@@ -136,6 +136,7 @@ def ablation(flags):
     for name in flags.variants or VARIANTS:
         home = on_the_same_ground(study.run, f"{flags.steps} steps, {name}")
         planned = ["--run", str(home.resolve()), "--epochs", str(epochs), "--steps-per-epoch", str(per_epoch)]
+        planned += ["--patience", str(epochs)]  # equal steps for all
         planned += ["--data", *flags.data] if flags.data else []
         if status := train.main(["diffusion", *planned, *VARIANTS[name]]):
             sys.exit(status)  # it has said why

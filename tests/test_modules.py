@@ -61,7 +61,7 @@ def make_vae(**options):
 
 def make_adversarial(make, **options):
     """Adversarial training from the first step, at its full weight from the third."""
-    autoencoder = make(num_labels=2, tissues=4)
+    autoencoder = make(num_labels=2, tissues=4, patch=4)  # one level: the fewer layers, the sooner they are traced
     judge = modules.Discriminator(autoencoder.window[2:], patch=2, width=8, num_labels=2)
     model = modules.AdversarialTraining(autoencoder, judge, ramp_steps=3, random_latents=True, **options)
     model.begun.assign(0.0)
