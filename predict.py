@@ -285,12 +285,13 @@ def sample_prior(flags, run):
     """Decode latents that know nothing of each other: what the first stage alone makes of a slice index."""
     refuse_pixels(run, f"--prior {flags.prior} draws latents")
     autoencoder = runs.load_first_stage(run)
-    conditions = choose_conditions(flags, runs.load_json(run / "autoencoder.json")["data"])
+    told = "prior" if flags.prior == "transformer" else "autoencoder"  # they may have been told different labels
+    prior = runs.load_model(run / "prior.keras") if told == "prior" else None
+    conditions = choose_conditions(flags, runs.load_json(run / f"{told}.json")["data"])
     count = len(conditions["z"])
     if flags.prior == "normal":
         latents = np.stack([samplers.initial_noise(flags.seed, i, autoencoder.latent_shape) for i in range(count)])
     elif flags.prior == "transformer":
-        prior = runs.load_model(run / "prior.keras")
         if flags.top_k > prior.num_codes:
             raise runs.RunError(f"--top-k {flags.top_k}: there are {prior.num_codes} codes; 0 takes all of them")
         options = {"temperature": flags.temperature, "top_k": flags.top_k, "top_p": flags.top_p}

@@ -292,6 +292,21 @@ def test_guidance_goes_away_from_the_label_and_the_facts_that_are_named(monkeypa
     np.testing.assert_array_equal(told["facts"], np.float32([[0.5, 0.0], [0.1, 0.0]]))
 
 
+def test_a_prior_is_told_the_labels_that_it_was_trained_with(monkeypatch, tmp_path):
+    """The first stage may have been trained before there were labels."""
+    for stage, labels in (("autoencoder", []), ("prior", ["AD", "NC"])):
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"data": {"labels": labels, "z": [0, 3]}}))
+    told, codes = {}, np.zeros((2, 4, 4), "int32")
+    prior = SimpleNamespace(num_codes=8, sample=lambda z, label, **_: told.update(label=label) or codes)
+    first = SimpleNamespace(latents_of=lambda codes: codes, tissues=0)
+    first.decode = lambda x, z, label: tf.zeros((len(z), 8, 8, 1))
+    monkeypatch.setattr(predict.runs, "load_model", lambda path: prior)
+    monkeypatch.setattr(predict.runs, "load_first_stage", lambda run: first)
+    words = ["--prior", "transformer", "--label", "NC", "--count", "2", "--out", str(tmp_path)]
+    predict.sample_prior(predict.parser().parse_args(words), tmp_path)
+    np.testing.assert_array_equal(told["label"], [1, 1])
+
+
 def test_what_draws_one_thing_gives_it_one_label():
     flags = predict.parser().parse_args(["interpolate", "--count", "12"])
     assert set(predict.choose_conditions(flags, {"labels": ["AD", "NC"], "z": [0, 9]})["label"]) == {0}
