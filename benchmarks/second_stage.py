@@ -25,6 +25,7 @@ import train
 from ldm import charts, distribution, fidelity, metrics, runs, samplers
 
 CALLS = (5, 10, 20, 50, 100, 250)
+USUAL = ("dpm_solver_pp", 20)  # what `evaluate.py` draws with; the others are compared with it
 LEAST = {"ddpm": 20}  # with fewer calls DDPM draws noise
 MOST = {"dpm_solver_pp": 100, "heun": 100}  # solvers of second order have long converged
 VARIANTS = {  # flags of train.py
@@ -88,21 +89,33 @@ def ladder(flags):
     study, describe = open_study(flags)
     if not (study.run / "diffusion.keras").exists():
         raise runs.RunError(f"{study.run} has no diffusion model: run `python train.py diffusion --run {study.run}`")
-    print("| sampler | network calls | KID | Frechet distance | seconds per slice |\n| --- | --- | --- | --- | --- |")
+    rungs = points(flags)
+    base = USUAL if USUAL in rungs else rungs[0]
+    titles = ("sampler", "network calls", "KID", f"less {base[0]}, {base[1]}", "Frechet distance", "seconds per slice")
+    print(f"| {' | '.join(titles)} |")
+    print("| --- | --- | --- | --- | --- | --- |")
     if "validate" in study.real:
         row = distances(study, study.real["validate"])
-        print(
-            f"| floor: validation people | | {row['KID']:.2f} ± {row['error']:.2f} | {row['Frechet distance']:.1f} | |"
-        )
-    curves = {}
-    for name, calls in points(flags):
+        kid = f"{row['KID']:.2f} ± {row['error']:.2f}"
+        print(f"| floor: validation people | | {kid} | | {row['Frechet distance']:.1f} | |")
+
+    def draw(name, calls):
         study.flags.sampler, study.flags.steps = name, calls
         drawn = evaluate.draw_samples(study)
         drawn.features = describe(drawn.images)[0]
+        return drawn
+
+    curves, usual, test = {}, draw(*base), study.real["test"]
+    for name, calls in rungs:
+        drawn = draw(name, calls)
         row, seconds = distances(study, drawn), study.facts["cost"]["seconds per slice"]
+        more = ""
+        if len(np.unique(test.case)) >= evaluate.LEAST_PEOPLE:
+            pair = fidelity.kernel_distance_difference(test.features, usual.features, drawn.features, test.case)
+            more = f"{pair[0]:.3f} ± {pair[1]:.3f}"
         curves.setdefault(name, []).append((calls, row["KID"], row["error"]))
         kid, distance = f"{row['KID']:.2f} ± {row['error']:.2f}", row["Frechet distance"]
-        print(f"| {name} | {calls} | {kid} | {distance:.1f} | {seconds:.2f} |", flush=True)
+        print(f"| {name} | {calls} | {kid} | {more} | {distance:.1f} | {seconds:.2f} |", flush=True)
         charts.ladder(flags.out, curves, "KID to the test people")
 
 

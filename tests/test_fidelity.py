@@ -304,3 +304,21 @@ def test_diversity_without_a_pair_is_refused():
         fidelity.diversity(images, [0, 0, 0, 0], recorded([]), pairs=0)
     with pytest.raises(ValueError, match="NaN"):
         fidelity.diversity(images * np.nan, [0, 0, 0, 0], recorded([]))
+
+
+def test_a_difference_of_kernel_distances_is_known_better_than_either(rng):
+    """Pairs that share their noise: nothing between equals; and the error is that of repeated draws."""
+    people = np.repeat(np.arange(8), 6)
+
+    def draw():
+        real = rng.normal(size=(8, 4)).repeat(6, axis=0) + rng.normal(size=(48, 4))
+        first = 1.2 * rng.normal(size=(48, 4))
+        return real, first, first + 0.5
+
+    real, first, second = draw()
+    assert fidelity.kernel_distance_difference(real, first, first, people) == (0.0, 0.0)
+    value, error = fidelity.kernel_distance_difference(real, first, second, people)
+    back, same = fidelity.kernel_distance_difference(real, second, first, people)
+    assert back == pytest.approx(-value) and same == pytest.approx(error)
+    found = np.array([fidelity.kernel_distance_difference(*draw(), people) for _ in range(60)])
+    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.35)
