@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import modules
+import train
 from ldm import distribution, runs, schedules, transforms
 
 SIZE = 16
@@ -102,8 +103,8 @@ def randomised(model, seed=0):
     return model
 
 
-def compiled(model, learning_rate=2e-3, **options):
-    optimizer = keras.optimizers.AdamW(learning_rate, epsilon=1e-4, **options)
+def compiled(model, learning_rate=2e-3, kind=keras.optimizers.AdamW, **options):
+    optimizer = kind(learning_rate, epsilon=1e-4, **options)
     more = {}
     if isinstance(model, modules.AdversarialTraining):
         more["discriminator_optimizer"] = keras.optimizers.AdamW(learning_rate, epsilon=1e-4)
@@ -117,10 +118,10 @@ def compiled(model, learning_rate=2e-3, **options):
 def trained(replicas, make, data, averaged):
     keras.utils.set_random_seed(1)
     with distribution.make_strategy(replicas).scope():
-        options = {"use_ema": True, "ema_momentum": 0.7} if averaged else {}
+        options = {"kind": train.AveragingAdamW, "use_ema": True, "ema_momentum": 0.7} if averaged else {}
         model = compiled(make(), learning_rate=5e-3, **options)
-    train, validation = data
-    history = model.fit(train(), epochs=2, shuffle=False, verbose=0, validation_data=validation()).history
+    batches, validation = data
+    history = model.fit(batches(), epochs=2, shuffle=False, verbose=0, validation_data=validation()).history
     return model, history
 
 
