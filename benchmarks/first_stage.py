@@ -4,6 +4,8 @@
     python benchmarks/first_stage.py against --data ZIP     ours and diffusers' VQModel, so many minutes each, in turn
     python benchmarks/first_stage.py ablation --data ZIP    terms of the reconstruction loss, equal steps for each
 
+A table outlives its runs where `--keep FILE` is given; `first_stage.json` here is the README's.
+
 All scores are on people that no training saw: the test people, and in the ablation, which decides, the validation
 people. `table` also writes the rate/quality curve. The peers of `against` run in `benchmarks/.venv`.
 """
@@ -24,8 +26,7 @@ from PIL import Image
 
 import dataset
 import modules
-import train
-from ldm import charts, distribution, losses, metrics, runs
+from ldm import charts, distribution, losses, metrics, runs, training
 
 HERE = Path(__file__).parent
 BATCH = 32
@@ -90,7 +91,9 @@ def run_row(run, source):
     shape = "x".join(str(n) for n in autoencoder.latent_shape)
     minutes = sum(row.get("seconds", np.nan) for row in history) / 60  # what older runs do not know
     usage = about.get("codebook", {}).get("usage")
-    row = {
+    kind = "KL-VAE" if about["first_stage"] == "vae" else "FSQ" if autoencoder.kind == "fsq" else "VQ-VAE"
+    return {
+        "kind": kind,
         "pixels": autoencoder.image_size,
         "latents": shape,
         "bits": f"{bits:,.0f}" if bits else "",
@@ -99,7 +102,18 @@ def run_row(run, source):
         **rounded(scores(metrics.to_unit(real), metrics.to_unit(through(autoencoder, real, z, label)))),
         "codes used": f"{usage:.1%}" if usage else "",
     }
-    return row, bits
+
+
+def test_people(source):
+    return [source.case_names[case] for case in np.unique(source.case[source.select("test")]).tolist()]
+
+
+def kept_rows(path, source):
+    """Rows of earlier tables of the same test people, by run: {} where nothing is kept."""
+    kept = runs.load_json(path) if path else None
+    if kept and kept["test people"] != test_people(source):
+        sys.exit(f"{path} holds scores on other test people than those of {source.path}: name another file for --keep")
+    return kept["rows"] if kept else {}
 
 
 def trivial_rows(source, size):
@@ -135,23 +149,27 @@ def table(flags):
     folders = [runs.folder(name) for name in flags.runs]
     about = runs.load_json(folders[0] / "autoencoder.json")
     source = dataset.open_recorded(about, flags.data)
-    rows, curves, sizes = {}, {}, set()
+    rows = kept_rows(flags.keep, source)
     for run in folders:
         if runs.load_json(run / "autoencoder.json")["data"]["splits"] != about["data"]["splits"]:
             sys.exit(f"{run} was trained on other people than {folders[0]}: give runs of the same data and --seed")
-        rows[run.name], bits = run_row(run, source)
-        sizes.add(rows[run.name]["pixels"])
-        if bits:
-            name = f"VQ, {rows[run.name]['pixels']} pixels"
-            curves.setdefault(name, []).append((bits, rows[run.name]["foreground SSIM"], rows[run.name]["PSNR"]))
-    references = []
-    for size in sorted(sizes):
+        rows[run.name] = run_row(run, source)
+    if flags.keep:
+        runs.save_json(flags.keep, {"test people": test_people(source), "rows": rows})
+    columns = list(rows[folders[0].name])
+    curves, sizes, references = {}, sorted({row["pixels"] for row in rows.values()}), []
+    for row in rows.values():
+        if row["bits"]:
+            kind = "FSQ" if "FSQ" in row["kind"] else "VQ"
+            point = (int(row["bits"].replace(",", "")), row["foreground SSIM"], row["PSNR"])
+            curves.setdefault(f"{kind}, {row['pixels']} pixels", []).append(point)
+    for size in sizes:
         for name, row in trivial_rows(source, size).items():
             rows[f"{name}, {size}"] = row
             if name != "black":
                 references.append((f"{name}, {size} pixels", row["foreground SSIM"], row["PSNR"]))
-    show(rows, list(rows[folders[0].name]))
-    largest = max(sizes)
+    show(rows, columns)
+    largest = sizes[-1]
     curves = {name: sorted(points) for name, points in curves.items()}
     curves[f"WebP, {largest} pixels"] = codec_curve(source, largest, "WEBP", (1, 5, 20, 40))
     curves[f"JPEG 2000, {largest} pixels"] = codec_curve(source, largest, "JPEG2000", (300, 200, 100, 50, 30))
@@ -279,7 +297,7 @@ def ablation(flags):
         options = {"downsampling": 8, "patch": 4, "latent_channels": 8, "codes_per_latent": 2, "width": flags.width}
         model = modules.VQVAE(flags.image_size, window=window, **options)
         model.compare = lambda real, fake, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
-        model.compile(optimizer=train.make_optimizer({"learning_rate": 8e-4}, flags.steps))
+        model.compile(optimizer=training.make_optimizer({"learning_rate": 8e-4}, flags.steps))
         step = tf.function(model.train_step)
         batches = dataset.make_dataset(source, "train", flags.image_size, flags.batch_size, training=True)
         for batch in batches.take(flags.steps):
@@ -296,6 +314,7 @@ def main(argv=None):
     t = commands.add_parser("table")
     t.add_argument("runs", nargs="+", help="names or folders of runs whose first stage is trained")
     t.add_argument("--data", help="default: what the first run was trained on")
+    t.add_argument("--keep", help="a JSON file of rows: its rows stand in the table too, those of the runs are added")
     t.add_argument("--out", default="first_stage.png", help="the rate/quality curve (default: first_stage.png)")
     a = commands.add_parser("against")
     a.add_argument("--minutes", type=float, default=20)

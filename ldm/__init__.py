@@ -13,6 +13,7 @@
     presets       what a run is, unless flags say otherwise
     rules         what settings a run can have, and which flags would have no effect
     distribution  what a train_step needs to be right on several replicas
+    training      the optimizer and the callbacks that a training is run with
     runs          the run folder: names, checkpoints, resume, records
     metrics       how good are the pictures: functions on arrays
     fidelity      how far a set of pictures is from another: KID, Frechet, precision and recall
@@ -26,6 +27,7 @@
     archive       the bytes of a slice in a zip, a folder or a NIfTI volume; which name is whose slice
 
 Rooms import nothing of ours, except that samplers import schedules, layers import normalization, rules import presets
-and runs, and charts import figures (these two alone import matplotlib). Networks and samplers are written with
-`keras.ops`; `distribution`, `adversary` and `runs` are TensorFlow's, and so is the fast half of `normalization`.
+and runs, training imports charts, fidelity and runs, and charts import figures (these two alone import matplotlib).
+Networks and samplers are written with `keras.ops`; `distribution`, `adversary` and `runs` are TensorFlow's, and so is
+the fast half of `normalization`.
 """

@@ -15,6 +15,7 @@ ALLOWED = {  # what each file may import of ours; a command line may import ever
     "ldm.samplers": {"ldm.schedules"},
     "ldm.layers": {"ldm.normalization"},
     "ldm.charts": {"ldm.figures"},
+    "ldm.training": {"ldm.charts", "ldm.fidelity", "ldm.runs"},
     "ldm.rules": {"ldm.presets", "ldm.runs"},
     "dataset": {"ldm.phantom", "ldm.archive", "ldm.table", "ldm.transforms"},
     "features": {"dataset", "ldm.losses", "ldm.runs", "ldm.transforms", "ldm.layers"},

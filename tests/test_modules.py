@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 import modules
-import train
-from ldm import distribution, runs, schedules, transforms
+from ldm import distribution, runs, schedules, training, transforms
 
 SIZE = 16
 WINDOW = [3, 0, 8, 16]  # top, left, height, width
@@ -118,7 +117,7 @@ def compiled(model, learning_rate=2e-3, kind=keras.optimizers.AdamW, **options):
 def trained(replicas, make, data, averaged):
     keras.utils.set_random_seed(1)
     with distribution.make_strategy(replicas).scope():
-        options = {"kind": train.AveragingAdamW, "use_ema": True, "ema_momentum": 0.7} if averaged else {}
+        options = {"kind": training.AveragingAdamW, "use_ema": True, "ema_momentum": 0.7} if averaged else {}
         model = compiled(make(), learning_rate=5e-3, **options)
     batches, validation = data
     history = model.fit(batches(), epochs=2, shuffle=False, verbose=0, validation_data=validation()).history

@@ -1,0 +1,169 @@
+"""What a training is run with: the optimizer, and the callbacks that time it, stop it, measure it and draw it."""
+
+import time
+
+import keras
+import numpy as np
+
+from . import charts, fidelity, runs
+
+# ---- optimizers ------------------------------------------------------------------------------------------------------
+
+
+class AveragingAdamW(keras.optimizers.AdamW):
+    """AdamW whose moving average of the weights warms up.
+
+    Keras' average looks back equally far from the first step on, so that early epochs still hold the first weights.
+    Here its momentum after i steps is at most (1 + i) / (10 + i), as of TensorFlow's `ExponentialMovingAverage`.
+    """
+
+    @property
+    def ema_momentum(self):
+        steps = keras.ops.cast(self.iterations, "float32")
+        return keras.ops.minimum(self.last_momentum, (1.0 + steps) / (10.0 + steps))
+
+    @ema_momentum.setter
+    def ema_momentum(self, value):
+        self.last_momentum = value
+
+    def get_config(self):
+        return {**super().get_config(), "ema_momentum": self.last_momentum}
+
+
+def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
+    """AdamW with warm-up and cosine decay; `averaged` adds a moving average of the weights.
+
+    In the end the average looks back over about a twentieth of the training, so that it suits short runs and long ones
+    (arXiv 2312.02696, section 3, on widths relative to the training length).
+    """
+    peak = settings["learning_rate"]
+    warm_up = min(200, steps // 10)
+    decay = keras.optimizers.schedules.CosineDecay(
+        0.01 * peak, steps - warm_up, alpha=0.02, warmup_target=peak, warmup_steps=warm_up
+    )
+    momentum = 1.0 - 1.0 / max(2.0, 0.05 * steps)
+    options = {"beta_1": beta_1, "beta_2": 0.99, "weight_decay": 1e-4}
+    if averaged:
+        return AveragingAdamW(decay, use_ema=True, ema_momentum=momentum, **options)
+    return keras.optimizers.AdamW(decay, **options)
+
+
+# ---- callbacks -------------------------------------------------------------------------------------------------------
+
+
+class Clock(keras.callbacks.Callback):
+    """Adds the `seconds` of each epoch, its validation included, to the history."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.time()
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["seconds"] = time.time() - self.start
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """A loss that is no number stays so: say what to change, before a checkpoint is written over."""
+
+    def __init__(self, run, stage):
+        super().__init__()
+        self.run, self.stage = run, stage
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not np.isfinite(logs["loss"]) or not np.isfinite(logs["gradient_norm"]):  # else the last step is not seen
+            raise runs.RunError(
+                f"{self.run}: the loss of the {self.stage} stage is no number any more, after step {batch + 1} of an "
+                "epoch. The last finished epoch is kept. Lower --learning-rate (in a new --run, or after removing "
+                f"{self.stage}.*), or go on with --precision float32"
+            )
+
+
+class Patience(keras.callbacks.Callback):
+    """Stops a training whose measure has had no new least value for some epochs, those of the history among them.
+
+    Args:
+        past: the measure of the epochs before these.
+        monitor: its name in the logs.
+        epochs: how many to wait; None: all.
+    """
+
+    def __init__(self, past, monitor, epochs):
+        super().__init__()
+        self.seen, self.monitor, self.epochs = list(past), monitor, epochs
+
+    @property
+    def spent(self):
+        waited = len(self.seen) - 1 - int(np.argmin(self.seen)) if self.seen else 0
+        return self.epochs is not None and waited >= self.epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(logs[self.monitor])
+        self.model.stop_training |= self.spent
+
+
+class Kid(keras.callbacks.Callback):
+    """Adds `val_kid` to the history, in every `every`-th epoch and the last: samples against the validation people.
+
+    KID is that of `ldm.fidelity`, in the features of `features.of_run`; epochs that are not measured have NaN.
+
+    Args:
+        make_draw: callable (model for use) -> callable () -> images (N, H, W, 1) in [0, 1].
+        describe: images -> features and more, as `features.of_run` returns.
+        real: images of the validation people, likewise.
+        every: epochs.
+    """
+
+    def __init__(self, make_draw, describe, real, every):
+        super().__init__()
+        self.make_draw, self.describe, self.every, self.copy = make_draw, describe, every, None
+        self.real = describe(real)[0]
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_kid"] = float("nan")
+        if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
+            first = self.copy is None
+            self.copy = runs.copy_for_use(self.model, self.copy)
+            if first:
+                self.draw = self.make_draw(self.copy)
+            fake = self.describe(self.draw())[0]
+            logs["val_kid"], error = fidelity.kernel_distance(self.real, fake)
+            print(f"val_kid: {logs['val_kid']:.3f} +- {error:.3f}, {len(fake)} samples against {len(self.real)} slices")
+
+
+class CodebookHealth(keras.callbacks.Callback):
+    """After each epoch of training write which codes it used: `codebook.json`, and `codebook.png` with the history.
+
+    Usage, perplexity and revivals are among the metrics, so the CSV file and TensorBoard have them as well.
+    """
+
+    def __init__(self, run, autoencoder):
+        super().__init__()
+        self.run, self.usage = run, autoencoder.usage
+
+    def on_test_begin(self, logs=None):  # the metrics are still those of training
+        names = {"foreground": "usage_foreground", "background": "usage_background"}
+        # On several machines reading a metric adds it up over them: all must do it, though only one writes.
+        counts = {key: keras.ops.convert_to_numpy(self.usage[name].counts) for key, name in names.items()}
+        self.counts = {key: value.astype(int).tolist() for key, value in counts.items()}
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not runs.is_chief():
+            return
+        used = np.sum(list(self.counts.values()), axis=0)
+        dead = np.flatnonzero(used == 0).tolist()
+        runs.save_json(self.run / "codebook.json", {"epoch": epoch + 1, "dead": dead, **self.counts})
+        charts.codebook_health(self.run / "autoencoder.csv", self.run / "codebook.png", **self.counts)
+
+
+class Picture(keras.callbacks.Callback):
+    """After each epoch draw what the model for use can do, into `pictures/<stage>_epoch_NNN.png`."""
+
+    def __init__(self, folder, stage, make_draw):
+        super().__init__()
+        self.folder, self.stage, self.make_draw, self.copy = folder, stage, make_draw, None
+
+    def on_epoch_end(self, epoch, logs=None):
+        first = self.copy is None
+        self.copy = runs.copy_for_use(self.model, self.copy)
+        if first:
+            self.draw = self.make_draw(self.copy)
+        self.draw(self.folder / f"{self.stage}_epoch_{epoch + 1:03d}.png")

@@ -1,0 +1,66 @@
+"""The optimizer's average, and the callbacks, are what they say."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from ldm import runs, training
+
+
+def test_averaged_weights_look_back_over_a_tenth_of_the_first_steps():
+    optimizer = training.make_optimizer({"learning_rate": 0.1}, steps=1000, averaged=True)
+    weight, average = keras.Variable([1.0]), None
+    for i in range(30):
+        optimizer.apply([keras.ops.ones((1,))], [weight])
+        value = float(weight.value.numpy()[0])
+        momentum = min(1.0 - 1.0 / 50.0, (1.0 + i) / (10.0 + i)) if i else 0.0
+        average = value if average is None else momentum * average + (1.0 - momentum) * value
+        assert float(optimizer._model_variables_moving_average[0].numpy()[0]) == pytest.approx(average, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "past, then, epochs, stops",
+    [
+        ([], [3.0, 2.0, 2.5, 2.4], 2, [False, False, False, True]),
+        ([2.0, 3.0], [2.5, 1.0], 2, [True, False]),  # gone on with: what came before counts
+        ([1.0, 3.0, 3.0], [3.0], None, [False]),
+    ],
+)
+def test_patience_counts_the_epochs_since_the_least_loss(past, then, epochs, stops):
+    patience = training.Patience(past, "val_loss", epochs)
+    said = []
+    for value in then:
+        patience.set_model(SimpleNamespace(stop_training=False))
+        patience.on_epoch_end(0, {"val_loss": value})
+        said.append(patience.model.stop_training)
+    assert said == stops
+    assert training.Patience([1.0, 2.0, 2.0], "val_loss", 2).spent and not training.Patience([], "val_loss", 2).spent
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_a_sentence(tmp_path):
+    watch = training.StopAtNaN(tmp_path, "diffusion")
+    watch.on_train_batch_end(3, {"loss": 1.0, "gradient_norm": 2.0})
+    for bad in ({"loss": float("nan"), "gradient_norm": 2.0}, {"loss": 1.0, "gradient_norm": float("inf")}):
+        with pytest.raises(runs.RunError, match="--learning-rate"):
+            watch.on_train_batch_end(3, bad)
+
+
+def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
+    """Samples like the validation slices have a KID around 0, others more; a measured epoch beats all unmeasured."""
+    rng = np.random.default_rng(0)
+    real = rng.random((40, 4, 4, 1))
+    drawn = {"model": real + 1.0}
+    monkeypatch.setattr(training.runs, "copy_for_use", lambda model, copy=None: model)
+    describe = lambda images: (images.reshape(40, -1), None)  # noqa: E731
+    kid = training.Kid(lambda model: lambda: drawn["model"], describe, real, every=2)
+    kid.set_params({"epochs": 3})
+    rows = [{"epoch": epoch, "val_loss": 3.0 - epoch} for epoch in range(3)]
+    for epoch, row in enumerate(rows):
+        drawn["model"] = rng.random((40, 4, 4, 1)) + (1.0 if epoch < 2 else 0.0)
+        kid.on_epoch_end(epoch, row)
+    assert np.isnan(rows[0]["val_kid"]) and rows[1]["val_kid"] > 1.0 and abs(rows[2]["val_kid"]) < 0.5
+    rank = runs.Checkpoint(tmp_path, "diffusion", "val_loss").rank
+    assert rank(rows[2]) < rank(rows[1]) < rank(rows[0])
+    assert rank({"val_loss": 1.0}) < rank({"val_loss": 2.0})
