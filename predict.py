@@ -507,8 +507,10 @@ def interpolate(flags, run):
 def denoise(flags, run):
     """Variations of real slices: noised to a time t, and denoised."""
     generator, real, conditions = with_real_slices(flags, run)
-    fake = vary(generator, real, conditions, flags, "denoise")
+    film = renoised(generator, real, conditions, flags)
+    fake = generator.decode(film[-1][0], conditions)
     path = Path(flags.out) / "denoise.png"
+    write_film(generator, film, conditions, flags, "denoise")
     figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real), called="denoised")
     print(f"denoise: {len(real)} slices of the {flags.split} people, noised to t = {flags.start} -> {path}")
 
@@ -517,8 +519,9 @@ def denoise(flags, run):
 def anomaly(flags, run):
     """What does not belong: the difference to what the model makes of a noised slice, averaged over noises."""
     generator, real, conditions = with_real_slices(flags, run)
-    fake = np.mean([vary(generator, real, conditions, flags, "anomaly", draw) for draw in range(ANOMALY_DRAWS)], axis=0)
+    fake, film = ordinary(generator, real, conditions, flags)
     path = Path(flags.out) / "anomaly.png"
+    write_film(generator, film, conditions, flags, "anomaly")
     figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real), called="denoised")
     score = np.abs(metrics.to_unit(real) - metrics.to_unit(fake)).mean(axis=(1, 2, 3))
     print(f"anomaly: mean difference {score.mean():.4f}, largest {score.max():.4f} -> {path}")
@@ -621,17 +624,24 @@ def real_pair(generator, flags):
     return found["image"][rows], told
 
 
-def vary(generator, real, conditions, flags, title, draw=0):
-    """Real slices noised to the time `flags.start` and denoised; writes the film of the first draw."""
+def ordinary(generator, real, conditions, flags):
+    """What the model makes of slices noised to `flags.start`: the mean over noises, and the film of the first."""
+    films = [renoised(generator, real, conditions, flags, draw) for draw in range(ANOMALY_DRAWS)]
+    return np.mean([generator.decode(film[-1][0], conditions) for film in films], axis=0), films[0]
+
+
+def renoised(generator, real, conditions, flags, draw=0):
+    """The film of real slices that are noised to the time `flags.start` and denoised."""
     eps = generator.noise([flags.seed], range(draw * len(real), (draw + 1) * len(real)))
     x_t = generator.noised(generator.encode(real, conditions), flags.start, eps)
     name = flags.sampler[0]
     steps = max(1, round((flags.steps or STEPS[name]) * flags.start))
-    film = generator.draw(name, x_t, conditions, steps, flags, start=flags.start)
-    if not draw:
-        frames = [[generator.decode(x, conditions) for x in pair] for pair in film]
-        figures.save_gif(Path(flags.out) / f"{title}.gif", figures.denoising_frames(frames, None), flags.fps)
-    return generator.decode(film[-1][0], conditions)
+    return generator.draw(name, x_t, conditions, steps, flags, start=flags.start)
+
+
+def write_film(generator, film, conditions, flags, title):
+    frames = [[generator.decode(x, conditions) for x in pair] for pair in film]
+    figures.save_gif(Path(flags.out) / f"{title}.gif", figures.denoising_frames(frames, None), flags.fps)
 
 
 # ---- reconstruct -----------------------------------------------------------------------------------------------------

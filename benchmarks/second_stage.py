@@ -1,7 +1,8 @@
-"""How good is the second stage, and what made it so? Two commands; each prints a Markdown table.
+"""How good is the second stage, and what made it so? Three commands; each prints a Markdown table.
 
     python benchmarks/second_stage.py ladder --run R      distance to the test people against network calls
     python benchmarks/second_stage.py ablation --run R    a diffusion model per choice, in the latents of R, equal steps
+    python benchmarks/second_stage.py lesions --run R     does `predict.py anomaly` find discs that were planted?
 
 Samples are drawn from the same noise and conditions, as `evaluate.py` draws them, and compared with people of no
 training in the features of the run's network; the floor is what the validation people have. Whatever was drawn or
@@ -19,13 +20,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from first_stage import gradient, show
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score
 
+import dataset
 import evaluate
+import predict
 import train
 from ldm import charts, distribution, fidelity, metrics, runs, samplers
 
-CALLS = (5, 10, 20, 50, 100, 250)
+CALLS = (5, 10, 20, 50, 100, 250, 1000)
 USUAL = ("dpm_solver_pp", 20)  # what `evaluate.py` draws with; the others are compared with it
+LESIONS = {"dark": 0.1, "bright": 1.0}  # grey levels of planted discs
+RADIUS = 0.045  # of a disc, by the width of the picture: 3 of 64 pixels, about 8 mm in the archive of the README
 LEAST = {"ddpm": 20}  # with fewer calls DDPM draws noise
 MOST = {"dpm_solver_pp": 100, "heun": 100}  # solvers of second order have long converged
 VARIANTS = {  # flags of train.py
@@ -35,6 +42,7 @@ VARIANTS = {  # flags of train.py
     "min-SNR weights, gamma 5": ["--min-snr-gamma", "5"],
     "attention gates": ["--gates"],
     "eps": ["--prediction", "eps"],
+    "eps, linear schedule": ["--prediction", "eps", "--schedule", "linear"],
     "x_0": ["--prediction", "x_0"],
     "zero terminal SNR": ["--zero-snr"],
     "EDM": ["--prediction", "edm"],
@@ -183,25 +191,99 @@ def row_of(study, slices):
     }
 
 
+# ---- lesions ---------------------------------------------------------------------------------------------------------
+
+
+def plant(images, grey, seed):
+    """A soft disc of one grey level in the brain of each slice that has room for it.
+
+    Args:
+        images: (N, H, W, 1) in [0, 1].
+
+    Returns:
+        Images with discs, where they are (N, H, W) bool, and which slices have one (N,) bool.
+    """
+    rng, radius = np.random.default_rng(seed), RADIUS * images.shape[1]
+    rows, columns = np.mgrid[: images.shape[1], : images.shape[2]]
+    changed, where = images.copy(), np.zeros(images.shape[:3], bool)
+    for i, image in enumerate(images[..., 0]):
+        brain = ndimage.binary_fill_holes(image > metrics.FOREGROUND)
+        room = np.argwhere(ndimage.distance_transform_edt(brain) > radius + 1)
+        if len(room):
+            top, left = room[rng.integers(len(room))]
+            distance = np.hypot(rows - top, columns - left)
+            share = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
+            changed[i] = share * grey + (1 - share) * images[i]
+            where[i] = distance <= radius
+    return changed, where, where.any(axis=(1, 2))
+
+
+def lesions(flags):
+    """How well do maps of differences find planted discs, among the pixels of the brain?
+
+    Beside the anomaly map: how far a pixel is from the brain's median, from the mean image of its slice index, and
+    from what the first stage makes of it. Means over slices, of the area under the ROC curve and of average precision,
+    which for a map that knows nothing is the disc's share of the brain, the last column.
+    """
+    run = runs.folder(flags.run) if flags.run else runs.newest("diffusion")
+    words = ["anomaly", "--run", str(run), "--count", str(flags.count), "--sampler", "dpm_solver_pp"]
+    told = predict.parser().parse_args([*words, *(["--data", *flags.data] if flags.data else [])])
+    generator, real, conditions = predict.with_real_slices(told, run)
+    known = dataset.read_split(predict.real_source(generator, told), "train", real.shape[1])
+    means = metrics.mean_images([(metrics.to_unit(known["image"]), known["z"])])
+    mean = metrics.mean_image_prediction(means, conditions["z"])[..., None]
+    rows = {}
+    for kind, grey in LESIONS.items():
+        changed, where, planted = plant(metrics.to_unit(real), grey, flags.seed)
+        brain = np.stack([ndimage.binary_fill_holes(image > metrics.FOREGROUND) for image in changed[..., 0]])
+
+        def score(guess, changed=changed, where=where, planted=planted, brain=brain):
+            maps = np.abs(changed - guess)[..., 0]
+            pairs = [(where[i][brain[i]], maps[i][brain[i]]) for i in np.flatnonzero(planted)]
+            return {
+                "ROC area": np.mean([roc_auc_score(*pair) for pair in pairs]).item(),
+                "average precision": np.mean([average_precision_score(*pair) for pair in pairs]).item(),
+                "share of the brain": np.mean([truth.mean() for truth, _ in pairs]).item(),
+            }
+
+        median = np.array([np.median(image[inside]) for image, inside in zip(changed[..., 0], brain, strict=True)])
+        rows[f"{kind}: the brain's median"] = score(median[:, None, None, None])
+        rows[f"{kind}: mean image of the slice index"] = score(mean)
+        seen = (2.0 * changed - 1.0).astype("float32")
+        if generator.autoencoder:
+            through = generator.decode(generator.encode(seen, conditions), conditions)
+            rows[f"{kind}: the first stage alone"] = score(metrics.to_unit(through))
+        for start in flags.start:
+            told.start = start
+            fake, _ = predict.ordinary(generator, seen, conditions, told)
+            rows[f"{kind}: anomaly --from {start}"] = score(metrics.to_unit(fake))
+    show(rows, list(rows[f"{kind}: the brain's median"]))
+
+
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="command", required=True)
-    a, b = commands.add_parser("ladder"), commands.add_parser("ablation")
-    for command in (a, b):
+    a, b, c = (commands.add_parser(name) for name in ("ladder", "ablation", "lesions"))
+    for command in (a, b, c):
         command.add_argument("--run")
         command.add_argument("--data", nargs="+")
         command.add_argument("--count", type=int, default=192, help="slices per row (default: 192)")
+    for command in (a, b):
         command.add_argument("--feature-steps", type=int, default=400, help="training of features (default: 400)")
     a.add_argument("--sampler", nargs="+", default=["ddpm", "ddim", "dpm_solver_pp"], choices=tuple(samplers.SAMPLERS))
     a.add_argument("--calls", type=int, nargs="+", default=CALLS)
     a.add_argument("--out", default="ladder.png")
     b.add_argument("--steps", type=int, default=1000, help="of the optimizer, for each (default: 1000)")
     b.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), help="default: all")
+    c.add_argument(
+        "--from", dest="start", type=float, nargs="+", default=[0.2, 0.4, 0.6], help="of `predict.py anomaly`"
+    )
+    c.add_argument("--seed", type=int, default=0, help="of the places (default: 0)")
     flags = p.parse_args(argv)
-    if flags.count < evaluate.LEAST:
+    if flags.command != "lesions" and flags.count < evaluate.LEAST:
         p.error(f"--count must be at least {evaluate.LEAST}")
     distribution.set_precision("auto")
-    {"ladder": ladder, "ablation": ablation}[flags.command](flags)
+    {"ladder": ladder, "ablation": ablation, "lesions": lesions}[flags.command](flags)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks run at a tiny size: our side always, the peers where they are installed."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PEERS = BENCHMARKS / ".venv" / "bin" / "python"
@@ -96,6 +98,39 @@ def test_ablations_print_a_line_per_choice(tmp_path):
     rows = rows_of("second_stage.py", "ablation", *few, "--variants", "v, MSE", "attention gates")
     assert [row[0] for row in rows[2:]] == ["floor: validation people", "v, MSE", "attention gates"]
     assert not (tmp_path / "run" / "diffusion.keras").exists()
+
+    gated = str(tmp_path / "run" / "ablation" / "2_steps__attention_gates")
+    rows = rows_of("second_stage.py", "lesions", "--run", gated, "--count", "8", "--from", "0.4")
+    assert len(rows) == 2 + 2 * 4 and all(0 <= float(cell) <= 1 for row in rows[2:] for cell in row[1:])
+
+    keep = tmp_path / "kept.json"
+    draw = ["--keep", str(keep), "--out", str(tmp_path / "curve.png")]
+    before = rows_of("first_stage.py", "table", run, *draw)
+    stored = json.loads(keep.read_text())
+    stored["rows"] = {"earlier": {**stored["rows"]["run"], "PSNR": 99.0}}
+    keep.write_text(json.dumps(stored))
+    after = rows_of("first_stage.py", "table", run, *draw)
+    assert after[2][0] == "earlier" and "99.000" in after[2] and after[3:] == before[2:]
+    keep.write_text(json.dumps({**stored, "test people": ["somebody"]}))
+    with pytest.raises(AssertionError, match="other test people"):
+        rows_of("first_stage.py", "table", run, *draw)
+
+
+def test_planted_discs_lie_in_the_brain_and_have_their_grey_level(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import second_stage
+
+    rows, columns = np.mgrid[:64, :64]
+    head = np.hypot(rows - 32, columns - 32) < 20
+    images = np.stack([np.where(head, 0.5, 0.0), np.zeros((64, 64))])[..., None]  # the second has no room
+    changed, where, planted = second_stage.plant(images, 0.9, seed=3)
+    assert planted.tolist() == [True, False] and (where[0] <= head).all()
+    assert where[0].sum() == 25  # whole pixels within 2.88 of the middle one
+    values, counts = np.unique(changed[0, where[0], 0].round(4), return_counts=True)
+    assert values[-1] == 0.9 and counts.tolist() == [4, 21] and 0.5 < values[0] < 0.9  # the rim is soft
+    far = ndimage.distance_transform_edt(~where[0]) > 1.5
+    np.testing.assert_array_equal(changed[0][far], images[0][far])
+    np.testing.assert_array_equal(changed, second_stage.plant(images, 0.9, seed=3)[0])
 
 
 def test_worker_that_fails_says_so(worker):
