@@ -249,8 +249,7 @@ def reconstruction(study):
     if test is None:
         text = "There are no test people: how faithful the first stage is to people it has not seen cannot be said."
         return study.add(report.Section("Reconstruction", warnings=[text]))
-    model = study.first_stage
-    step = tf.function(lambda *told: model.decode(model.encode(*told), *told[1:]), reduce_retracing=True)
+    step = tf.function(study.first_stage.reconstruct, reduce_retracing=True)
     parts = [slice(i, i + BATCH) for i in range(0, len(test), BATCH)]
     fake = metrics.to_unit(np.concatenate([step(2 * test.images[p] - 1, test.z[p], test.label[p]) for p in parts]))
     train, study.decoded_test = study.real["train"], fake
@@ -260,7 +259,7 @@ def reconstruction(study):
     facts = {name: metrics.over_people(value, test.case) for name, value in values.items()}
     columns = list(facts["first stage"])
     rows = [[name, *(f"{number(m)} ± {number(s)}" for m, s in row.values())] for name, row in facts.items()]
-    bits = getattr(model, "bits_per_slice", None)
+    bits = getattr(study.first_stage, "bits_per_slice", None)
     sheet, curve = study.picture("reconstruction"), study.picture("reconstruction_by_slice")
     some = np.linspace(0, len(test) - 1, 8).round().astype(int)
     figures.reconstruction_sheet(sheet, 2 * test.images[some] - 1, 2 * fake[some] - 1, test.z[some])

@@ -207,6 +207,10 @@ class Autoencoder(Reports, keras.Model):
         """Normalised latents (B, h, w, C) and conditions as for `encode` -> images (B, H, W, 1) in [-1, 1]."""
         return self.pad(ops.clip(self.decoder(self._to_decode(latents, z, label))["image"], -1.0, 1.0), -1.0)
 
+    def reconstruct(self, images, z, label=None):
+        """Images (B, H, W, 1) in [-1, 1] and conditions as for `encode` -> what is left of them after `decode`."""
+        return self.decode(self.encode(images, z, label), z, label)
+
     def decode_tissue(self, latents, z, label=None):
         """As `decode`, for a model with tissues -> the likeliest class of each pixel, (B, H, W) int32."""
         return self.pad(ops.argmax(self.decoder(self._to_decode(latents, z, label))["tissue"], axis=-1), 0)

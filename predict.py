@@ -665,7 +665,7 @@ def reconstruct(flags, run):
     chosen = slices(flags.split, with_tissue)
     mean = metrics.mean_images((metrics.to_unit(batch["image"]), batch["z"].numpy()) for batch in slices("train"))
     found = {name: [] for name in ("real", "fake", "z", "case", "mask", "tissue")}
-    through = tf.function(lambda *told: autoencoder.decode(autoencoder.encode(*told), *told[1:]), reduce_retracing=True)
+    through = tf.function(autoencoder.reconstruct, reduce_retracing=True)
     name_tissue = tf.function(
         lambda *told: autoencoder.decode_tissue(autoencoder.encode(*told), *told[1:]), reduce_retracing=True
     )

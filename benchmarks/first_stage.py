@@ -76,7 +76,7 @@ def through(autoencoder, images, z, label):
     """Reconstructions, a batch at a time."""
     import tensorflow as tf
 
-    step = tf.function(lambda *told: autoencoder.decode(autoencoder.encode(*told), *told[1:]), reduce_retracing=True)
+    step = tf.function(autoencoder.reconstruct, reduce_retracing=True)
     parts = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
     return np.concatenate([step(*(values[part] for values in (images, z, label))).numpy() for part in parts])
 

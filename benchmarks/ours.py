@@ -174,7 +174,7 @@ def autoencoder(flags):
         return {"steps": steps, "slices": steps * group["batch_size"]}
 
     def reconstruct():
-        through = tf.function(lambda images, z: model.decode(model.encode(images, z), z), reduce_retracing=True)
+        through = tf.function(model.reconstruct, reduce_retracing=True)
         test = dataset.make_dataset(source, "test", size, 32, training=False)
         np.save(flags.out, np.concatenate([through(batch["image"], batch["z"]).numpy() for batch in test]))
 
