@@ -91,7 +91,7 @@ def run_row(run, source):
     shape = "x".join(str(n) for n in autoencoder.latent_shape)
     minutes = sum(row.get("seconds", np.nan) for row in history) / 60  # what older runs do not know
     usage = about.get("codebook", {}).get("usage")
-    kind = "KL-VAE" if about["first_stage"] == "vae" else "FSQ" if autoencoder.kind == "fsq" else "VQ-VAE"
+    kind = "KL-VAE" if isinstance(autoencoder, modules.VAE) else "FSQ" if autoencoder.kind == "fsq" else "VQ-VAE"
     return {
         "kind": kind,
         "pixels": autoencoder.image_size,
