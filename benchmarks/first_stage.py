@@ -58,10 +58,14 @@ def scores(real, fake):
 
 def show(rows, columns):
     """Print {name: {column: value}} as a Markdown table."""
+    digits = {"PSNR": 1, "Frechet distance": 1}
+
+    def cell(column, value):
+        return f"{value:.{digits.get(column, 3)}f}" if isinstance(value, float) else str(value)
+
     print("| | " + " | ".join(columns) + " |\n|" + " --- |" * (1 + len(columns)))
     for name, row in rows.items():
-        cells = [row.get(column, "") for column in columns]
-        print(f"| {name} | " + " | ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells) + " |")
+        print(f"| {name} | " + " | ".join(cell(column, row.get(column, "")) for column in columns) + " |")
     sys.stdout.flush()
 
 

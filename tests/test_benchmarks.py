@@ -110,7 +110,7 @@ def test_ablations_print_a_line_per_choice(tmp_path):
     stored["rows"] = {"earlier": {**stored["rows"]["run"], "PSNR": 99.0}}
     keep.write_text(json.dumps(stored))
     after = rows_of("first_stage.py", "table", run, *draw)
-    assert after[2][0] == "earlier" and "99.000" in after[2] and after[3:] == before[2:]
+    assert after[2][0] == "earlier" and "99.0" in after[2] and after[3:] == before[2:]
     keep.write_text(json.dumps({**stored, "test people": ["somebody"]}))
     with pytest.raises(AssertionError, match="other test people"):
         rows_of("first_stage.py", "table", run, *draw)
