@@ -626,8 +626,9 @@ def real_pair(generator, flags):
 
 def ordinary(generator, real, conditions, flags):
     """What the model makes of slices noised to `flags.start`: the mean over noises, and the film of the first."""
-    films = [renoised(generator, real, conditions, flags, draw) for draw in range(ANOMALY_DRAWS)]
-    return np.mean([generator.decode(film[-1][0], conditions) for film in films], axis=0), films[0]
+    film = renoised(generator, real, conditions, flags)
+    ends = [film[-1][0], *(renoised(generator, real, conditions, flags, i)[-1][0] for i in range(1, ANOMALY_DRAWS))]
+    return np.mean([generator.decode(x, conditions) for x in ends], axis=0), film
 
 
 def renoised(generator, real, conditions, flags, draw=0):

@@ -4,8 +4,8 @@
     python benchmarks/second_stage.py ablation --run R    a diffusion model per choice, in the latents of R, equal steps
     python benchmarks/second_stage.py lesions --run R     does `predict.py anomaly` find discs that were planted?
 
-Samples are drawn from the same noise and conditions, as `evaluate.py` draws them, and compared with people of no
-training in the features of the run's network; the floor is what the validation people have. Whatever was drawn or
+The first two draw samples from the same noise and conditions, as `evaluate.py` does, and compare them with people of
+no training in the features of the run's network; the floor is what the validation people have. Whatever they drew or
 trained is kept in the folder of the run: a second call goes on where the first was interrupted.
 """
 
@@ -32,7 +32,7 @@ from ldm import charts, distribution, fidelity, metrics, runs, samplers
 CALLS = (5, 10, 20, 50, 100, 250, 1000)
 USUAL = ("dpm_solver_pp", 20)  # what `evaluate.py` draws with; the others are compared with it
 LESIONS = {"dark": 0.1, "bright": 1.0}  # grey levels of planted discs
-RADIUS = 0.045  # of a disc, by the width of the picture: 3 of 64 pixels, about 8 mm in the archive of the README
+RADIUS = 0.045  # of a disc, by the width of the picture: 3 of 64 pixels, 12 mm where 256 pixels are 256 mm
 LEAST = {"ddpm": 20}  # with fewer calls DDPM draws noise
 MOST = {"dpm_solver_pp": 100, "heun": 100}  # solvers of second order have long converged
 VARIANTS = {  # flags of train.py
@@ -228,6 +228,8 @@ def lesions(flags):
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion")
     words = ["anomaly", "--run", str(run), "--count", str(flags.count), "--sampler", "dpm_solver_pp"]
     told = predict.parser().parse_args([*words, *(["--data", *flags.data] if flags.data else [])])
+    for told.start in flags.start:
+        predict.check(told)
     generator, real, conditions = predict.with_real_slices(told, run)
     known = dataset.read_split(predict.real_source(generator, told), "train", real.shape[1])
     means = metrics.mean_images([(metrics.to_unit(known["image"]), known["z"])])
@@ -235,6 +237,8 @@ def lesions(flags):
     rows = {}
     for kind, grey in LESIONS.items():
         changed, where, planted = plant(metrics.to_unit(real), grey, flags.seed)
+        if not planted.any():
+            raise runs.RunError(f"{run}: no brain in its slices has room for a disc")
         brain = np.stack([ndimage.binary_fill_holes(image > metrics.FOREGROUND) for image in changed[..., 0]])
 
         def score(guess, changed=changed, where=where, planted=planted, brain=brain):
@@ -253,10 +257,9 @@ def lesions(flags):
         if generator.autoencoder:
             through = generator.decode(generator.encode(seen, conditions), conditions)
             rows[f"{kind}: the first stage alone"] = score(metrics.to_unit(through))
-        for start in flags.start:
-            told.start = start
+        for told.start in flags.start:
             fake, _ = predict.ordinary(generator, seen, conditions, told)
-            rows[f"{kind}: anomaly --from {start}"] = score(metrics.to_unit(fake))
+            rows[f"{kind}: anomaly --from {told.start}"] = score(metrics.to_unit(fake))
     show(rows, list(rows[f"{kind}: the brain's median"]))
 
 
