@@ -27,7 +27,7 @@ import dataset
 import evaluate
 import predict
 import train
-from ldm import charts, distribution, fidelity, metrics, runs, samplers
+from ldm import charts, distribution, fidelity, figures, metrics, runs, samplers
 
 CALLS = (5, 10, 20, 50, 100, 250, 1000)
 USUAL = ("dpm_solver_pp", 20)  # what `evaluate.py` draws with; the others are compared with it
@@ -260,6 +260,10 @@ def lesions(flags):
         for told.start in flags.start:
             fake, _ = predict.ordinary(generator, seen, conditions, told)
             rows[f"{kind}: anomaly --from {told.start}"] = score(metrics.to_unit(fake))
+        some = predict.evenly(np.flatnonzero(planted), 8)
+        sheet = Path(flags.out).with_stem(f"{Path(flags.out).stem}_{kind}")
+        figures.reconstruction_sheet(sheet, seen[some], fake[some], conditions["z"][some], count=8, called="denoised")
+        print(f"-> {sheet}", file=sys.stderr)
     show(rows, list(rows[f"{kind}: the brain's median"]))
 
 
@@ -280,6 +284,9 @@ def main(argv=None):
     b.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), help="default: all")
     c.add_argument(
         "--from", dest="start", type=float, nargs="+", default=[0.2, 0.4, 0.6], help="of `predict.py anomaly`"
+    )
+    c.add_argument(
+        "--out", default="lesions.png", help="sheets at the last --from: lesions_dark.png, lesions_bright.png"
     )
     c.add_argument("--seed", type=int, default=0, help="of the places (default: 0)")
     flags = p.parse_args(argv)

@@ -100,7 +100,9 @@ def test_ablations_print_a_line_per_choice(tmp_path):
     assert not (tmp_path / "run" / "diffusion.keras").exists()
 
     gated = str(tmp_path / "run" / "ablation" / "2_steps__attention_gates")
-    rows = rows_of("second_stage.py", "lesions", "--run", gated, "--count", "8", "--from", "0.4")
+    rows = rows_of(
+        "second_stage.py", "lesions", "--run", gated, "--count", "8", "--from", "0.4", "--out", f"{run}/lesions.png"
+    )
     assert len(rows) == 2 + 2 * 4 and all(0 <= float(cell) <= 1 for row in rows[2:] for cell in row[1:])
 
     keep = tmp_path / "kept.json"
