@@ -131,7 +131,7 @@ def _in_pixels(image_size):
 
 # Times and scores were measured on 2 CPU cores with bfloat16; README has the commands.
 PRESETS = {
-    # 64x64 phantoms, latents 14x12x4 within the window: all stages in 15 to 20 minutes
+    # 64x64 phantoms, latents 14x12x4 within the window: all stages in 8 to 20 minutes
     "phantom": {
         "data": None,
         "image_size": 64,
