@@ -484,3 +484,26 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
     (tmp_path / "autoencoder.json").write_text(json.dumps({"finished": True, "epochs": 6}))
     train.renew_latents(tmp_path, {}, source, strategy, ())
     assert len(encoded) == 2  # once above, and once because the first stage has been trained further
+
+
+def test_anomaly_averages_over_noises_of_its_own():
+    told, numbers = SimpleNamespace(seed=7, start=0.5, sampler=["ddim"], steps=10), []
+
+    def noise(seed, which):
+        numbers.extend(which)
+        return np.stack([np.full((2, 2, 1), float(i)) for i in which])
+
+    generator = SimpleNamespace(
+        noise=noise,
+        encode=lambda real, conditions: real,
+        noised=lambda x_0, t, eps: x_0 + t * eps,
+        draw=lambda name, x_t, conditions, steps, flags, start: [(x_t, x_t)] * steps,
+        decode=lambda x, conditions: x,
+    )
+    real = np.zeros((3, 2, 2, 1))
+    found, film = predict.ordinary(generator, real, {}, told)
+    assert numbers == list(range(3 * predict.ANOMALY_DRAWS))  # no noise twice
+    for i in range(3):
+        np.testing.assert_allclose(found[i], 0.5 * np.mean([i + 3 * k for k in range(predict.ANOMALY_DRAWS)]))
+    np.testing.assert_allclose(film[-1][0][2], 0.5 * 2)  # of the first noises
+    assert len(film) == 5  # half of the way, half of the calls
