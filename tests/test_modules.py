@@ -419,7 +419,7 @@ def test_before_it_begins_the_autoencoder_is_trained_as_by_itself():
         model.fit(dataset_of(16, 8), epochs=1, shuffle=False, verbose=0)
         return inner(model).get_weights()
 
-    alone = weights(lambda: make_vqvae(num_labels=2, tissues=4), lambda model: model)
+    alone = weights(lambda: make_windowed(num_labels=2, tissues=4, patch=4), lambda model: model)
     judged = weights(make_adversarial_vqvae, lambda model: model.autoencoder)
     for one, other in zip(alone, judged, strict=True):
         np.testing.assert_allclose(other, one, atol=1e-6)
