@@ -4,10 +4,9 @@
     python benchmarks/first_stage.py against --data ZIP     ours and diffusers' VQModel, so many minutes each, in turn
     python benchmarks/first_stage.py ablation --data ZIP    terms of the reconstruction loss, equal steps for each
 
-A table outlives its runs where `--keep FILE` is given; `first_stage.json` here is the README's.
-
 All scores are on people that no training saw: the test people, and in the ablation, which decides, the validation
-people. `table` also writes the rate/quality curve. The peers of `against` run in `benchmarks/.venv`.
+people. `table` also writes the rate/quality curve, and with `--keep FILE` its rows outlive the runs: `first_stage.json`
+here has the README's. The peers of `against` run in `benchmarks/.venv`.
 """
 
 import argparse
@@ -95,9 +94,9 @@ def run_row(run, source):
     shape = "x".join(str(n) for n in autoencoder.latent_shape)
     minutes = sum(row.get("seconds", np.nan) for row in history) / 60  # what older runs do not know
     usage = about.get("codebook", {}).get("usage")
-    kind = "KL-VAE" if isinstance(autoencoder, modules.VAE) else "FSQ" if autoencoder.kind == "fsq" else "VQ-VAE"
+    quantized = {"ema": "VQ-VAE", "fsq": "FSQ"}
     return {
-        "kind": kind,
+        "kind": "KL-VAE" if isinstance(autoencoder, modules.VAE) else quantized[autoencoder.kind],
         "pixels": autoencoder.image_size,
         "latents": shape,
         "bits": f"{bits:,.0f}" if bits else "",
@@ -164,9 +163,8 @@ def table(flags):
     curves, sizes, references = {}, sorted({row["pixels"] for row in rows.values()}), []
     for row in rows.values():
         if row["bits"]:
-            kind = "FSQ" if "FSQ" in row["kind"] else "VQ"
             point = (int(row["bits"].replace(",", "")), row["foreground SSIM"], row["PSNR"])
-            curves.setdefault(f"{kind}, {row['pixels']} pixels", []).append(point)
+            curves.setdefault(f"{row['kind'].removesuffix('-VAE')}, {row['pixels']} pixels", []).append(point)
     for size in sizes:
         for name, row in trivial_rows(source, size).items():
             rows[f"{name}, {size}"] = row
