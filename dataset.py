@@ -2,8 +2,8 @@
 
 What lives here: which person, slice index, label and split every entry of an archive belongs to (`open_source`), the
 `tf.data` pipeline that reads and decodes them (`make_dataset`), and the command line that writes phantom brains in the
-same layout. How bytes come out of a zip, and what names in it mean, is `ldm.archive`; resizing and augmentation are
-`ldm.transforms`.
+same layout. How bytes come out of a zip, and what names in it mean, is `ldm.data.archive`; resizing and augmentation
+are `ldm.data.transforms`.
 
     source = open_source("dataset/oasis.zip")
     for batch in make_dataset(source, "train", image_size=128, batch_size=32, training=True):
@@ -35,15 +35,15 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from ldm import archive, phantom, table, transforms
-from ldm.archive import SPLITS, DataError
+from ldm import tissue
+from ldm.data import archive, phantom, table, transforms
+from ldm.data.archive import SPLITS, DataError
 
 CHECK_ALL = 20_000  # archives up to this many slices are checked whole when opened,
 CHECK_SAMPLE = 2_000  # larger ones by a seeded sample of this many; the rest is checked as it is read
 BOX_SAMPLE = 4_000  # so many training slices tell where brains lie
 HASH_BYTES = 200 * 10**6
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
-MASK_LEVELS = (0, 85, 170, 255)  # of a tissue mask: background, CSF, grey matter, white matter
 DEEP_WHITE = 99.9  # percentile of a 16-bit slice's non-zero pixels that becomes white
 
 
@@ -62,7 +62,7 @@ class Source:
         label: (N,) int32 index into `label_names`, -1 = unknown.
         case: (N,) int32 person.
         label_names: sorted.
-        told: what a table says of people, column -> {person: text} (see `ldm.table`).
+        covariates: what a table says of people, column -> {person: text} (see `ldm.data.table`).
         case_names: case -> the name that it has in the archive.
         masks: entry -> entry of its mask, read with `store.read`; may be empty.
         made: split -> "archive" or "carved by case, seed S".
@@ -81,13 +81,17 @@ class Source:
     case_names: dict[int, str] = dataclasses.field(repr=False)
     masks: dict[str, str] = dataclasses.field(repr=False)
     made: dict[str, str]
-    told: dict[str, dict] = dataclasses.field(default_factory=dict, repr=False)
+    covariates: dict[str, dict] = dataclasses.field(default_factory=dict, repr=False)
     _decoded: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def columns(self, names=None) -> dict[str, dict]:
-        """What kind of fact each column of the table holds, all of them or those named (see `ldm.table.describe`)."""
+        """What kind of fact each column of the table holds, all of them or those named (see
+        `ldm.data.table.describe`).
+        """
         train = {table.person(self.case_names[case]) for case in np.unique(self.case[self.split == "train"]).tolist()}
-        return {name: table.describe(self.told[name], train) for name in (self.told if names is None else names)}
+        return {
+            name: table.describe(self.covariates[name], train) for name in (self.covariates if names is None else names)
+        }
 
     def with_labels_of(self, names) -> "Source":
         """The same slices with labels numbered as a run numbers them, which knows these names; as is, if it knows none.
@@ -142,7 +146,8 @@ class Source:
             self.read(name)
 
     def read(self, name: str) -> tuple[bytes, int]:
-        """The bytes of one slice and what a decoder has to know about them (GREY8, ..., JPEG, RAW of `ldm.archive`).
+        """The bytes of one slice and what a decoder has to know about them (GREY8, ..., JPEG, RAW of
+        `ldm.data.archive`).
 
         Raises:
             DataError: names the entry that is damaged.
@@ -328,7 +333,7 @@ def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int
         case_names={number: name for name, number in numbers.items()},
         masks={entry: mask_of[key] for entry, key in zip(entries, keys, strict=True) if key in mask_of},
         made=made,
-        told=told,
+        covariates=told,
     )
 
 
@@ -443,7 +448,7 @@ def _read_mask(source: Source, row: int, size: int) -> np.ndarray:
     `transforms.fit`; a pixel belongs to the class that covers most of it, the first of two that cover half each.
 
     Raises:
-        DataError: names the mask that is damaged, or not an 8-bit grey PNG of MASK_LEVELS.
+        DataError: names the mask that is damaged, or not an 8-bit grey PNG of tissue.LEVELS.
     """
     entry = source.masks.get(source.entries[row])
     if entry is None:
@@ -472,16 +477,16 @@ def _tissue(data: bytes, code: int, size: int, shown: str) -> np.ndarray:
         levels = np.asarray(Image.open(io.BytesIO(data)))
     except (OSError, SyntaxError) as error:  # Pillow's ways to say that a PNG is broken
         raise DataError(f"{shown} cannot be decoded; replace it or remove it.") from error
-    if code != archive.GREY8 or levels.ndim != 2 or not np.isin(levels, MASK_LEVELS).all():
+    if code != archive.GREY8 or levels.ndim != 2 or not np.isin(levels, tissue.LEVELS).all():
         raise DataError(
             f"{shown} is no tissue mask: it must be an 8-bit grey PNG with the levels "
-            f"{', '.join(map(str, MASK_LEVELS))} for background, CSF, grey and white matter; mend it or do without."
+            f"{', '.join(map(str, tissue.LEVELS))} for background, CSF, grey and white matter; mend it or do without."
         )
     side = max(levels.shape)
     square = np.zeros((side, side), np.uint8)
     top, left = ((side - length) // 2 for length in levels.shape)
     square[top : top + levels.shape[0], left : left + levels.shape[1]] = levels
-    cover = [Image.fromarray((square == level).astype(np.float32)) for level in MASK_LEVELS]
+    cover = [Image.fromarray((square == level).astype(np.float32)) for level in tissue.LEVELS]
     return np.argmax([image.resize((size, size), Image.Resampling.BILINEAR) for image in cover], axis=0).astype(np.int8)
 
 
@@ -500,7 +505,7 @@ def _masks(source: Source, split: str, size: int, budget: int):
     return lambda places: source._decoded[key][places].astype(np.int32)
 
 
-def brain_window(source: Source, size: int, step: int) -> list[int] | None:
+def brain_box(source: Source, size: int, step: int) -> list[int] | None:
     """The part of the pictures that is not black in all training slices, with a little room around it for augmentation.
 
     Args:
@@ -589,7 +594,8 @@ def make_dataset(
             may be smaller.
         seed: of order and augmentation. Element n of the training stream is a function of (seed, n) alone.
         start_step: batches to skip; nothing is read for them.
-        augment: how strongly training slices are augmented, 0 = not at all (`strength` of `ldm.transforms.augment`).
+        augment: how strongly training slices are augmented, 0 = not at all (`strength` of
+        `ldm.data.transforms.augment`).
         flip: whether they are mirrored left to right at random, too.
         masks: whether tissue masks come along.
         cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory (so are its
@@ -678,7 +684,8 @@ def make_latents_dataset(
         batch_size, training, seed, start_step: as in `make_dataset`. Training goes through the views, epoch by epoch;
             otherwise it is view 0, the slices as they are.
         codes: the codes instead of the latents.
-        masks: what lies there of tissue masks comes along, "mask" (B, h, w, 4) (see `ldm.transforms.tissue_shares`).
+        masks: what lies there of tissue masks comes along, "mask" (B, h, w, 4) (see
+        `ldm.data.transforms.tissue_fractions`).
 
     Returns:
         Dataset of {"image": (B, h, w, C) float32, the latents, "z", "label", "case": (B,) int32}; or, instead of
@@ -712,14 +719,14 @@ def make_latents_dataset(
     return _in_order(_steps(count, batch_size, training, start_step).map(batch))
 
 
-def with_facts(batches: tf.data.Dataset, source: Source, columns: dict[str, dict]) -> tf.data.Dataset:
-    """Adds what the table says of the people: "facts" (B, K) float32, see `facts_of`."""
+def with_covariates(batches: tf.data.Dataset, source: Source, columns: dict[str, dict]) -> tf.data.Dataset:
+    """Adds what the table says of the people: "covariates" (B, K) float32, see `covariates_of`."""
     cases = np.unique(source.case)
-    known = facts_of(source, cases, columns)
-    return batches.map(lambda batch: {**batch, "facts": tf.gather(known, tf.searchsorted(cases, batch["case"]))})
+    known = covariates_of(source, cases, columns)
+    return batches.map(lambda batch: {**batch, "covariates": tf.gather(known, tf.searchsorted(cases, batch["case"]))})
 
 
-def facts_of(source: Source, case: np.ndarray, columns: dict[str, dict]) -> np.ndarray:
+def covariates_of(source: Source, case: np.ndarray, columns: dict[str, dict]) -> np.ndarray:
     """What the table says of these people (N,), as a network is told it: (N, K) float32, NaN = unknown.
 
     Args:
@@ -728,16 +735,18 @@ def facts_of(source: Source, case: np.ndarray, columns: dict[str, dict]) -> np.n
     Raises:
         DataError: for a column that the table does not have, or a value that the column did not have then.
     """
-    facts = np.full((len(case), len(columns)), np.nan, np.float32)
+    covariates = np.full((len(case), len(columns)), np.nan, np.float32)
     for k, (name, about) in enumerate(columns.items()):
-        if name not in source.told:
+        if name not in source.covariates:
             raise DataError(f"{source.path}: nothing says the {name} of its people; give a table with that column.")
         for row, who in enumerate(case.tolist()):
             try:
-                facts[row, k] = table.encode(source.told[name].get(table.person(source.case_names[who])), about)
+                covariates[row, k] = table.encode(
+                    source.covariates[name].get(table.person(source.case_names[who])), about
+                )
             except ValueError as error:
                 raise DataError(f"{source.path}: the {name} of case {source.case_names[who]}: {error}.") from error
-    return facts
+    return covariates
 
 
 def _element_order(count: int, batch_size: int, training: bool, seed: int):

@@ -26,20 +26,12 @@ from tqdm import tqdm
 import dataset
 import features
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm import (
-    anatomy,
-    audit,
-    charts,
-    distribution,
-    fidelity,
-    figures,
-    metrics,
-    phantom,
-    report,
-    runs,
-    samplers,
-    transforms,
-)
+from ldm import tissue
+from ldm.data import phantom, transforms
+from ldm.diffusion import samplers
+from ldm.drawing import charts, figures, report
+from ldm.judging import anatomy, audit, fidelity, metrics
+from ldm.training import distribution, runs
 
 BATCH = 32
 LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to person
@@ -163,7 +155,7 @@ def draw_samples(study):
     conditions = {"z": train.z[told], "label": train.label[told]}
     about = runs.load_json(study.run / "diffusion.json")
     if columns := about["data"].get("columns"):
-        conditions["facts"] = dataset.facts_of(study.source, train.case[told], columns)
+        conditions["covariates"] = dataset.covariates_of(study.source, train.case[told], columns)
     if about["settings"]["diffusion"].get("condition_on_mask"):
         conditions["mask"] = training_masks(study, model.data_shape[:2])[told]
     key = hashlib.sha256(repr((path.stat().st_mtime_ns, flags.sampler, flags.steps, flags.seed, flags.count)).encode())
@@ -200,14 +192,14 @@ def draw_samples(study):
 def training_masks(study, shape):
     """The training people's tissue as a network is told it, (N, h, w, 4)."""
     size = study.real["train"].images.shape[1]
-    window = study.first_stage and study.first_stage.window
+    window = study.first_stage and study.first_stage.crop_box
     masks = dataset.read_split(study.source, "train", size, masks=True)["mask"]
-    parts = [transforms.tissue_shares(masks[i : i + BATCH], shape, window) for i in range(0, len(masks), BATCH)]
+    parts = [transforms.tissue_fractions(masks[i : i + BATCH], shape, window) for i in range(0, len(masks), BATCH)]
     return np.concatenate(parts)
 
 
 def draw(denoise, schedule, flags, x_T, told, seed):
-    """The end of a sampler's film; samplers that add noise need another seed for each batch."""
+    """The end of a sampler's trajectory; samplers that add noise need another seed for each batch."""
     options = {} if flags.sampler in ("dpm_solver_pp", "heun", "euler") else {"seed": seed}
     for x_t, _ in samplers.SAMPLERS[flags.sampler](
         lambda x, t: denoise(x, t, told), x_T, schedule, flags.steps, **options
@@ -451,9 +443,9 @@ def label_effects(study, measured, text, warnings):
 def segmenter_dice():
     """Dice of the segmenter on phantoms, whose tissue is known exactly."""
     found = [piece for piece in phantom.slices(3, 128, seed=1) if piece["z"] % 4 == 0]
-    truth = np.searchsorted((0, 85, 170, 255), [piece["mask"] for piece in found])
+    truth = np.searchsorted(tissue.LEVELS, [piece["mask"] for piece in found])
     named = anatomy.tissues(np.stack([piece["image"] for piece in found]).astype("float32") / 255)
-    return dict(zip(anatomy.TISSUES, metrics.dice(truth, named), strict=True))
+    return dict(zip(tissue.NAMES[1:], metrics.dice(truth, named), strict=True))
 
 
 def copies(study, describe):

@@ -13,8 +13,9 @@ import tensorflow as tf
 from keras import layers
 
 import dataset
-from ldm import losses, runs, transforms
-from ldm.layers import GroupNorm, ResBlock, SpaceToDepth, downsample, register
+from ldm.data import transforms
+from ldm.nets.layers import GroupNorm, ResBlock, SpaceToDepth, downsample, register
+from ldm.training import losses, runs
 
 BATCH = 32
 STEPS = 400

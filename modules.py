@@ -20,15 +20,14 @@ import tensorflow as tf
 from einops import rearrange
 from keras import layers, ops
 
-from ldm import distribution, losses, schedules
-from ldm.adversary import CodeBank
-from ldm.layers import (
+from ldm.diffusion import schedules
+from ldm.nets.layers import (
     Agreement,
     AttentionBlock,
     AttentionGate,
+    Covariate,
     DepthToSpace,
     Embedding,
-    Fact,
     GroupNorm,
     NullableEmbedding,
     ResBlock,
@@ -38,8 +37,10 @@ from ldm.layers import (
     register,
     upsample,
 )
-from ldm.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer, count
-from ldm.transformer import TransformerBlock, draw_tokens, dropout, lengthen
+from ldm.nets.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer, count
+from ldm.nets.transformer import TransformerBlock, draw_tokens, dropout, lengthen
+from ldm.training import distribution, losses
+from ldm.training.adversary import CodeBank
 
 
 class Reports:
@@ -93,7 +94,7 @@ class Autoencoder(Reports, keras.Model):
 
     Args:
         image_size: pixels a side.
-        window: (top, left, height, width) in pixels of what the networks see, sides divisible by the downsampling;
+        crop_box: (top, left, height, width) in pixels of what the networks see, sides divisible by the downsampling;
             None is the whole picture.
         downsampling: image pixels per latent pixel, along one side: 4, 8, 16.
         patch: side of the patches that the first and last layers trade for channels: 2 or 4, at most `downsampling`.
@@ -111,14 +112,14 @@ class Autoencoder(Reports, keras.Model):
 
     moments = 1  # encoder outputs per latent channel
     arguments = (  # of the constructor; Keras records a Layer's by itself, but not a Model's
-        *("image_size", "window", "downsampling", "patch", "width", "blocks", "latent_channels", "condition_on_z"),
+        *("image_size", "crop_box", "downsampling", "patch", "width", "blocks", "latent_channels", "condition_on_z"),
         *("num_labels", "tissues", "structure_weight", "tissue_weight", "clip_norm", "seed"),
     )
 
     def __init__(
         self,
         image_size,
-        window=None,
+        crop_box=None,
         downsampling=4,
         patch=2,
         width=64,
@@ -136,8 +137,8 @@ class Autoencoder(Reports, keras.Model):
         super().__init__(**kwargs)
         if downsampling not in (2, 4, 8, 16, 32):
             raise ValueError(f"downsampling must be a power of two from 2 to 32, not {downsampling}")
-        self.image_size, self.window = image_size, list(window or (0, 0, image_size, image_size))
-        shape = self.window[2:]
+        self.image_size, self.crop_box = image_size, list(crop_box or (0, 0, image_size, image_size))
+        shape = self.crop_box[2:]
         if shape[0] % downsampling or shape[1] % downsampling:
             raise ValueError(f"{shape[0]}x{shape[1]} pixels are not divisible by the downsampling {downsampling}")
         if patch not in (2, 4) or patch > downsampling:
@@ -164,21 +165,21 @@ class Autoencoder(Reports, keras.Model):
     @property
     def latent_shape(self):
         """(h, w, C) of one slice's latents."""
-        height, width = self.window[2:]
+        height, width = self.crop_box[2:]
         return (height // self.downsampling, width // self.downsampling, self.latent_channels)
 
     def crop(self, images):
         """(B, H, W, ...) -> what the window shows of it."""
-        top, left, height, width = self.window
+        top, left, height, width = self.crop_box
         return ops.convert_to_tensor(images)[:, top : top + height, left : left + width]
 
     def pad(self, images, value):
         """The inverse of `crop`, with `value` around the window.
 
-        The window's outermost patch gets it as well, as far as `dataset.brain_window` left room there, a fortieth of
+        The window's outermost patch gets it as well, as far as `dataset.brain_box` left room there, a fortieth of
         the side: nothing is in it, and the decoder, whose convolutions see zeros beyond, puts specks into the corners.
         """
-        top, left, height, width = self.window
+        top, left, height, width = self.crop_box
         margins = [(top, self.image_size - top - height), (left, self.image_size - left - width)]
         room = min(self.patch, self.image_size // 40)
         rest = len(images.shape) - 3
@@ -217,13 +218,13 @@ class Autoencoder(Reports, keras.Model):
 
     def _to_decode(self, latents, z, label):
         raw = ops.cast(latents, "float32") * self.latent_std + self.latent_mean
-        return {"latents": self.snap(raw), **told(z, label)}
+        return {"latents": self.quantized(raw), **conditions_of(z, label)}
 
     def raw_latents(self, images, z, label=None):
         """Latents before normalisation and quantisation (B, h, w, C)."""
-        return self.encoder({"image": self.crop(images), **told(z, label)})[..., : self.latent_channels]
+        return self.encoder({"image": self.crop(images), **conditions_of(z, label)})[..., : self.latent_channels]
 
-    def snap(self, raw):
+    def quantized(self, raw):
         """Raw latents -> what the decoder was trained on; here, themselves."""
         return raw
 
@@ -254,14 +255,14 @@ class Autoencoder(Reports, keras.Model):
 
     def call(self, inputs, training=False):
         """{"image", "z", "label"} -> reconstruction, quantised where there is a codebook; not clipped."""
-        known = told(inputs["z"], inputs["label"])
+        known = conditions_of(inputs["z"], inputs["label"])
         encoded = self.encoder({"image": self.crop(inputs["image"]), **known}, training=training)
         latents, _, _ = self.bottleneck(encoded, 0, training=False)
         return self.pad(self.decoder({"latents": latents, **known}, training=training)["image"], -1.0)
 
     def forward(self, batch, step, training):
         """One pass over a framed batch: ({name: loss}, reconstructed images, state for `after_step`)."""
-        images, known = batch["image"], told(batch["z"], batch["label"])
+        images, known = batch["image"], conditions_of(batch["z"], batch["label"])
         encoded = self.encoder({"image": images, **known}, training=training)
         latents, extra, state = self.bottleneck(encoded, step, training)
         outputs = self.decoder({"latents": latents, **known}, training=training)
@@ -305,7 +306,7 @@ class Autoencoder(Reports, keras.Model):
         return distribution.for_logs(logs)
 
 
-def told(z, label=None):
+def conditions_of(z, label=None):
     """What encoder, decoder and discriminator are told of a slice: {"z", "label"} (B,) int32, -1 = unknown label."""
     z = ops.convert_to_tensor(z)
     return {"z": z, "label": ops.zeros_like(z) - 1 if label is None else ops.convert_to_tensor(label)}
@@ -385,24 +386,24 @@ class VQVAE(Autoencoder):
         """Bits that name one slice's codes."""
         return math.prod(self.code_shape) * math.log2(self.num_codes)
 
-    def cut(self, latents):
+    def split_codes(self, latents):
         """(B, h, w, C) -> one vector for each code."""
         return rearrange(latents, "b h w (n d) -> b h (w n) d", n=self.codes_per_latent)
 
-    def join(self, vectors):
-        """The inverse of `cut`."""
+    def merge_codes(self, vectors):
+        """The inverse of `split_codes`."""
         return rearrange(vectors, "b h (w n) d -> b h w (n d)", n=self.codes_per_latent)
 
     def raw_latents(self, images, z, label=None):
-        return self.join(self.quantizer.bound(self.cut(super().raw_latents(images, z, label))))
+        return self.merge_codes(self.quantizer.bound(self.split_codes(super().raw_latents(images, z, label))))
 
     def bottleneck(self, encoded, step, training):
-        latents = self.quantizer.bound(self.cut(encoded))
+        latents = self.quantizer.bound(self.split_codes(encoded))
         vectors, codes = self.quantizer(latents)
         extra = {}
         if self.kind == "ema":
             extra["commitment"] = self.commitment * losses.mean_squared(latents, ops.stop_gradient(vectors))
-        return self.join(vectors), extra, (ops.stop_gradient(latents), codes)
+        return self.merge_codes(vectors), extra, (ops.stop_gradient(latents), codes)
 
     def after_step(self, state, batch, step, training):
         latents, codes = state
@@ -435,16 +436,18 @@ class VQVAE(Autoencoder):
             metrics.append(self.revived)
         return super().record(values, rows) | {metric.name: metric.result() for metric in metrics}
 
-    def snap(self, raw):
-        return self.join(self.quantizer.decode(self.quantizer.encode(self.cut(raw))))
+    def quantized(self, raw):
+        return self.merge_codes(self.quantizer.decode(self.quantizer.encode(self.split_codes(raw))))
 
     def codes(self, latents):
         """Normalised latents (B, h, w, C), as `encode` returns them -> codes (B, *code_shape) int32."""
-        return self.quantizer.encode(self.cut(ops.cast(latents, "float32") * self.latent_std + self.latent_mean))
+        return self.quantizer.encode(
+            self.split_codes(ops.cast(latents, "float32") * self.latent_std + self.latent_mean)
+        )
 
     def latents_of(self, codes):
         """Codes (B, *code_shape) int32 -> their normalised latents (B, h, w, C)."""
-        return (self.join(self.quantizer.decode(codes)) - self.latent_mean) / self.latent_std
+        return (self.merge_codes(self.quantizer.decode(codes)) - self.latent_mean) / self.latent_std
 
     def count_codes(self, dataset):
         """How often each code names a place of the dataset's slices, (K,) int64."""
@@ -686,9 +689,9 @@ class AdversarialTraining(Reports, keras.Model):
     def call(self, inputs, training=False):
         return self.autoencoder(inputs, training=training)
 
-    def judge(self, pictures, batch):
+    def discriminate(self, pictures, batch):
         """Logits of pictures (B, H, W, 1) with the conditions of the batch."""
-        return self.discriminator({"image": pictures, **told(batch["z"], batch["label"])}, training=True)
+        return self.discriminator({"image": pictures, **conditions_of(batch["z"], batch["label"])}, training=True)
 
     def random_pictures(self, batch, state, step):
         """Pictures decoded from random latents, of the batch's slice indices and labels.
@@ -702,15 +705,15 @@ class AdversarialTraining(Reports, keras.Model):
             self.bank.remember(*(distribution.gather_rows(part) for part in (state[1], batch["z"])))
             everyone = distribution.gather_rows(batch["z"])
             codes = distribution.own_rows(self.bank.draw(everyone, seed), rows)
-            latents = self.autoencoder.join(self.autoencoder.quantizer.decode(codes))
+            latents = self.autoencoder.merge_codes(self.autoencoder.quantizer.decode(codes))
         else:
             mean, std = distribution.moments(tf.stop_gradient(state[0]))
             shape = self.autoencoder.latent_shape
             noise = distribution.global_rows(lambda n: tf.random.stateless_normal((n, *shape), seed), rows)
             latents = mean + std * noise
-        return self.autoencoder.decoder({"latents": latents, **told(batch["z"], batch["label"])}, training=True)[
-            "image"
-        ]
+        return self.autoencoder.decoder(
+            {"latents": latents, **conditions_of(batch["z"], batch["label"])}, training=True
+        )["image"]
 
     def adaptive_weight(self, tape, reconstruction, adversarial):
         """Ratio of the two losses' gradients in the decoder's last layer (arXiv 2012.09841, eq. 7), at most the cap."""
@@ -731,7 +734,7 @@ class AdversarialTraining(Reports, keras.Model):
             parts = [distribution.replica_loss(values["loss"])]
             if self.active:
                 fakes = [fake, self.random_pictures(batch, state, step)] if self.random_latents else [fake]
-                adversarial = losses.hinge_generator([self.judge(picture, batch) for picture in fakes])
+                adversarial = losses.hinge_generator([self.discriminate(picture, batch) for picture in fakes])
                 parts.append(distribution.replica_loss(adversarial))
         weights = [tf.constant(1.0)]
         if self.active:
@@ -752,13 +755,13 @@ class AdversarialTraining(Reports, keras.Model):
         """
         variables = self.discriminator.trainable_variables
         with tf.GradientTape() as tape:
-            real = self.judge(batch["image"], batch)
-            judged = [self.judge(tf.stop_gradient(picture), batch) for picture in fakes]
-            loss = losses.hinge_discriminator(real, judged)
+            real = self.discriminate(batch["image"], batch)
+            fake_logits = [self.discriminate(tf.stop_gradient(picture), batch) for picture in fakes]
+            loss = losses.hinge_discriminator(real, fake_logits)
             part = distribution.replica_loss(loss)
         gradients = tape.gradient(part, variables)
         distribution.apply_gradients(self.discriminator_optimizer, gradients, variables, self.autoencoder.clip_norm)
-        return {"d_real": ops.mean(real), "d_fake": ops.mean(judged[0]), "d_loss": loss}
+        return {"d_real": ops.mean(real), "d_fake": ops.mean(fake_logits[0]), "d_loss": loss}
 
     def test_step(self, batch):
         return self.autoencoder.test_step(batch)
@@ -771,8 +774,8 @@ class AdversarialTraining(Reports, keras.Model):
 class UNet(keras.Model):
     """Attention U-Net with time embedding (arXiv 2006.11239, appendix B; 2105.05233; 2112.10752).
 
-    Time, slice index, label and facts are tokens. Their sum modulates each residual block (FiLM); attention blocks see
-    them one by one, by cross-attention.
+    Time, slice index, label and covariates are tokens. Their sum modulates each residual block (FiLM); attention
+    blocks see them one by one, by cross-attention.
 
     Args:
         size: pixels a side of what is denoised (image or latents), or its (height, width).
@@ -784,14 +787,15 @@ class UNet(keras.Model):
         head_size: channels per attention head.
         num_labels: number of labels; 0 has no label token.
         dropout: rate in residual blocks.
-        facts: of what else it is told about a person: how many values each category has, 0 for a number.
+        covariates: of what else it is told about a person: how many values each category has, 0 for a number.
         mask: whether it is told a tissue mask.
         gates: additive attention gates on the skips (arXiv 1804.03999).
         recompute: gradient checkpointing, block by block; not with dropout.
 
     Call arguments: {"x" (B, height, width, channels), "t" (B,) in [0, 1], "z" (B,) int32, "label" (B,) int32 (-1 =
-    unknown), "keep" (B,) 1 or 0 (0 = unconditional), with facts also "facts" (B, K), NaN = unknown, with masks "mask"
-    (B, height, width, 4), see `ldm.transforms.tissue_shares`} -> (B, height, width, channels) float32.
+    unknown), "keep" (B,) 1 or 0 (0 = unconditional), with covariates also "covariates" (B, K), NaN = unknown, with
+    masks "mask"
+    (B, height, width, 4), see `ldm.data.transforms.tissue_fractions`} -> (B, height, width, channels) float32.
     """
 
     def __init__(
@@ -805,7 +809,7 @@ class UNet(keras.Model):
         head_size=64,
         num_labels=0,
         dropout=0.0,
-        facts=(),
+        covariates=(),
         mask=False,
         gates=False,
         recompute=False,
@@ -826,11 +830,11 @@ class UNet(keras.Model):
         if num_labels:
             label = layers.Embedding(num_labels + 1, 4 * width, name="label_token")(inputs["label"] + 1)
             tokens += [NullableEmbedding(name="label_or_null")(label, inputs["keep"])]
-        if facts:
-            inputs["facts"] = keras.Input((len(facts),), name="facts")
-        for k, values in enumerate(facts):
-            fact = Fact(4 * width, values, name=f"fact_{k}")(inputs["facts"][:, k])
-            tokens += [NullableEmbedding(name=f"fact_{k}_or_null")(fact, inputs["keep"])]
+        if covariates:
+            inputs["covariates"] = keras.Input((len(covariates),), name="covariates")
+        for k, values in enumerate(covariates):
+            covariate = Covariate(4 * width, values, name=f"covariate_{k}")(inputs["covariates"][:, k])
+            tokens += [NullableEmbedding(name=f"covariate_{k}_or_null")(covariate, inputs["keep"])]
         film = layers.Add()(tokens)  # (B, 4 width)
         tokens = Tokens()(tokens)  # (B, M, 4 width)
 
@@ -877,7 +881,7 @@ class UNet(keras.Model):
             "head_size": head_size,
             "num_labels": num_labels,
             "dropout": dropout,
-            "facts": list(facts),
+            "covariates": list(covariates),
             "mask": mask,
             "gates": gates,
             "recompute": recompute,
@@ -893,10 +897,10 @@ class DiffusionModel(Reports, keras.Model):
 
     Args:
         unet: a `UNet`.
-        schedule: name in `ldm.schedules.SCHEDULES`.
-        prediction: what the network says: one of `ldm.schedules.PREDICTIONS`.
+        schedule: name in `ldm.diffusion.schedules.SCHEDULES`.
+        prediction: what the network says: one of `ldm.diffusion.schedules.PREDICTIONS`.
         drop_conditions: share of training examples that see no condition; of as many others the label alone is unknown,
-            of as many a fact, of as many the mask.
+            of as many a covariate, of as many the mask.
         clip_x_0: clip the predicted x_0 to [-1, 1]; for pixels, never for latents.
         clip_norm: global norm to which gradients are clipped.
         seed: of the noise in training and in validation.
@@ -988,8 +992,9 @@ class DiffusionModel(Reports, keras.Model):
         Args:
             x_t: (B, H, W, C) float32.
             t: (B,) float32 in [0, 1].
-            conditions: {"z" (B,) int32, "label" (B,) int32, "facts" (B, K) float32, "mask" (B, H, W, 4) float32};
-                None, or a missing key, is the unconditional case, an unknown label, unknown facts, an unknown mask.
+            conditions: {"z" (B,) int32, "label" (B,) int32, "covariates" (B, K) float32, "mask" (B, H, W, 4) float32};
+                None, or a missing key, is the unconditional case, an unknown label, unknown covariates, an unknown
+                mask.
 
         Returns:
             x_0, (B, H, W, C) float32.
@@ -1003,9 +1008,9 @@ class DiffusionModel(Reports, keras.Model):
             "label": conditions.get("label", ops.full((rows,), -1, "int32")),
             "keep": ops.full((rows,), 1.0 if "z" in conditions else 0.0),
         }
-        if "facts" in self.unet.input:
-            unknown = ops.full((rows, self.unet.input["facts"].shape[-1]), float("nan"))
-            inputs["facts"] = conditions.get("facts", unknown)
+        if "covariates" in self.unet.input:
+            unknown = ops.full((rows, self.unet.input["covariates"].shape[-1]), float("nan"))
+            inputs["covariates"] = conditions.get("covariates", unknown)
         if "mask" in self.unet.input:
             inputs["mask"] = conditions.get("mask", ops.zeros((rows, *self.data_shape[:2], 4)))
         inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # Keras refuses a mixture
@@ -1029,7 +1034,7 @@ class DiffusionModel(Reports, keras.Model):
             "z": batch["z"],
             "label": batch["label"],
             "keep": keep,
-            **{name: batch[name] for name in ("facts", "mask") if name in self.unet.input},
+            **{name: batch[name] for name in ("covariates", "mask") if name in self.unet.input},
         }
         target = schedules.to_target(self.prediction, x_0, eps, alpha, sigma, self.sigma_data)
         loss = self.penalties[self.penalty](target, self.unet(inputs, training=training))  # (B, H, W)
@@ -1067,11 +1072,11 @@ class DiffusionModel(Reports, keras.Model):
         keep = tf.cast(uniform >= drop, tf.float32)
         alone = (uniform >= 2 * drop) & (uniform < 3 * drop)  # as often, the label alone is unknown
         batch = {**batch, "label": tf.where(alone, -1, batch["label"])}
-        if "facts" in self.unet.input:  # likewise each of them
-            kinds = batch["facts"].shape[-1]
+        if "covariates" in self.unet.input:  # likewise each of them
+            kinds = batch["covariates"].shape[-1]
             other = seed + tf.constant([1_000_003, 0])  # a stream of its own
             uniforms = distribution.global_rows(lambda n: tf.random.stateless_uniform((n, kinds), other), shape[0])
-            batch = {**batch, "facts": tf.where(uniforms < drop, np.nan, batch["facts"])}
+            batch = {**batch, "covariates": tf.where(uniforms < drop, np.nan, batch["covariates"])}
         if "mask" in self.unet.input:  # likewise
             known = tf.cast(uniform >= 2 * drop, tf.float32)
             batch = {**batch, "mask": batch["mask"] * rearrange(known, "b -> b 1 1 1")}
@@ -1106,8 +1111,8 @@ class DiffusionModel(Reports, keras.Model):
         """The losses of a batch with the same times and noise in every epoch, and others in every batch.
 
         Of the validation split, which comes in the order of its people, a row of a batch may always show the same slice
-        index. So with times that depended on the row alone, each slice index would be judged at one time. "number" (B,)
-        int32, the batch's, is what they depend on as well; without it there is one batch only.
+        index. So with times that depended on the row alone, each slice index would be fake_logits at one time.
+        "number" (B,) int32, the batch's, is what they depend on as well; without it there is one batch only.
         """
         rows, batch = distribution.at_least_one_row(batch)
         images = batch["image"]
@@ -1202,14 +1207,14 @@ class CodePrior(Reports, keras.Model):
         return self.head(self.norm(x)) + self.log_frequency[places]
 
     def condition(self, known):
-        """What `told` says of a slice -> (B, width)."""
+        """What `conditions_of` says of a slice -> (B, width)."""
         condition = self.slice(known["z"])
         return condition if self.label is None else condition + self.label(known["label"] + 1)
 
     def call(self, inputs, training=False, uniform=None):
         """{"codes" (B, h, w) int32, "z" (B,), "label" (B,)} -> logits (B, h, w, K) float32, each of its own code.
 
-        `uniform` is what `ldm.transformer.dropout` draws from; None drops nothing.
+        `uniform` is what `ldm.nets.transformer.dropout` draws from; None drops nothing.
         """
         height, _ = self.code_shape
         codes = rearrange(ops.cast(inputs["codes"], "int32"), "b h w -> b (h w)")
@@ -1221,8 +1226,10 @@ class CodePrior(Reports, keras.Model):
         return rearrange(self.scores(x), "b (h w) k -> b h w k", h=height)
 
     def logits(self, codes, z, label=None):
-        """Codes (B, h, w) int32, conditions as of `told` -> float32 (B, h, w, K): log p(code | those before it) + c."""
-        return self({"codes": ops.convert_to_tensor(codes), **told(z, label)})
+        """Codes (B, h, w) int32, conditions as of `conditions_of` -> float32 (B, h, w, K): log p(code | those before
+        it) + c.
+        """
+        return self({"codes": ops.convert_to_tensor(codes), **conditions_of(z, label)})
 
     def sample(self, z, label=None, seed=0, temperature=1.0, top_k=0, top_p=1.0):
         """Draw codes, in one compiled graph that loops over the places and keeps keys and values of those before.
@@ -1231,7 +1238,7 @@ class CodePrior(Reports, keras.Model):
             z: (B,) slice indices.
             label: (B,) int32; None or -1 is unknown.
             seed: an integer. The same seed gives the same codes, to each row whatever the others are.
-            temperature, top_k, top_p: as `ldm.transformer.draw_tokens`.
+            temperature, top_k, top_p: as `ldm.nets.transformer.draw_tokens`.
 
         Returns:
             (B, h, w) int32.
@@ -1239,7 +1246,7 @@ class CodePrior(Reports, keras.Model):
         Raises:
             ValueError: if temperature, top_k or top_p is out of range.
         """
-        known = {name: ops.cast(value, "int32") for name, value in told(z, label).items()}
+        known = {name: ops.cast(value, "int32") for name, value in conditions_of(z, label).items()}
         uniform = tf.random.stateless_uniform((known["z"].shape[0], math.prod(self.code_shape)), (seed, 0))
         return self.draw(known, uniform, temperature, top_k, top_p)
 

@@ -26,7 +26,12 @@ from tqdm import tqdm
 
 import dataset
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm import anatomy, archive, distribution, figures, guidance, metrics, runs, samplers, schedules, table, transforms
+from ldm import tissue as tissue_classes
+from ldm.data import archive, table, transforms
+from ldm.diffusion import guidance, samplers, schedules
+from ldm.drawing import figures
+from ldm.judging import anatomy, metrics
+from ldm.training import distribution, runs
 
 STEPS = {"ddim": 50, "ddpm": 250, "dpm_solver_pp": 20, "euler": 50, "heun": 41}  # network calls, unless --steps says
 BATCH = 32  # slices that are drawn at a time
@@ -128,7 +133,7 @@ def sample(flags, run):
     generator = Generator(run)
     conditions = choose_conditions(flags, generator.about["data"])
     count = len(conditions["z"])
-    conditions |= choose_facts(flags, generator.about, count)
+    conditions |= choose_covariates(flags, generator.about, count)
     tissue, real, shares = choose_masks(flags, generator, conditions["z"])
     conditions |= shares
     x_T = generator.noise([flags.seed], [0] * count if flags.person else range(count))
@@ -136,28 +141,29 @@ def sample(flags, run):
     for name in flags.sampler:
         steps = flags.steps or STEPS[name]
         start = time.time()
-        film = generator.draw(name, x_T, conditions, steps, flags)
-        latents = film[-1][0]
-        film = [[generator.decode(x, conditions) for x in pair] for pair in film]
+        trajectory = generator.draw(name, x_T, conditions, steps, flags)
+        latents = trajectory[-1][0]
+        trajectory = [[generator.decode(x, conditions) for x in pair] for pair in trajectory]
         seconds = (time.time() - start) / count
         out = Path(flags.out)
-        figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(film[-1][0]), columns))
+        figures.save_png(out / f"{name}.png", figures.sheet(figures.enlarge(trajectory[-1][0]), columns))
         if shares:
-            figures.tissue_sheet(out / f"{name}_mask.png", film[-1][0], tissue, conditions["z"])
-            say_how_masks_are_followed(film[-1][0], tissue, real)
-        frames = figures.denoising_frames(film, columns, with_prediction=flags.show_x0)
+            figures.tissue_sheet(out / f"{name}_mask.png", trajectory[-1][0], tissue, conditions["z"])
+            say_how_masks_are_followed(trajectory[-1][0], tissue, real)
+        frames = figures.denoising_frames(trajectory, columns, with_prediction=flags.show_x0)
         figures.save_gif(out / f"{name}.gif", frames, flags.fps)
         print(
             f"{name}: {count} slices, {steps} network calls each, {seconds:.2f} seconds per slice -> "
             f"{out / name}.png, {out / name}.gif"
         )
         if flags.z == ["sweep"]:
-            print(f"neighbouring slices correlate by {metrics.neighbour_correlation(metrics.to_unit(film[-1][0])):.3f}")
+            neighbours = metrics.neighbour_correlation(metrics.to_unit(trajectory[-1][0]))
+            print(f"neighbouring slices correlate by {neighbours:.3f}")
         if flags.person:
             axis = generator.about["settings"].get("axis", 2)
-            write_person(out, name, film[-1][0], conditions["z"], axis, flags)
+            write_person(out, name, trajectory[-1][0], conditions["z"], axis, flags)
         if generator.autoencoder:
-            draw_tissue(generator.autoencoder, film[-1][0], latents, conditions, out / f"{name}_tissue.png")
+            draw_tissue(generator.autoencoder, trajectory[-1][0], latents, conditions, out / f"{name}_tissue.png")
 
 
 def say_how_masks_are_followed(images, tissue, real=None):
@@ -170,7 +176,7 @@ def say_how_masks_are_followed(images, tissue, real=None):
         compared["the real slices with these masks"] = (real, tissue)
     for what, (pictures, masks) in compared.items():
         values = metrics.dice(masks, anatomy.tissues(metrics.to_unit(pictures)))
-        named = zip(anatomy.TISSUES, values, strict=True)
+        named = zip(tissue_classes.NAMES[1:], values, strict=True)
         print(f"Dice of {what}: " + ", ".join(f"{name} {value:.2f}" for name, value in named))
 
 
@@ -205,8 +211,8 @@ class Generator:
 
     def shares(self, tissue):
         """Tissue masks (N, H, W) as the network is told them, where it is told any."""
-        window = self.autoencoder.window if self.autoencoder else None
-        return transforms.tissue_shares(tissue, self.model.data_shape[:2], window).numpy()
+        window = self.autoencoder.crop_box if self.autoencoder else None
+        return transforms.tissue_fractions(tissue, self.model.data_shape[:2], window).numpy()
 
     def decode(self, x, conditions):
         """The inverse."""
@@ -228,9 +234,9 @@ class Generator:
             more: options of the sampler; arrays are cut into batches with the slices.
 
         Returns:
-            List of (x_t, x_0), each (count, h, w, C): the steps that the film shows, the last among them.
+            List of (x_t, x_0), each (count, h, w, C): the steps that the trajectory shows, the last among them.
         """
-        film_of = {**samplers.SAMPLERS, "inpaint": samplers.inpaint}[name]
+        sampler = {**samplers.SAMPLERS, "inpaint": samplers.inpaint}[name]
         options = {} if name == "inpaint" else {"spacing": flags.spacing}
         if name == "ddim":
             options["eta"] = flags.eta
@@ -246,14 +252,14 @@ class Generator:
                     options["seed"] = flags.seed + (0 if flags.person else start)
                 cut = {key: value[part] if isinstance(value, np.ndarray) else value for key, value in more.items()}
                 steered = self.steered(told, flags)
-                film = []
+                trajectory = []
                 for i, pair in enumerate(
-                    film_of(steered, x_T=x_T[part], schedule=self.model.schedule, steps=steps, **options, **cut)
+                    sampler(steered, x_T=x_T[part], schedule=self.model.schedule, steps=steps, **options, **cut)
                 ):
                     bar.update()
                     if i in shown:
-                        film.append([np.asarray(x) for x in pair])
-                batches.append(film)
+                        trajectory.append([np.asarray(x) for x in pair])
+                batches.append(trajectory)
         return [[np.concatenate(x) for x in zip(*moment, strict=True)] for moment in zip(*batches, strict=True)]
 
     def steered(self, told, flags):
@@ -265,10 +271,10 @@ class Generator:
             negative = label_index(flags, "negative_label", self.about["data"])
             away["label"] = tf.fill(told["label"].shape, negative)
         if flags.negative_conditions:
-            facts = told["facts"].numpy()
-            for k, value in said_facts(flags, "negative_conditions", self.about).items():
-                facts[:, k] = value
-            away["facts"] = tf.constant(facts)
+            covariates = told["covariates"].numpy()
+            for k, value in named_covariates(flags, "negative_conditions", self.about).items():
+                covariates[:, k] = value
+            away["covariates"] = tf.constant(covariates)
         limit = 1.0 if self.model.clip_x_0 else None
         return guidance.guided(self.denoise, told, flags.guidance, flags.guidance_rescale, away, limit)
 
@@ -367,28 +373,28 @@ def choose_conditions(flags, data):
     return {"z": np.round(z).astype("int32"), "label": label.astype("int32")}
 
 
-def choose_facts(flags, about, count):
-    """{"facts": (count, K) float32} of a run that was told columns of the table, else {}.
+def choose_covariates(flags, about, count):
+    """{"covariates": (count, K) float32} of a run that was told columns of the table, else {}.
 
     What no flag says is what people are like on average: the mean of a number, the values of a category in turn.
 
     Raises:
         RunError: for columns or values that the run does not know.
     """
-    columns, said = about["data"].get("columns", {}), said_facts(flags, "conditions", about)
-    said_facts(flags, "negative_conditions", about)  # refused here, before anything is drawn
-    facts = np.zeros((count, len(columns)), "float32")
+    columns, said = about["data"].get("columns", {}), named_covariates(flags, "conditions", about)
+    named_covariates(flags, "negative_conditions", about)  # refused here, before anything is drawn
+    covariates = np.zeros((count, len(columns)), "float32")
     period = max(1, len(about["data"]["labels"]))  # labels run through their values, and the first category more slowly
     for k, column in enumerate(columns.values()):
         if k in said:
-            facts[:, k] = said[k]
+            covariates[:, k] = said[k]
         elif "values" in column and not flags.person:
-            facts[:, k] = np.arange(count) // period % len(column["values"])
+            covariates[:, k] = np.arange(count) // period % len(column["values"])
             period *= len(column["values"])
-    return {"facts": facts} if columns else {}
+    return {"covariates": covariates} if columns else {}
 
 
-def said_facts(flags, flag, about):
+def named_covariates(flags, flag, about):
     """{k: value of the k-th column, as the network is told it} of a flag that takes words like age=70.
 
     Raises:
@@ -481,7 +487,7 @@ def interpolate(flags, run):
     ends = real_pair(generator, flags) if flags.between == "slices" else None
     flags.count, flags.z = count, (flags.z or ["sweep"])
     conditions = choose_conditions(flags, generator.about["data"])
-    conditions |= choose_facts(flags, generator.about, len(conditions["z"]))
+    conditions |= choose_covariates(flags, generator.about, len(conditions["z"]))
     middle = len(conditions["z"]) // 2  # without --z: the middle of the sweep, for all
     for values in conditions.values():
         values[:] = values[middle if flags.z == ["sweep"] else 0]
@@ -507,10 +513,10 @@ def interpolate(flags, run):
 def denoise(flags, run):
     """Variations of real slices: noised to a time t, and denoised."""
     generator, real, conditions = with_real_slices(flags, run)
-    film = renoised(generator, real, conditions, flags)
-    fake = generator.decode(film[-1][0], conditions)
+    trajectory = renoised(generator, real, conditions, flags)
+    fake = generator.decode(trajectory[-1][0], conditions)
     path = Path(flags.out) / "denoise.png"
-    write_film(generator, film, conditions, flags, "denoise")
+    write_trajectory(generator, trajectory, conditions, flags, "denoise")
     figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real), called="denoised")
     print(f"denoise: {len(real)} slices of the {flags.split} people, noised to t = {flags.start} -> {path}")
 
@@ -519,9 +525,9 @@ def denoise(flags, run):
 def anomaly(flags, run):
     """What does not belong: the difference to what the model makes of a noised slice, averaged over noises."""
     generator, real, conditions = with_real_slices(flags, run)
-    fake, film = ordinary(generator, real, conditions, flags)
+    fake, trajectory = pseudo_healthy(generator, real, conditions, flags)
     path = Path(flags.out) / "anomaly.png"
-    write_film(generator, film, conditions, flags, "anomaly")
+    write_trajectory(generator, trajectory, conditions, flags, "anomaly")
     figures.reconstruction_sheet(path, real, fake, conditions["z"], count=len(real), called="denoised")
     score = np.abs(metrics.to_unit(real) - metrics.to_unit(fake)).mean(axis=(1, 2, 3))
     print(f"anomaly: mean difference {score.mean():.4f}, largest {score.max():.4f} -> {path}")
@@ -548,12 +554,14 @@ def inpaint(flags, run):
     x_T = generator.noise([flags.seed], range(len(real)))
     options = {"known": known, "mask": np.repeat(mask, len(real), axis=0), "resample": min(flags.resample, steps)}
     steps -= steps % options["resample"]
-    film = generator.draw(name, x_T, conditions, steps, flags, **options)
-    film = [[box * generator.decode(x, conditions) + (1 - box) * real for x in pair] for pair in film]
+    trajectory = generator.draw(name, x_T, conditions, steps, flags, **options)
+    trajectory = [[box * generator.decode(x, conditions) + (1 - box) * real for x in pair] for pair in trajectory]
     out = Path(flags.out)
     count = len(real)
-    figures.reconstruction_sheet(out / "inpaint.png", real, film[-1][0], conditions["z"], count, called="inpainted")
-    figures.save_gif(out / "inpaint.gif", figures.denoising_frames(film, None), flags.fps)
+    figures.reconstruction_sheet(
+        out / "inpaint.png", real, trajectory[-1][0], conditions["z"], count, called="inpainted"
+    )
+    figures.save_gif(out / "inpaint.gif", figures.denoising_frames(trajectory, None), flags.fps)
     print(f"inpaint: {count} slices, {steps} network calls each -> {out / 'inpaint.png'}, {out / 'inpaint.gif'}")
 
 
@@ -577,7 +585,7 @@ def with_real_slices(flags, run):
     chosen = {key: value[some] for key, value in whole.items()}
     conditions = {"z": chosen["z"], "label": said_label(flags, generator, chosen["label"])}
     if columns := generator.about["data"].get("columns"):
-        conditions["facts"] = dataset.facts_of(source, chosen["case"], columns)
+        conditions["covariates"] = dataset.covariates_of(source, chosen["case"], columns)
     if with_masks:
         conditions["mask"] = generator.shares(chosen["mask"])
     return generator, chosen["image"], conditions
@@ -620,19 +628,22 @@ def real_pair(generator, flags):
     rows = [np.where(found["case"] == case, np.abs(found["z"] - index), np.inf).argmin() for case in people]
     told = {"z": found["z"][rows], "label": said_label(flags, generator, found["label"][rows])}
     if columns := generator.about["data"].get("columns"):
-        told["facts"] = dataset.facts_of(source, found["case"][rows], columns)
+        told["covariates"] = dataset.covariates_of(source, found["case"][rows], columns)
     return found["image"][rows], told
 
 
-def ordinary(generator, real, conditions, flags):
-    """What the model makes of slices noised to `flags.start`: the mean over noises, and the film of the first."""
-    film = renoised(generator, real, conditions, flags)
-    ends = [film[-1][0], *(renoised(generator, real, conditions, flags, i)[-1][0] for i in range(1, ANOMALY_DRAWS))]
-    return np.mean([generator.decode(x, conditions) for x in ends], axis=0), film
+def pseudo_healthy(generator, real, conditions, flags):
+    """What the model makes of slices noised to `flags.start`: the mean over noises, and the trajectory of the first."""
+    trajectory = renoised(generator, real, conditions, flags)
+    ends = [
+        trajectory[-1][0],
+        *(renoised(generator, real, conditions, flags, i)[-1][0] for i in range(1, ANOMALY_DRAWS)),
+    ]
+    return np.mean([generator.decode(x, conditions) for x in ends], axis=0), trajectory
 
 
 def renoised(generator, real, conditions, flags, draw=0):
-    """The film of real slices that are noised to the time `flags.start` and denoised."""
+    """The trajectory of real slices that are noised to the time `flags.start` and denoised."""
     eps = generator.noise([flags.seed], range(draw * len(real), (draw + 1) * len(real)))
     x_t = generator.noised(generator.encode(real, conditions), flags.start, eps)
     name = flags.sampler[0]
@@ -640,8 +651,8 @@ def renoised(generator, real, conditions, flags, draw=0):
     return generator.draw(name, x_t, conditions, steps, flags, start=flags.start)
 
 
-def write_film(generator, film, conditions, flags, title):
-    frames = [[generator.decode(x, conditions) for x in pair] for pair in film]
+def write_trajectory(generator, trajectory, conditions, flags, title):
+    frames = [[generator.decode(x, conditions) for x in pair] for pair in trajectory]
     figures.save_gif(Path(flags.out) / f"{title}.gif", figures.denoising_frames(frames, None), flags.fps)
 
 
@@ -703,7 +714,9 @@ def reconstruct(flags, run):
             out / "reconstruct_tissue.png", fake[some], found["tissue"][some], z[some], real_tissue=masks
         )
         if with_tissue:
-            facts["dice"] = dict(zip(anatomy.TISSUES, metrics.dice(found["mask"], found["tissue"]), strict=True))
+            facts["dice"] = dict(
+                zip(tissue_classes.NAMES[1:], metrics.dice(found["mask"], found["tissue"]), strict=True)
+            )
             print("Dice: " + ", ".join(f"{name} {value:.3f}" for name, value in facts["dice"].items()))
     runs.save_json(out / "reconstruct.json", facts)
     print(f"-> {out / 'reconstruct.png'}, {out / 'reconstruct.json'}")

@@ -26,24 +26,15 @@ from einops import rearrange
 import dataset
 import features
 import modules
-from ldm import (
-    adversary,
-    charts,
-    distribution,
-    figures,
-    guidance,
-    metrics,
-    rules,
-    runs,
-    samplers,
-    schedules,
-    training,
-    transforms,
-)
-from ldm.presets import DEFAULTS, PRESETS, merged
+from ldm import tissue
+from ldm.data import transforms
+from ldm.diffusion import guidance, samplers, schedules
+from ldm.drawing import charts, figures
+from ldm.judging import metrics
+from ldm.training import adversary, callbacks, distribution, rules, runs
+from ldm.training.presets import DEFAULTS, PRESETS, merged
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
-TISSUES = 4  # classes of a mask: background, CSF, grey matter, white matter
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
 GENTLY = 0.4  # strength of augmentation for what the second stage learns to draw; see `transforms.augment`
 SELF_TEST_SLICES, SELF_TEST_SECONDS, SELF_TEST_STEPS = 8, 25, 400  # per replica; per stage
@@ -209,7 +200,7 @@ def resolve(flags):
         for stage, known in recorded.items():  # each stage wrote down what it was made with
             settings[stage] = merged(settings[stage], known.get(stage, {}))
     if made := runs.load_json(run / "autoencoder.json"):
-        for key in ("window", "kl_cycle_steps"):  # what was found when training began stays so
+        for key in ("crop_box", "kl_cycle_steps"):  # what was found when training began stays so
             settings["autoencoder"][key] = made["settings"]["autoencoder"].get(key)
     if flags.data:
         settings["data"] = flags.data if len(flags.data) > 1 else flags.data[0]
@@ -316,9 +307,9 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
     """
     epochs, steps = settings["epochs"], settings["steps_per_epoch"]
     with model.distribute_strategy.scope():
-        optimizers = {"optimizer": training.make_optimizer(settings, epochs * steps, averaged)}
+        optimizers = {"optimizer": callbacks.make_optimizer(settings, epochs * steps, averaged)}
         if isinstance(model, modules.AdversarialTraining):
-            optimizers["discriminator_optimizer"] = training.make_optimizer(settings, epochs * steps, beta_1=0.5)
+            optimizers["discriminator_optimizer"] = callbacks.make_optimizer(settings, epochs * steps, beta_1=0.5)
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
         model.compile(**optimizers, jit_compile=on_gpu)  # on CPUs XLA's convolutions are slower than oneDNN's
     done = runs.resume(model, run, stage, steps)
@@ -326,18 +317,18 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
     if done:
         print(f"{stage}: going on after epoch {done} of {epochs}")
     past = [row[MONITOR[stage]] for row in runs.read_history(run / f"{stage}.csv") if MONITOR[stage] in row]
-    patience = training.Patience(past, MONITOR[stage], settings.get("patience"))
+    patience = callbacks.Patience(past, MONITOR[stage], settings.get("patience"))
     if done < epochs and not patience.spent:
-        callbacks = [keras.callbacks.SwapEMAWeights()] if averaged else []  # validate with the averaged weights
-        callbacks += [training.Clock(), training.StopAtNaN(run, stage)]
-        callbacks += measures
+        watching = [keras.callbacks.SwapEMAWeights()] if averaged else []  # validate with the averaged weights
+        watching += [callbacks.Clock(), callbacks.StopAtNaN(run, stage)]
+        watching += measures
         if runs.is_chief():
-            callbacks += [runs.History(run / f"{stage}.csv", append=done > 0)]
-        callbacks += [patience, *watchers]
+            watching += [runs.History(run / f"{stage}.csv", append=done > 0)]
+        watching += [patience, *watchers]
         if runs.is_chief():
-            callbacks += [
+            watching += [
                 runs.Checkpoint(run, stage, MONITOR[stage]),
-                training.Picture(run / "pictures", stage, picture),
+                callbacks.Picture(run / "pictures", stage, picture),
                 keras.callbacks.TensorBoard(run / "logs" / stage, write_graph=False),
             ]
         model.fit(
@@ -346,7 +337,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
             initial_epoch=done,
             steps_per_epoch=steps,
             validation_data=validation,
-            callbacks=callbacks,
+            callbacks=watching,
             shuffle=False,  # the dataset has an order of its own
             verbose=1 if sys.stdout.isatty() else 2,
         )
@@ -380,7 +371,7 @@ def train_autoencoder(run, settings, source, strategy):
     if stage["gan"]:
         watchers.append(adversary.AdversaryWatch(lambda: runs.read_history(run / "autoencoder.csv")))
     if settings["first_stage"] == "vqvae":
-        watchers.append(training.CodebookHealth(run, autoencoder))
+        watchers.append(callbacks.CodebookHealth(run, autoencoder))
 
     def picture(model):
         reconstruct = tf.function(model.call)
@@ -405,27 +396,27 @@ def train_autoencoder(run, settings, source, strategy):
     record(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"], **facts)
 
 
-def find_window(settings, source):
+def find_crop_box(settings, source):
     """The window of the pictures that the first stage sees: what it is already, or the box of the training brains.
 
     Its sides are such that the latents can be halved as often as the U-Net does.
     """
     group = settings["autoencoder"]
-    if settings["first_stage"] == "none" or not group["crop"] or group["window"]:
-        return group["window"]
+    if settings["first_stage"] == "none" or not group["crop"] or group["crop_box"]:
+        return group["crop_box"]
     step = group["downsampling"] * 2 ** (len(settings["diffusion"]["multipliers"]) - 1)
-    return dataset.brain_window(source, settings["image_size"], step)
+    return dataset.brain_box(source, settings["image_size"], step)
 
 
 def make_autoencoder(settings, num_labels):
     """The first stage that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
     group = settings["autoencoder"]
-    names = ["window", "downsampling", "patch", "width", "blocks", "condition_on_z"]
+    names = ["crop_box", "downsampling", "patch", "width", "blocks", "condition_on_z"]
     more = {
         "latent_channels": rules.latent_shape(settings)[-1],
         "num_labels": num_labels if group["condition_on_label"] else 0,
-        "tissues": TISSUES if group["segment"] else 0,
+        "tissues": len(tissue.CLASSES) if group["segment"] else 0,
     }
     if settings["first_stage"] == "vqvae":
         kind, names = modules.VQVAE, [*names, "quantizer", "num_codes", "codes_per_latent", "cosine", "levels"]
@@ -437,10 +428,10 @@ def make_autoencoder(settings, num_labels):
 def with_adversary(autoencoder, stage):
     """The training of an autoencoder against a discriminator of the same conditions; its ramp takes one epoch."""
     conditions = {"condition_on_z": autoencoder.condition_on_z, "num_labels": autoencoder.num_labels}
-    judge = modules.Discriminator(autoencoder.window[2:], autoencoder.patch, **conditions)
+    discriminator = modules.Discriminator(autoencoder.crop_box[2:], autoencoder.patch, **conditions)
     return modules.AdversarialTraining(
         autoencoder,
-        judge,
+        discriminator,
         weight=stage["adversarial_weight"],
         ramp_steps=stage["steps_per_epoch"],
         random_latents=stage["random_latents"],
@@ -459,7 +450,7 @@ def encode_latents(run, settings, source):
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
         columns, latents, shares, with_masks = {}, [], [], settings["diffusion"]["condition_on_mask"]
         for view in range(views):
-            part, tissue = [], []
+            part, fractions = [], []
             plain = dataset.make_dataset(source, split, settings["image_size"], 64, training=False, masks=with_masks)
             for number, batch in enumerate(plain):
                 images, masks = batch["image"], batch.get("mask")
@@ -473,9 +464,11 @@ def encode_latents(run, settings, source):
                         columns.setdefault(key, []).append(batch[key].numpy())
                 part.append(encode(images, batch["z"], batch["label"]).numpy())
                 if with_masks:
-                    tissue.append(transforms.tissue_shares(masks, part[-1].shape[1:3], autoencoder.window).numpy())
+                    fractions.append(
+                        transforms.tissue_fractions(masks, part[-1].shape[1:3], autoencoder.crop_box).numpy()
+                    )
             latents.append(np.concatenate(part))
-            shares += [np.concatenate(tissue).astype("float16")] if with_masks else []
+            shares += [np.concatenate(fractions).astype("float16")] if with_masks else []
             print(f"latents: {split}, view {view + 1} of {views}", flush=True)
         arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
         if settings["first_stage"] == "vqvae":
@@ -517,7 +510,7 @@ def train_diffusion(run, settings, source, strategy):
     autoencoder = None if in_pixels else runs.load_first_stage(run)
     record(run, "diffusion", settings, manifest, finished=False, columns=source.columns(stage["conditions"]))
     with strategy.scope():
-        model = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
+        model = make_diffusion(settings, len(source.label_names), covariate_sizes(settings, source))
 
     with_masks, columns = stage["condition_on_mask"], source.columns(stage["conditions"])
     if not in_pixels:
@@ -530,18 +523,18 @@ def train_diffusion(run, settings, source, strategy):
             options |= {"flip": settings["flip"], "masks": with_masks, "augment": GENTLY}
             found = dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
             if with_masks:
-                found = found.map(lambda b: {**b, "mask": transforms.tissue_shares(b["mask"], (size, size))})
+                found = found.map(lambda b: {**b, "mask": transforms.tissue_fractions(b["mask"], (size, size))})
         else:
             path = run / "latents" / f"{split}.npz"
             options["masks"] = with_masks
             found = dataset.make_latents_dataset(path, stage["batch_size"], training, **options)
         if not training:  # see `DiffusionModel.test_step`
             found = found.enumerate().map(lambda i, b: {**b, "number": tf.fill(tf.shape(b["z"]), tf.cast(i, tf.int32))})
-        return dataset.with_facts(found, source, columns) if columns else found
+        return dataset.with_covariates(found, source, columns) if columns else found
 
     validation = batches("validate", training=False)
     shown = spread(validation, 8)
-    conditions = ["z", "label", *["facts"] * bool(stage["conditions"]), *["mask"] * with_masks]
+    conditions = ["z", "label", *["covariates"] * bool(stage["conditions"]), *["mask"] * with_masks]
 
     def picture(model):
         told = {key: tf.constant(shown[key]) for key in conditions}
@@ -578,7 +571,7 @@ def train_diffusion(run, settings, source, strategy):
         real = dataset.read_split(source, "validate", size)["image"]
         if len(real) < 4:
             raise runs.RunError(f"--select kid needs 4 validation slices or more, and {source.path} has {len(real)}")
-        measures = [training.Kid(samples, describe, metrics.to_unit(real), every=max(1, stage["epochs"] // KID_TIMES))]
+        measures = [callbacks.Kid(samples, describe, metrics.to_unit(real), every=max(1, stage["epochs"] // KID_TIMES))]
     train = functools.partial(batches, "train", True)
     fit(model, run, "diffusion", stage, train, validation, picture, averaged=True, measures=measures)
     record(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"], columns=columns)
@@ -629,12 +622,12 @@ def histogram_bits(model, validation):
     return float(nats.mean() / np.log(2))
 
 
-def fact_sizes(settings, source):
+def covariate_sizes(settings, source):
     """How many values each of `--conditions` has; 0 for a number."""
     return [len(about.get("values", ())) for about in source.columns(settings["diffusion"]["conditions"]).values()]
 
 
-def make_diffusion(settings, num_labels, facts=()):
+def make_diffusion(settings, num_labels, covariates=()):
     """The diffusion model that the settings describe, untrained."""
     keras.utils.set_random_seed(settings["seed"])
     group, in_pixels = settings["diffusion"], settings["first_stage"] == "none"
@@ -648,7 +641,7 @@ def make_diffusion(settings, num_labels, facts=()):
         channels,
         attention=attention,
         num_labels=num_labels,
-        facts=facts,
+        covariates=covariates,
         mask=group["condition_on_mask"],
         **options,
     )
@@ -690,8 +683,8 @@ def refuse_missing(settings, source):
     RunError: if a stage is to learn what the data does not have.
     """
     for name in settings["diffusion"]["conditions"]:
-        if name not in source.told:
-            known = f"has {', '.join(source.told)}" if source.told else "has none beside the label"
+        if name not in source.covariates:
+            known = f"has {', '.join(source.covariates)}" if source.covariates else "has none beside the label"
             raise runs.RunError(
                 f"--conditions {name}: the table of {source.path} {known}: name one of these, or give --labels"
             )
@@ -726,21 +719,21 @@ def self_test(settings, source, strategy):
         settings["autoencoder"]["kl_cycle_steps"] = 0
         with strategy.scope():
             autoencoder = make_autoencoder(settings, len(source.label_names))
-        learned = learns_by_heart("autoencoder", autoencoder, batch, settings["autoencoder"])
+        learned = overfit_test("autoencoder", autoencoder, batch, settings["autoencoder"])
         latents = autoencoder.raw_latents(batch["image"], batch["z"], batch["label"])
         batch["image"] = (latents - tf.reduce_mean(latents)) / (tf.math.reduce_std(latents) + 1e-6)
     if conditions := settings["diffusion"]["conditions"]:
-        batch["facts"] = dataset.facts_of(source, batch["case"].numpy(), source.columns(conditions))
+        batch["covariates"] = dataset.covariates_of(source, batch["case"].numpy(), source.columns(conditions))
     mask = batch.pop("mask", None)
     if with_masks:
-        window = None if in_pixels else autoencoder.window
-        batch["mask"] = transforms.tissue_shares(mask, batch["image"].shape[1:3], window)
+        window = None if in_pixels else autoencoder.crop_box
+        batch["mask"] = transforms.tissue_fractions(mask, batch["image"].shape[1:3], window)
     with strategy.scope():
-        diffusion = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
-    return learns_by_heart("diffusion", diffusion, batch, settings["diffusion"]) and learned
+        diffusion = make_diffusion(settings, len(source.label_names), covariate_sizes(settings, source))
+    return overfit_test("diffusion", diffusion, batch, settings["diffusion"]) and learned
 
 
-def learns_by_heart(stage, model, batch, settings):
+def overfit_test(stage, model, batch, settings):
     """Train on one batch for about SELF_TEST_SECONDS, and say whether its loss falls to less than half."""
     with model.distribute_strategy.scope():
         model.compile(keras.optimizers.AdamW(settings["learning_rate"], beta_2=0.99, use_ema=False), jit_compile=False)
@@ -776,9 +769,9 @@ def announce(flags, run, settings, source, strategy, precision):
         first = make_autoencoder(settings, len(source.label_names))
         gan = " + discriminator" if group["gan"] else ""
         sizes.append(f"{settings['first_stage']} {first.count_params() / 1e6:.1f} M{gan}")
-        height, width = first.window[2:]
-        cropped = f" cropped to {height}x{width}" if group["window"] else ""
-    unet = make_diffusion(settings, len(source.label_names), fact_sizes(settings, source))
+        height, width = first.crop_box[2:]
+        cropped = f" cropped to {height}x{width}" if group["crop_box"] else ""
+    unet = make_diffusion(settings, len(source.label_names), covariate_sizes(settings, source))
     sizes.append(f"U-Net {unet.count_params() / 1e6:.1f} M parameters")
     people = {split: int(len(np.unique(source.case[source.split == split]))) for split in dataset.SPLITS}
     print(
@@ -805,7 +798,7 @@ def work(flags):
     precision = distribution.set_precision(flags.precision)
     source = open_data(settings)
     refuse_missing(settings, source)
-    settings["autoencoder"]["window"] = find_window(settings, source)
+    settings["autoencoder"]["crop_box"] = find_crop_box(settings, source)
     rules.check_levels(settings)
     announce(flags, run, settings, source, strategy, precision)
     if flags.data and not flags.preset and not any((run / f"{stage}.json").exists() for stage in runs.STAGES):

@@ -25,7 +25,9 @@ from PIL import Image
 
 import dataset
 import modules
-from ldm import charts, distribution, losses, metrics, runs, training
+from ldm.drawing import charts
+from ldm.judging import metrics
+from ldm.training import callbacks, distribution, losses, runs
 
 HERE = Path(__file__).parent
 BATCH = 32
@@ -295,11 +297,11 @@ def ablation(flags):
         named = VARIANTS[name]
         terms = [(w, perceptual(source, flags.image_size) if term is perceptual else term) for w, term in named]
         keras.utils.set_random_seed(flags.seed)
-        window = dataset.brain_window(source, flags.image_size, 16)
+        window = dataset.brain_box(source, flags.image_size, 16)
         options = {"downsampling": 8, "patch": 4, "latent_channels": 8, "codes_per_latent": 2, "width": flags.width}
-        model = modules.VQVAE(flags.image_size, window=window, **options)
+        model = modules.VQVAE(flags.image_size, crop_box=window, **options)
         model.compare = lambda real, fake, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
-        model.compile(optimizer=training.make_optimizer({"learning_rate": 8e-4}, flags.steps))
+        model.compile(optimizer=callbacks.make_optimizer({"learning_rate": 8e-4}, flags.steps))
         step = tf.function(model.train_step)
         batches = dataset.make_dataset(source, "train", flags.image_size, flags.batch_size, training=True)
         for batch in batches.take(flags.steps):

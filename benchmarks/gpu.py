@@ -35,7 +35,7 @@ def jax_side(flags):
 
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
     import modules
-    from ldm import samplers, schedules
+    from ldm.diffusion import samplers, schedules
 
     if not hasattr(sys.modules["tensorflow"], "Tensor"):
         del sys.modules["tensorflow"]  # einops would take it for the real one

@@ -17,8 +17,9 @@ import tensorflow as tf
 import dataset
 import modules
 import train
-from ldm import distribution, samplers
-from ldm.presets import DEFAULTS, PRESETS, merged
+from ldm.diffusion import samplers
+from ldm.training import distribution
+from ldm.training.presets import DEFAULTS, PRESETS, merged
 
 
 def optimizer():
@@ -156,7 +157,7 @@ def autoencoder(flags):
     settings = merged(DEFAULTS, PRESETS[f"{size}-f8"])
     group = settings["autoencoder"]
     source = dataset.open_source(flags.data)
-    group["window"] = train.find_window(settings, source)
+    group["crop_box"] = train.find_crop_box(settings, source)
     model = train.make_autoencoder(settings, 0)
     rate = TimedCosine(group["learning_rate"])
     model.compile(optimizer=keras.optimizers.AdamW(rate, beta_2=0.99, weight_decay=1e-4), jit_compile=False)

@@ -27,7 +27,10 @@ import dataset
 import evaluate
 import predict
 import train
-from ldm import charts, distribution, fidelity, figures, metrics, runs, samplers
+from ldm.diffusion import samplers
+from ldm.drawing import charts, figures
+from ldm.judging import fidelity, metrics
+from ldm.training import distribution, runs
 
 CALLS = (5, 10, 20, 50, 100, 250, 1000)
 USUAL = ("dpm_solver_pp", 20)  # what `evaluate.py` draws with; the others are compared with it
@@ -227,11 +230,11 @@ def lesions(flags):
     """
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion")
     words = ["anomaly", "--run", str(run), "--count", str(flags.count), "--sampler", "dpm_solver_pp"]
-    told = predict.parser().parse_args([*words, *(["--data", *flags.data] if flags.data else [])])
-    for told.start in flags.start:
-        predict.check(told)
-    generator, real, conditions = predict.with_real_slices(told, run)
-    known = dataset.read_split(predict.real_source(generator, told), "train", real.shape[1])
+    drawn = predict.parser().parse_args([*words, *(["--data", *flags.data] if flags.data else [])])
+    for drawn.start in flags.start:
+        predict.check(drawn)
+    generator, real, conditions = predict.with_real_slices(drawn, run)
+    known = dataset.read_split(predict.real_source(generator, drawn), "train", real.shape[1])
     means = metrics.mean_images([(metrics.to_unit(known["image"]), known["z"])])
     mean = metrics.mean_image_prediction(means, conditions["z"])[..., None]
     rows = {}
@@ -257,9 +260,9 @@ def lesions(flags):
         if generator.autoencoder:
             through = generator.decode(generator.encode(seen, conditions), conditions)
             rows[f"{kind}: the first stage alone"] = score(metrics.to_unit(through))
-        for told.start in flags.start:
-            fake, _ = predict.ordinary(generator, seen, conditions, told)
-            rows[f"{kind}: anomaly --from {told.start}"] = score(metrics.to_unit(fake))
+        for drawn.start in flags.start:
+            fake, _ = predict.pseudo_healthy(generator, seen, conditions, drawn)
+            rows[f"{kind}: anomaly --from {drawn.start}"] = score(metrics.to_unit(fake))
         some = predict.evenly(np.flatnonzero(planted), 8)
         sheet = Path(flags.out).with_stem(f"{Path(flags.out).stem}_{kind}")
         figures.reconstruction_sheet(sheet, seen[some], fake[some], conditions["z"][some], count=8, called="denoised")

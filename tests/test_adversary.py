@@ -1,11 +1,11 @@
-"""ldm/adversary.py: when adversarial training starts, what turns it down, and what the bank of codes draws."""
+"""ldm/training/adversary.py: when adversarial training starts, what turns it down, and what the bank of codes draws."""
 
 import keras
 import numpy as np
 import pytest
 
-from ldm import adversary
-from ldm.adversary import AdversaryWatch, CodeBank
+from ldm.training import adversary
+from ldm.training.adversary import AdversaryWatch, CodeBank
 
 
 def test_reconstruction_has_settled_once_two_epochs_gain_less_than_a_tenth_of_the_first():

@@ -6,99 +6,117 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("train", "predict", "evaluate")
-ROOMS = sorted(path.stem for path in (ROOT / "ldm").glob("*.py") if path.stem != "__init__")
-OURS = {"dataset", "modules", "features", *COMMANDS, "ldm", *(f"ldm.{room}" for room in ROOMS)}
-
-ALLOWED = {  # what each file may import of ours; a command line may import everything but another command line
-    **{f"ldm.{room}": set() for room in ROOMS},
-    "ldm.samplers": {"ldm.schedules"},
-    "ldm.layers": {"ldm.normalization"},
-    "ldm.charts": {"ldm.figures"},
-    "ldm.training": {"ldm.charts", "ldm.fidelity", "ldm.runs"},
-    "ldm.rules": {"ldm.presets", "ldm.runs"},
-    "dataset": {"ldm.phantom", "ldm.archive", "ldm.table", "ldm.transforms"},
-    "features": {"dataset", "ldm.losses", "ldm.runs", "ldm.transforms", "ldm.layers"},
-    "modules": {
-        *("ldm.layers", "ldm.transformer", "ldm.schedules", "ldm.losses", "ldm.quantizers"),
-        *("ldm.distribution", "ldm.adversary"),
-    },
-    **{command: OURS - set(COMMANDS) - {"ldm"} for command in COMMANDS},
-}
+COMMANDS = {"train", "predict", "evaluate"}
+LIBRARY = ROOT / "ldm"
+WINGS = {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
+GROUND = {"ldm.files", "ldm.batches", "ldm.tissue"}  # rooms that every other one may import
 
 
 def files():
-    """{module name: path} of everything that is ours and is not a test."""
-    rooms = {f"ldm.{room}": ROOT / "ldm" / f"{room}.py" for room in ROOMS}
-    return {path.stem: path for path in sorted(ROOT.glob("*.py"))} | rooms | {"ldm": ROOT / "ldm" / "__init__.py"}
+    """{module name: path} of everything that is ours and is neither a test nor a benchmark."""
+    found = [*sorted(ROOT.glob("*.py")), *sorted(LIBRARY.glob("**/*.py"))]
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in found}
+    return {name.removesuffix(".__init__"): path for name, path in named.items()}
+
+
+FILES = files()
+ROOMS = {name for name in FILES if name.startswith("ldm.") and name.split(".")[-1] not in WINGS}
+
+
+def wing(name):
+    return {room for room in ROOMS if room.startswith(f"ldm.{name}.")}
+
+
+ALLOWED = {  # what each file may import of ours, beside the ground floor
+    **{room: wing(room.split(".")[1]) for room in ROOMS - GROUND},  # its own wing, and what is added below
+    **{room: set() for room in GROUND},
+    "dataset": wing("data"),
+    "modules": {"ldm.diffusion.schedules", "ldm.training.losses", "ldm.training.distribution", "ldm.training.adversary"}
+    | wing("nets"),
+    "features": {"dataset", "ldm.data.transforms", "ldm.training.losses", "ldm.training.runs"} | wing("nets"),
+    # for now: the charts of a training are drawn, and its samples judged, by its callbacks
+    "ldm.training.callbacks": wing("training") | {"ldm.drawing.charts", "ldm.judging.fidelity"},
+    **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
+}
 
 
 def imports(path):
-    """Dotted names of all modules that a file imports, wherever in it; "from ldm import x" counts as ldm.x."""
+    """Dotted names of all modules that a file imports, wherever in it; "from ldm.a import b" counts as ldm.a.b if it
+    is a module of ours."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ("ldm" if path.parent.name == "ldm" else "") if node.level else ""
+            package = path.parent.relative_to(ROOT).parts if path.is_relative_to(ROOT) else ("ldm", "wing")
+            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
             base = ".".join(part for part in (base, node.module) if part)
             names = {f"{base}.{alias.name}" if base else alias.name for alias in node.names}
-            found |= {name if name in OURS else base for name in names}
+            found |= {name if name in ROOMS or name in FILES and "." not in name else base for name in names}
     return found
 
 
+def ours(name):
+    return {module for module in imports(FILES[name]) if module in FILES}
+
+
 def test_the_walk_sees_every_way_to_import(tmp_path):
-    (tmp_path / "ldm").mkdir()
-    path = tmp_path / "ldm" / "room.py"
+    path = tmp_path / "room.py"
     path.write_text(
-        "import numpy as np\nimport ldm.metrics\nfrom ldm import figures, layers\nfrom ldm.schedules import linear\n"
-        "def f():\n    import modules\n    from . import samplers\n    from .losses import mean_squared\n"
+        "import numpy as np\nimport ldm.judging.metrics\nfrom ldm.drawing import figures, charts\n"
+        "from ldm.diffusion.schedules import linear\ndef f():\n    import modules\n    from ..nets import layers\n"
     )
-    assert imports(path) == {
-        "numpy",
-        "modules",
-        *(f"ldm.{room}" for room in ("metrics", "figures", "layers", "schedules", "samplers", "losses")),
-    }
+    expected = {"numpy", "modules", "ldm.judging.metrics", "ldm.drawing.figures", "ldm.drawing.charts"}
+    assert imports(path) == expected | {"ldm.diffusion.schedules", "ldm.nets.layers"}
 
 
-@pytest.mark.parametrize("name", [name for name in files() if name in ALLOWED])
+@pytest.mark.parametrize("name", sorted(ALLOWED))
 def test_file_imports_only_what_the_design_allows(name):
-    ours = {module for module in imports(files()[name]) if module in OURS}
-    assert ours <= ALLOWED[name], f"{name} imports {ours - ALLOWED[name]}"
+    allowed = ALLOWED[name] | (GROUND if name not in GROUND else set())
+    assert ours(name) <= allowed, f"{name} imports {ours(name) - allowed}"
 
 
 def test_every_file_at_the_root_has_its_arrows():
-    assert set(files()) - {"ldm"} <= set(ALLOWED)
+    assert set(FILES) - {"ldm"} - {f"ldm.{name}" for name in WINGS} == set(ALLOWED)
 
 
-def test_the_package_itself_imports_nothing():
-    assert imports(files()["ldm"]) == set()
-    assert ast.get_docstring(ast.parse(files()["ldm"].read_text()))
+def test_nothing_goes_in_circles():
+    left = {name: ours(name) - {name} for name in FILES}
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left
 
 
-def test_every_room_is_on_the_map():
-    listed = ast.get_docstring(ast.parse(files()["ldm"].read_text()))
+def test_packages_import_nothing_and_say_what_is_where():
+    for name in ("ldm", *(f"ldm.{name}" for name in WINGS)):
+        assert imports(FILES[name]) == set()
+        assert ast.get_docstring(ast.parse(FILES[name].read_text()))
+
+
+def test_every_room_is_on_the_map_of_its_wing():
     for room in ROOMS:
-        assert f"    {room} " in listed, f"ldm/__init__.py does not say what {room} is"
+        package, _, short = room.rpartition(".")
+        listed = ast.get_docstring(ast.parse(FILES[package].read_text()))
+        assert f"    {short} " in listed, f"{FILES[package]} does not say what {short} is"
 
 
-def test_only_figures_and_charts_import_matplotlib():
-    drawing = {name for name, path in files().items() if any(m.split(".")[0] == "matplotlib" for m in imports(path))}
-    assert drawing == {"ldm.figures", "ldm.charts"}
+def test_only_drawing_imports_matplotlib():
+    drawing = {name for name, path in FILES.items() if any(m.split(".")[0] == "matplotlib" for m in imports(path))}
+    assert drawing and drawing <= wing("drawing")
 
 
 def test_no_command_line_is_imported_by_the_program():
-    for name, path in files().items():
-        assert not imports(path) & set(COMMANDS), name
+    for name, path in FILES.items():
+        assert not imports(path) & COMMANDS, name
 
 
 def test_networks_and_samplers_are_free_of_tensorflow():
-    for room in ("layers", "transformer", "schedules", "samplers", "guidance", "losses", "quantizers"):
-        assert not {m for m in imports(files()[f"ldm.{room}"]) if m.split(".")[0] == "tensorflow"}, room
+    for room in (wing("nets") | wing("diffusion") | {"ldm.training.losses"}) - {"ldm.nets.normalization"}:
+        assert not {m for m in imports(FILES[room]) if m.split(".")[0] == "tensorflow"}, room
 
 
 def test_normalization_needs_tensorflow_only_where_it_is_the_backend():
-    tree = ast.parse((ROOT / "ldm" / "normalization.py").read_text())
+    tree = ast.parse(FILES["ldm.nets.normalization"].read_text())
     guards = [node for node in tree.body if isinstance(node, ast.If)]
     assert [ast.unparse(guard.test) for guard in guards] == ["keras.backend.backend() == 'tensorflow'"]
     named = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "tf"}
@@ -107,20 +125,13 @@ def test_normalization_needs_tensorflow_only_where_it_is_the_backend():
     assert min(named | imported) > guards[0].lineno
 
 
-def test_what_judges_pictures_needs_no_network_and_draws_none():
-    for room in ("metrics", "fidelity", "audit", "anatomy", "report"):
-        if room in ROOMS:
-            frameworks = {module.split(".")[0] for module in imports(files()[f"ldm.{room}"])}
-            assert not frameworks & {"keras", "tensorflow", "matplotlib"}, room
+def test_what_judges_and_draws_needs_no_network():
+    for room in wing("judging") | wing("drawing"):
+        frameworks = {module.split(".")[0] for module in imports(FILES[room])}
+        assert not frameworks & {"keras", "tensorflow"}, room
 
 
 def test_argparse_lives_in_the_files_at_the_root():
     for room in ROOMS:
-        assert "argparse" not in imports(files()[f"ldm.{room}"]), room
-    assert "argparse" not in imports(files()["modules"])
-
-
-def test_no_file_is_named_after_nothing_in_particular():
-    for path in ROOT.rglob("*.py"):
-        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
-            assert path.stem not in {"utils", "util", "common", "helpers", "helper", "misc", "tools"}, path
+        assert "argparse" not in imports(FILES[room]), room
+    assert "argparse" not in imports(FILES["modules"])

@@ -1,4 +1,6 @@
-"""ldm/audit.py: planted copies must be found, new people must not, and intervals must hold what they promise."""
+"""ldm/judging/audit.py: planted copies must be found, new people must not, and intervals must hold what they
+promise.
+"""
 
 import io
 import zipfile
@@ -10,7 +12,8 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from ldm import audit, phantom
+from ldm.data import phantom
+from ldm.judging import audit
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "oasis1_slices.zip"
 needs_real = pytest.mark.skipif(not ARCHIVE.exists(), reason="the OASIS slices are not beside this checkout")

@@ -1,4 +1,4 @@
-"""ldm/charts.py: the right numbers at the right place of the right axes, the same bytes twice."""
+"""ldm/drawing/charts.py: the right numbers at the right place of the right axes, the same bytes twice."""
 
 import ast
 import os
@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from ldm import charts
+from ldm.drawing import charts
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ import tensorflow as tf
 import dataset
 import predict
 import train
-from ldm import figures, phantom, rules
+from ldm.data import phantom
+from ldm.drawing import figures
+from ldm.training import rules
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +111,10 @@ def test_a_finished_run_refuses_other_people(tmp_path, phantoms, capsys):
 def test_what_was_found_when_training_began_stays_so(tmp_path):
     argv = ["--run", str(tmp_path), "--preset", "64-f8", "--autoencoder", "vae"]
     _, _, settings = train.resolve(train.parser().parse_args(argv))
-    settings["autoencoder"] |= {"kl_cycle_steps": 70, "window": [0, 0, 48, 48]}
+    settings["autoencoder"] |= {"kl_cycle_steps": 70, "crop_box": [0, 0, 48, 48]}
     (tmp_path / "autoencoder.json").write_text(json.dumps({"settings": settings, "data": {}}))
     _, _, resumed = train.resolve(train.parser().parse_args([*argv, "--epochs", "99"]))
-    assert resumed["autoencoder"]["kl_cycle_steps"] == 70 and resumed["autoencoder"]["window"] == [0, 0, 48, 48]
+    assert resumed["autoencoder"]["kl_cycle_steps"] == 70 and resumed["autoencoder"]["crop_box"] == [0, 0, 48, 48]
 
 
 def test_a_stage_names_the_command_that_makes_what_it_misses(tmp_path, phantoms, capsys):
@@ -184,12 +186,12 @@ def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
     settings["diffusion"]["head_size"] = 32
     assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
     assert settings["autoencoder"]["crop"]
-    settings["autoencoder"]["window"] = [
+    settings["autoencoder"]["crop_box"] = [
         0,
         0,
         size,
         size * 3 // 4,
-    ]  # 32 pixels are an eighth of 256, as in `find_window`
+    ]  # 32 pixels are an eighth of 256, as in `find_crop_box`
     rules.check_levels(settings)
     assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
 
@@ -197,17 +199,17 @@ def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
 def test_the_window_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
     argv = ["--run", str(tmp_path), "--data", phantoms, "--preset", "64-f4"]
     settings = train.resolve(train.parser().parse_args(argv))[2]
-    window = train.find_window(settings, dataset.open_source(phantoms))
+    window = train.find_crop_box(settings, dataset.open_source(phantoms))
     height, width = window[2:]
     assert height % 8 == width % 8 == 0 and width < height < 64  # latents of 4 pixels, halved once
-    stored = {"settings": train.merged(settings, {"autoencoder": {"window": [1, 2, 32, 24]}}), "data": {}}
+    stored = {"settings": train.merged(settings, {"autoencoder": {"crop_box": [1, 2, 32, 24]}}), "data": {}}
     (tmp_path / "autoencoder.json").write_text(json.dumps(stored))
     again = train.resolve(train.parser().parse_args(argv))[2]
-    assert train.find_window(again, None) == [1, 2, 32, 24] and rules.latent_shape(again) == (8, 6, 8)
+    assert train.find_crop_box(again, None) == [1, 2, 32, 24] and rules.latent_shape(again) == (8, 6, 8)
     again["diffusion"]["multipliers"] = [1, 2, 2]
     with pytest.raises(train.runs.RunError, match="--multipliers with 3 levels do not fit 8x6"):
         rules.check_levels(again)
-    assert train.find_window(train.merged(again, {"autoencoder": {"crop": False, "window": None}}), None) is None
+    assert train.find_crop_box(train.merged(again, {"autoencoder": {"crop": False, "crop_box": None}}), None) is None
 
 
 def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
@@ -272,12 +274,12 @@ def test_guidance_goes_away_from_the_label_and_the_facts_that_are_named(monkeypa
         about, model, denoise = ABOUT, SimpleNamespace(clip_x_0=False), None
 
     told = {name: tf.constant(values) for name, values in (("label", [1, 1]), ("z", [3, 4]))}
-    told["facts"] = tf.constant([[0.5, 0.0], [0.1, 0.0]])
+    told["covariates"] = tf.constant([[0.5, 0.0], [0.1, 0.0]])
     predict.Generator.steered(Of, told, predict.parser().parse_args(words))
     np.testing.assert_array_equal(found["negative"]["label"], [0, 0])
     np.testing.assert_array_equal(found["negative"]["z"], [3, 4])
-    np.testing.assert_array_equal(found["negative"]["facts"], np.float32([[0.5, 1.0], [0.1, 1.0]]))
-    np.testing.assert_array_equal(told["facts"], np.float32([[0.5, 0.0], [0.1, 0.0]]))
+    np.testing.assert_array_equal(found["negative"]["covariates"], np.float32([[0.5, 1.0], [0.1, 1.0]]))
+    np.testing.assert_array_equal(told["covariates"], np.float32([[0.5, 0.0], [0.1, 0.0]]))
 
 
 def test_a_prior_is_told_the_labels_that_it_was_trained_with(monkeypatch, tmp_path):
@@ -440,7 +442,7 @@ ABOUT = {
     ],
 )
 def test_facts_of_what_is_drawn(words, age, sex):
-    facts = predict.choose_facts(predict.parser().parse_args(words.split()), ABOUT, 8)["facts"]
+    facts = predict.choose_covariates(predict.parser().parse_args(words.split()), ABOUT, 8)["covariates"]
     np.testing.assert_array_equal(facts, np.stack([age, sex], axis=1))
 
 
@@ -448,7 +450,7 @@ def test_facts_of_what_is_drawn(words, age, sex):
 def test_facts_that_the_run_does_not_know_are_refused(word, named):
     flags = predict.parser().parse_args(["--conditions", word])
     with pytest.raises(train.runs.RunError, match=named):
-        predict.choose_facts(flags, ABOUT, 2)
+        predict.choose_covariates(flags, ABOUT, 2)
 
 
 @pytest.mark.parametrize(
@@ -501,9 +503,9 @@ def test_anomaly_averages_over_noises_of_its_own():
         decode=lambda x, conditions: x,
     )
     real = np.zeros((3, 2, 2, 1))
-    found, film = predict.ordinary(generator, real, {}, told)
+    found, trajectory = predict.pseudo_healthy(generator, real, {}, told)
     assert numbers == list(range(3 * predict.ANOMALY_DRAWS))  # no noise twice
     for i in range(3):
         np.testing.assert_allclose(found[i], 0.5 * np.mean([i + 3 * k for k in range(predict.ANOMALY_DRAWS)]))
-    np.testing.assert_allclose(film[-1][0][2], 0.5 * 2)  # of the first noises
-    assert len(film) == 5  # half of the way, half of the calls
+    np.testing.assert_allclose(trajectory[-1][0][2], 0.5 * 2)  # of the first noises
+    assert len(trajectory) == 5  # half of the way, half of the calls

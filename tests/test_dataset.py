@@ -19,8 +19,8 @@ from PIL import Image
 
 import dataset
 from dataset import DataError, data_errors, make_dataset, open_source
-from ldm import archive
-from ldm.transforms import augment
+from ldm.data import archive
+from ldm.data.transforms import augment
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real slices (shared/data beside the project) are absent")
@@ -209,10 +209,10 @@ def test_facts_of_people(tmp_path):
     }
     known = {1: (-1, 1), 2: (1, 0), 3: (np.nan, np.nan), 4: (np.nan, np.nan), 6: (9, np.nan)}  # 6 is a test person
     for case, facts in known.items():
-        np.testing.assert_array_equal(dataset.facts_of(source, np.array([case]), columns), [facts])
-    batches = dataset.with_facts(make_dataset(source, "train", 16, 3, True), source, source.columns(["sex"]))
+        np.testing.assert_array_equal(dataset.covariates_of(source, np.array([case]), columns), [facts])
+    batches = dataset.with_covariates(make_dataset(source, "train", 16, 3, True), source, source.columns(["sex"]))
     for batch in take(batches, 3):
-        np.testing.assert_array_equal(batch["facts"][:, 0], [known[case][1] for case in batch["case"].tolist()])
+        np.testing.assert_array_equal(batch["covariates"][:, 0], [known[case][1] for case in batch["case"].tolist()])
 
 
 def test_tables_as_people_write_them(tmp_path):
@@ -224,13 +224,13 @@ def test_tables_as_people_write_them(tmp_path):
     assert source.label[source.case == 1].tolist() == [2, 2]
     columns = source.columns()
     assert columns["age"] == {"kind": "number", "mean": 70.0, "std": 1.0}
-    np.testing.assert_array_equal(dataset.facts_of(source, np.array([1, 2]), columns), [[0, 0], [np.nan, 0]])
+    np.testing.assert_array_equal(dataset.covariates_of(source, np.array([1, 2]), columns), [[0, 0], [np.nan, 0]])
     table.write_text("case,age\n1,inf\n")
     source = open_source(path, labels=table)
     with pytest.raises(DataError, match="case 001: inf is no finite number"):
-        dataset.facts_of(source, np.array([1]), source.columns())
+        dataset.covariates_of(source, np.array([1]), source.columns())
     with pytest.raises(DataError, match="nothing says the sex"):
-        dataset.facts_of(source, np.array([1]), {"sex": {"kind": "category", "values": ["F"]}})
+        dataset.covariates_of(source, np.array([1]), {"sex": {"kind": "category", "values": ["F"]}})
 
 
 @pytest.mark.parametrize(
@@ -664,7 +664,7 @@ def test_the_window_holds_what_training_slices_show(tmp_path, size, step, expect
         pixels[slice(*rows), slice(*columns)] = 1
         entries[f"keras_png_slices_{split}/case_{case:03d}_slice_0.nii.png"] = encode(pixels)
     source = dataset.open_source(write(tmp_path / "a.zip", entries))
-    assert dataset.brain_window(source, size, step) == expected
+    assert dataset.brain_box(source, size, step) == expected
 
 
 def test_nothing_is_written_to_disk(tmp_path, course):
@@ -819,8 +819,8 @@ def test_command_line_mistakes_are_one_sentence(tmp_path, capsys):
 def test_real_oasis():
     source = open_source(REAL / "oasis1_slices.zip")
     facts = source.manifest()["splits"]
-    assert [facts[split]["people"] for split in dataset.SPLITS] == [36, 6, 6]
-    assert [facts[split]["images"] for split in dataset.SPLITS] == [1152, 192, 192]
+    assert [facts[split]["people"] for split in dataset.SPLITS] == [120, 20, 20]
+    assert [facts[split]["images"] for split in dataset.SPLITS] == [3840, 640, 640]
     for size in (64, 128, 256):
         images = take(make_dataset(source, "test", size, 192, False), 1)[0]["image"]
         edge = size // 16

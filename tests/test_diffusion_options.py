@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import modules
-from ldm import distribution, runs, samplers, schedules
+from ldm.diffusion import samplers, schedules
+from ldm.training import distribution, runs
 
 SHAPE = (4, 4, 2)
 OPTIONS = {"zero_snr": (False, True), "min_snr_gamma": (None, 5.0), "loss": ("mse", "l1", "huber")}

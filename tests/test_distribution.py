@@ -1,4 +1,4 @@
-"""ldm/distribution.py: what runs on N replicas must equal one replica at the same global batch."""
+"""ldm/training/distribution.py: what runs on N replicas must equal one replica at the same global batch."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import dataset
-from ldm import distribution
+from ldm.training import distribution
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ import evaluate
 import features
 import modules
 import train
-from ldm import runs
+from ldm.training import runs
 
 SIZE = 32
 

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 import features
-from ldm import losses, phantom, runs, transforms
+from ldm.data import phantom, transforms
+from ldm.training import losses, runs
 
 SIZE = 32
 

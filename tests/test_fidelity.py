@@ -1,4 +1,4 @@
-"""ldm/fidelity.py against closed forms, scikit-learn, SciPy, and sets whose answer is known by construction."""
+"""ldm/judging/fidelity.py against closed forms, scikit-learn, SciPy, and sets whose answer is known by construction."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from ldm import fidelity
+from ldm.judging import fidelity
 
 
 @pytest.fixture

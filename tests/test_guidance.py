@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from ldm import guidance, schedules
+from ldm.diffusion import guidance, schedules
 
 
 def denoise(x_t, t, conditions):

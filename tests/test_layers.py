@@ -1,4 +1,4 @@
-"""ldm/layers.py against plain formulas, Keras' own layers, and mixed precision's rounding."""
+"""ldm/nets/layers.py against plain formulas, Keras' own layers, and mixed precision's rounding."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from ldm import layers
+from ldm.nets import layers
 
 
 def normal(*shape, seed=0):

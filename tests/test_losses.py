@@ -1,9 +1,10 @@
-"""ldm/losses.py: closed forms, and the metric of the same name as its judge."""
+"""ldm/training/losses.py: closed forms, and the metric of the same name as its judge."""
 
 import numpy as np
 import pytest
 
-from ldm import losses, metrics
+from ldm.judging import metrics
+from ldm.training import losses
 
 
 def test_foreground_ssim_is_that_of_the_metrics():

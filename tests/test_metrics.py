@@ -1,4 +1,4 @@
-"""ldm/metrics.py against scikit-image, TensorFlow, closed forms, and the trivial predictors on real slices."""
+"""ldm/judging/metrics.py against scikit-image, TensorFlow, closed forms, and the trivial predictors on real slices."""
 
 import io
 import zipfile
@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ldm import metrics
+from ldm.judging import metrics
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "oasis1_slices.zip"
 

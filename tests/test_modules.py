@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 
 import modules
-from ldm import distribution, runs, schedules, training, transforms
+from ldm.data import transforms
+from ldm.diffusion import schedules
+from ldm.training import callbacks, distribution, runs
 
 SIZE = 16
 WINDOW = [3, 0, 8, 16]  # top, left, height, width
@@ -62,15 +64,15 @@ def make_vae(**options):
 def make_adversarial(make, **options):
     """Adversarial training from the first step, at its full weight from the third."""
     autoencoder = make(num_labels=2, tissues=4, patch=4)  # one level: the fewer layers, the sooner they are traced
-    judge = modules.Discriminator(autoencoder.window[2:], patch=2, width=8, num_labels=2)
-    model = modules.AdversarialTraining(autoencoder, judge, ramp_steps=3, random_latents=True, **options)
+    discriminator = modules.Discriminator(autoencoder.crop_box[2:], patch=2, width=8, num_labels=2)
+    model = modules.AdversarialTraining(autoencoder, discriminator, ramp_steps=3, random_latents=True, **options)
     model.begun.assign(0.0)
     return model
 
 
 def make_windowed(**options):
     """A VQ-VAE that sees 8x16 of 16x16 pixels, 2x4 latents of 4 channels, and writes each with two codes."""
-    return make_vqvae(window=WINDOW, latent_channels=4, codes_per_latent=2, **options)
+    return make_vqvae(crop_box=WINDOW, latent_channels=4, codes_per_latent=2, **options)
 
 
 def make_adversarial_vqvae(**options):
@@ -117,7 +119,7 @@ def compiled(model, learning_rate=2e-3, kind=keras.optimizers.AdamW, **options):
 def trained(replicas, make, data, averaged):
     keras.utils.set_random_seed(1)
     with distribution.make_strategy(replicas).scope():
-        options = {"kind": training.AveragingAdamW, "use_ema": True, "ema_momentum": 0.7} if averaged else {}
+        options = {"kind": callbacks.AveragingAdamW, "use_ema": True, "ema_momentum": 0.7} if averaged else {}
         model = compiled(make(), learning_rate=5e-3, **options)
     batches, validation = data
     history = model.fit(batches(), epochs=2, shuffle=False, verbose=0, validation_data=validation()).history
@@ -272,7 +274,7 @@ def test_outside_the_window_nothing_is_seen_and_all_is_black():
 
 
 def test_the_room_around_the_brain_is_black_where_the_window_has_edges_of_its_own():
-    model = modules.VQVAE(80, window=(8, 0, 64, 80), **{"num_codes": 16, **FIRST_STAGE})
+    model = modules.VQVAE(80, crop_box=(8, 0, 64, 80), **{"num_codes": 16, **FIRST_STAGE})
     padded = np.asarray(model.pad(np.ones((1, 64, 80, 1), "float32"), -1.0))[0, ..., 0]
     room = min(model.patch, 2)
     np.testing.assert_array_equal(padded[8 + room : 72 - room], 1.0)  # to the left and right end of the picture
@@ -322,7 +324,7 @@ def test_sizes_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         modules.VQVAE(*arguments[:1], downsampling=arguments[1])
     with pytest.raises(ValueError, match="8x6 pixels are not divisible"):
-        make_vqvae(window=(0, 0, 8, 6))
+        make_vqvae(crop_box=(0, 0, 8, 6))
     with pytest.raises(ValueError, match="cannot be cut into 2 codes"):
         make_vqvae(codes_per_latent=2)
 
@@ -454,20 +456,20 @@ def test_discriminator_tells_real_from_fake_and_the_autoencoder_hears_of_it():
 
 
 def test_discriminator_is_told_slice_index_and_label():
-    judge, data = randomised(modules.Discriminator((SIZE, SIZE), patch=2, width=8, num_labels=2)), batch_of(2)
+    discriminator, data = randomised(modules.Discriminator((SIZE, SIZE), patch=2, width=8, num_labels=2)), batch_of(2)
     known = {"image": data["image"], "z": np.full(2, 3), "label": np.zeros(2, "int32")}
-    first = np.asarray(judge(known))
+    first = np.asarray(discriminator(known))
     assert first.shape == (2, 4, 4, 1)
     for other in ({"z": np.full(2, 20)}, {"label": np.ones(2, "int32")}):
-        assert np.abs(np.asarray(judge(known | other)) - first).max() > 1e-4
+        assert np.abs(np.asarray(discriminator(known | other)) - first).max() > 1e-4
 
 
 def test_a_discriminator_patch_sees_as_far_as_is_said():
-    judge = randomised(modules.Discriminator((64, 64), patch=2, width=8))
+    discriminator = randomised(modules.Discriminator((64, 64), patch=2, width=8))
     image = tf.Variable(images(1, 64))
     with tf.GradientTape() as tape:
         x = image
-        for layer in judge.layers:  # the convolutions alone: group normalisation sees everything
+        for layer in discriminator.layers:  # the convolutions alone: group normalisation sees everything
             if isinstance(layer, modules.SpaceToDepth | keras.layers.Conv2D):
                 x = layer(x)
         middle = x[0, 8, 8, 0]
@@ -476,9 +478,14 @@ def test_a_discriminator_patch_sees_as_far_as_is_said():
 
 
 def test_a_discriminator_may_be_told_nothing():
-    judge, data = randomised(modules.Discriminator((SIZE, SIZE), patch=2, width=8, condition_on_z=False)), batch_of(2)
+    discriminator, data = (
+        randomised(modules.Discriminator((SIZE, SIZE), patch=2, width=8, condition_on_z=False)),
+        batch_of(2),
+    )
     known = {"image": data["image"], "z": np.full(2, 3), "label": np.zeros(2, "int32")}
-    np.testing.assert_array_equal(judge(known), judge(known | {"z": np.full(2, 30), "label": np.ones(2, "int32")}))
+    np.testing.assert_array_equal(
+        discriminator(known), discriminator(known | {"z": np.full(2, 30), "label": np.ones(2, "int32")})
+    )
 
 
 @pytest.mark.slow
@@ -524,7 +531,7 @@ UNUSUAL = {
         modules.VQVAE,
         {
             "image_size": 16,
-            "window": [4, 0, 8, 16],
+            "crop_box": [4, 0, 8, 16],
             "downsampling": 8,
             "patch": 4,
             "width": 12,
@@ -549,7 +556,7 @@ UNUSUAL = {
         modules.VQVAE,
         {
             "image_size": 16,
-            "window": [0, 0, 16, 16],
+            "crop_box": [0, 0, 16, 16],
             "downsampling": 8,
             "patch": 4,
             "width": 12,
@@ -574,7 +581,7 @@ UNUSUAL = {
         modules.VAE,
         {
             "image_size": 16,
-            "window": [0, 0, 16, 16],
+            "crop_box": [0, 0, 16, 16],
             "downsampling": 2,
             "patch": 2,
             "width": 12,
@@ -604,7 +611,7 @@ UNUSUAL = {
             "head_size": 6,
             "num_labels": 3,
             "dropout": 0.25,
-            "facts": [0, 2],
+            "covariates": [0, 2],
             "mask": True,
             "gates": True,
             "recompute": False,  # goes with no dropout
@@ -639,7 +646,10 @@ def outputs(model):
     shape = (*unet.arguments["size"], unet.arguments["channels"])
     data = batch_of(3) | {"image": np.random.default_rng(1).normal(size=(3, *shape)).astype("float32")}
     inputs = {"x": data["image"], "t": np.array([0.1, 0.5, 1.0], "float32"), "keep": np.ones(3, "float32")}
-    more = {"facts": np.array([[0.5, 1], [-2, 0], [np.nan] * 2], "float32"), "mask": np.full((3, *shape[:2], 4), 0.25)}
+    more = {
+        "covariates": np.array([[0.5, 1], [-2, 0], [np.nan] * 2], "float32"),
+        "mask": np.full((3, *shape[:2], 4), 0.25),
+    }
     told = {"z": data["z"], "label": data["label"], **{name: more[name] for name in more if name in unet.input}}
     said = [model(inputs | told)]
     if model is not unet:
@@ -875,11 +885,11 @@ def test_training_runs_under_mixed_bfloat16(bfloat16):
 
 def test_facts_are_told_and_the_unknown_is_a_token_of_its_own(tmp_path):
     """Number and category each change the answer; NaN is neither the mean nor the first value; keep = 0 hides both."""
-    model = randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), facts=(0, 3))))
+    model = randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), covariates=(0, 3))))
     x_t, t = tf.random.stateless_normal((1, 8, 8, 2), (0, 1)), tf.constant([0.5])
 
     def told(*facts, known=True):
-        conditions = {"z": tf.constant([3]), "label": tf.constant([1]), "facts": tf.constant([facts], "float32")}
+        conditions = {"z": tf.constant([3]), "label": tf.constant([1]), "covariates": tf.constant([facts], "float32")}
         if not known:
             del conditions["z"]
         return model.denoise(x_t, t, conditions).numpy()
@@ -895,26 +905,28 @@ def test_facts_are_told_and_the_unknown_is_a_token_of_its_own(tmp_path):
     np.testing.assert_array_equal(unknown, told(nan, nan))
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
-    conditions = {"z": tf.constant([3]), "label": tf.constant([1]), "facts": tf.constant([[0.5, 2.0]])}
+    conditions = {"z": tf.constant([3]), "label": tf.constant([1]), "covariates": tf.constant([[0.5, 2.0]])}
     np.testing.assert_array_equal(loaded.denoise(x_t, t, conditions).numpy(), told(0.5, 2))
 
 
 @pytest.mark.slow
 def test_facts_are_learned():
     """Pictures as bright as a number says: after training the number brightens what is drawn, and the loss falls."""
-    model = make_diffusion(make_unet(multipliers=(1,), attention=(), num_labels=0, facts=(0,)), drop_conditions=0.0)
+    model = make_diffusion(
+        make_unet(multipliers=(1,), attention=(), num_labels=0, covariates=(0,)), drop_conditions=0.0
+    )
     model = compiled(model, learning_rate=1e-2)
     facts = np.random.default_rng(0).choice([-1.0, 1.0], 64).astype("float32")
     batch = {
         "image": np.tile(facts[:, None, None, None], (1, 8, 8, 2)),
         "z": np.zeros(64, "int32"),
         "label": np.full(64, -1, "int32"),
-        "facts": facts[:, None],
+        "covariates": facts[:, None],
     }
     model.fit(tf.data.Dataset.from_tensors(batch).repeat(), epochs=1, steps_per_epoch=120, verbose=0)
     x_t, t = tf.random.stateless_normal((32, 8, 8, 2), (0, 1)), tf.fill((32,), 0.98)
     drawn = {
-        fact: model.denoise(x_t, t, {"z": np.zeros(32, "int32"), "facts": np.full((32, 1), fact, "float32")})
+        fact: model.denoise(x_t, t, {"z": np.zeros(32, "int32"), "covariates": np.full((32, 1), fact, "float32")})
         .numpy()
         .mean()
         for fact in (-1.0, 1.0)
@@ -942,13 +954,13 @@ def test_validation_loss_comes_apart_by_quarters_of_t():
     assert found["loss"] == pytest.approx(each.mean(), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["mask", "facts"])
+@pytest.mark.parametrize("name", ["mask", "covariates"])
 def test_what_is_told_is_at_times_unknown_by_itself(name, monkeypatch):
     """With drop_conditions = 0.5 no mask comes through, as it is hidden twice as often, and half of the facts; without,
     all do."""
-    told = {"mask": np.full((8, 8, 8, 4), 0.25, "float32"), "facts": np.full((8, 50), 3.0, "float32")}
-    options = {"mask": {"mask": True}, "facts": {"facts": (0,) * 50}}[name]
-    for drop, share in ((0.5, {"mask": 0.0, "facts": 0.5}[name]), (0.0, 1.0)):
+    told = {"mask": np.full((8, 8, 8, 4), 0.25, "float32"), "covariates": np.full((8, 50), 3.0, "float32")}
+    options = {"mask": {"mask": True}, "covariates": {"covariates": (0,) * 50}}[name]
+    for drop, share in ((0.5, {"mask": 0.0, "covariates": 0.5}[name]), (0.0, 1.0)):
         model = make_diffusion(make_unet(multipliers=(1,), attention=(), num_labels=0, **options), drop_conditions=drop)
         model = compiled(model)
         seen = []
@@ -967,7 +979,7 @@ def test_what_is_told_is_at_times_unknown_by_itself(name, monkeypatch):
 
 
 def test_facts_are_not_rounded_by_bfloat16(bfloat16):
-    model = randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), facts=(0,))))
+    model = randomised(make_diffusion(make_unet(multipliers=(1,), attention=(), covariates=(0,))))
     token = model.unet.get_layer("fact_0")
     one, other = (np.asarray(token(tf.constant([fact])), "float32") for fact in (1.0, 1.001))
     assert np.abs(one - other).max() > 0
@@ -992,7 +1004,7 @@ def test_tissue_shares_are_means_over_the_pixels_of_a_latent():
     masks[0, 2:4, 4:6] = 3  # one latent of 2x2 pixels, and within the window
     masks[0, 4, 4] = 1
     masks[1] = -1
-    shares = transforms.tissue_shares(tf.constant(masks), (2, 3), window=[2, 2, 4, 6]).numpy()
+    shares = transforms.tissue_fractions(tf.constant(masks), (2, 3), window=[2, 2, 4, 6]).numpy()
     expected = np.zeros((2, 3, 4))
     expected[..., 0] = 1
     expected[0, 1] = (0, 0, 0, 1)

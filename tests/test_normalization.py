@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ldm.normalization import fused_group_norm, group_norm, plain_group_norm
+from ldm.nets.normalization import fused_group_norm, group_norm, plain_group_norm
 
 rng = np.random.default_rng(0)
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ldm import phantom
+from ldm import tissue
+from ldm.data import phantom
 
 AD, NC = phantom.LABELS.index("AD"), phantom.LABELS.index("NC")
-CSF, GREY, WHITE = (phantom.TISSUES[name] for name in ("csf", "grey", "white"))
+CSF, GREY, WHITE = tissue.LEVELS[1:]
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,9 @@ def test_unusable_image_size_is_refused(image_size):
 
 
 def test_masks_hold_the_four_levels(cohort):
-    assert set(np.unique(cohort["mask"])) == set(phantom.TISSUES.values())
+    assert set(np.unique(cohort["mask"])) == set(tissue.LEVELS)
     for mask in cohort["mask"].reshape(-1, 64 * 64):
-        assert set(np.unique(mask)) == set(phantom.TISSUES.values())  # every slice has every tissue
+        assert set(np.unique(mask)) == set(tissue.LEVELS)  # every slice has every tissue
 
 
 def test_background_is_exactly_zero_and_brain_is_not(cohort, person):

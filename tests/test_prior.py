@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import modules
-from ldm import distribution, runs
-from ldm.transformer import draw_tokens, dropout
+from ldm.nets.transformer import draw_tokens, dropout
+from ldm.training import distribution, runs
 
 SHAPE, CODES = (4, 4), 8
 TRAINED = {"width": 32, "depth": 2, "heads": 2, "dropout": 0.0}

@@ -1,11 +1,11 @@
-"""ldm/quantizers.py: nearest code, straight-through gradient, moving averages in closed form, revival, usage."""
+"""ldm/nets/quantizers.py: nearest code, straight-through gradient, moving averages in closed form, revival, usage."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ldm.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer, count
+from ldm.nets.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer, count
 
 
 def normal(*shape, seed=0):

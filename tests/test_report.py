@@ -1,4 +1,4 @@
-"""ldm/report.py: well-formed, self-contained, escaped; nothing that it is told gets lost."""
+"""ldm/drawing/report.py: well-formed, self-contained, escaped; nothing that it is told gets lost."""
 
 import base64
 import math
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm import report
-from ldm.report import Section, Table
+from ldm.drawing import report
+from ldm.drawing.report import Section, Table
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 EVIL = """<script>alert("x")</script>&'"""

@@ -1,4 +1,6 @@
-"""ldm/runs.py: files whole or not at all, resume, the best and the last; and train.py killed and started again."""
+"""ldm/training/runs.py: files whole or not at all, resume, the best and the last; and train.py killed and started
+again.
+"""
 
 import csv
 import os
@@ -16,7 +18,7 @@ import tensorflow as tf
 
 import dataset
 import modules
-from ldm import runs
+from ldm.training import runs
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,4 +1,4 @@
-"""ldm/samplers.py against the exact denoiser of a Gaussian, for which every sampler's answer is known.
+"""ldm/diffusion/samplers.py against the exact denoiser of a Gaussian, for which every sampler's answer is known.
 
 For data N(mu, s^2) the best x_0 given x_t is mu + alpha s^2 (x_t - alpha mu) / (alpha^2 s^2 + sigma^2), and the
 probability-flow ODE has the solution x_t = alpha mu + sqrt(alpha^2 s^2 + sigma^2) n with a constant n.
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ldm import samplers, schedules
+from ldm.diffusion import samplers, schedules
 
 MU, S = 0.4, 0.3
 

@@ -1,10 +1,10 @@
-"""ldm/schedules.py: invariants, the papers' formulas in float64, and exact round trips."""
+"""ldm/diffusion/schedules.py: invariants, the papers' formulas in float64, and exact round trips."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ldm import schedules
+from ldm.diffusion import schedules
 
 GRID = np.linspace(0.0, 1.0, 2001, dtype="float32")
 CURVED = {name: schedule for name, schedule in schedules.SCHEDULES.items() if name != "flow"}

@@ -1,10 +1,12 @@
 """Pictures made of pictures: contact sheets, denoising GIFs, labelled comparisons, tissue maps.
 
-What has axes lives in `ldm.charts`, and these two are the only rooms that import matplotlib. This one knows nothing of
+What has axes lives in `ldm.drawing.charts`, and these two are the only rooms that import matplotlib. This one knows
+nothing of
 models or datasets. It takes the images the rest of the project works with, floats (N, H, W, 1) or (N, H, W) in [-1, 1],
 and turns them into 8-bit grey in one place, `to_uint8`. Anything array-like will do, tensors included.
 
-Three promises hold for every file written here, and for those of `ldm.charts`, which are written by `write_figure`:
+Three promises hold for every file written here, and for those of `ldm.drawing.charts`, which are written by
+`write_figure`:
 
 - atomic: it is written under a temporary name in the same folder and then renamed, so whoever watches the folder never
   opens half a picture, and a failure leaves the previous picture as it was;
@@ -13,10 +15,8 @@ Three promises hold for every file written here, and for those of `ldm.charts`, 
   display is needed, and drawing inside a training callback is safe.
 """
 
-import contextlib
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,18 +29,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from ldm import files
+from ldm.batches import evenly
+from ldm.tissue import NAMES
+
 GAP = 2  # pixels between two tiles
 GREY = 48  # grey value of gaps and empty tiles: dark, yet told apart from the black background of a slice
 MOST_FPS = 50  # of a GIF: viewers slow down what is faster
 DPI = 100  # of every matplotlib figure; labelled sheets measure in pixels and only divide by it
-# Class k is the k-th, and -1 the last. Blue, orange, pale yellow also grow brighter in this order, as in a T1 picture.
-TISSUES = {
-    "background": (0, 0, 0),
-    "CSF": (0, 114, 178),
-    "grey matter": (230, 159, 0),
-    "white matter": (250, 240, 160),
-    "unknown": (GREY, GREY, GREY),
-}
+# Of the tissue classes, and of the unknown, -1. Blue, orange, pale yellow also grow brighter in this order, as in a
+# T1 picture.
+COLOURS = ((0, 0, 0), (0, 114, 178), (230, 159, 0), (250, 240, 160), (GREY, GREY, GREY))
 
 
 # ---------------------------------------------------------------------------------------------------- arrays to arrays
@@ -139,20 +138,10 @@ def sheet(images, columns: int | None = None) -> np.ndarray:
     return _tile(tiles, columns)
 
 
-def _evenly(length: int, count: int | None) -> list[int]:
-    """At most `count` indices spread over range(length), the first and the last always among them."""
-    if count is None or count >= length:
-        return list(range(length))
-    if count < 2:
-        return [length - 1]  # a single one: the end is what matters
-    return np.linspace(0, length - 1, count).round().astype(int).tolist()
-
-
 def denoising_frames(
     trajectory: Iterable[tuple],
     columns: int | None = None,
     with_prediction: bool = False,
-    count: int | None = None,
     minimum: int = 128,
 ) -> list[np.ndarray]:
     """Frames of a film from noise to slices, one contact sheet per step of a sampler, for `save_gif`.
@@ -162,7 +151,6 @@ def denoising_frames(
             latent): floats (N, H, W, 1) or (N, H, W). Values of a noisy x_t beyond [-1, 1] are clipped.
         columns: tiles per row of each sheet; near-square by default.
         with_prediction: put the sheet of the predicted x_0 to the right of the sheet of x_t.
-        count: most frames to keep, evenly spaced, the first and the last step always among them; all by default.
         minimum: shorter side of a tile in pixels; smaller images are enlarged by a whole factor.
 
     Returns:
@@ -175,8 +163,7 @@ def denoising_frames(
     if not trajectory:
         raise ValueError("the trajectory holds no step: nothing to draw")
     frames = []
-    for index in _evenly(len(trajectory), count):
-        x_t, x_0 = trajectory[index]
+    for x_t, x_0 in trajectory:
         frame = sheet(enlarge(x_t, minimum), columns)
         if with_prediction:
             between = np.full((len(frame), 4 * GAP), GREY, np.uint8)  # wider than a gap: two sheets, not one
@@ -188,26 +175,11 @@ def denoising_frames(
 # ------------------------------------------------------------------------------------------------------ arrays to files
 
 
-def _write(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` in one step, as seen from outside; make the folder if it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Same folder, because os.replace is only atomic within one file system; process id, because replicas may race.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
 def write_figure(path: str | Path, figure: Figure) -> None:
     """Write a matplotlib figure as PNG, without the software version that matplotlib would put in."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    _write(path, buffer.getvalue())
+    files.write(path, buffer.getvalue())
 
 
 def _as_frame(array) -> np.ndarray:
@@ -228,7 +200,7 @@ def save_png(path: str | Path, array: np.ndarray) -> None:
     Raises:
         ValueError: if the array is anything else.
     """
-    _write(path, iio.imwrite("<bytes>", _as_frame(array), extension=".png"))
+    files.write(path, iio.imwrite("<bytes>", _as_frame(array), extension=".png"))
 
 
 def _as_gif_image(frame: np.ndarray) -> Image.Image:
@@ -275,7 +247,7 @@ def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 12, ho
     buffer = io.BytesIO()
     # No "optimize", which would give every frame a palette of its own.
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=timing, loop=0, optimize=False)
-    _write(path, buffer.getvalue())
+    files.write(path, buffer.getvalue())
 
 
 # ---------------------------------------------------------------------------------------------------- labelled pictures
@@ -412,7 +384,7 @@ def reconstruction_sheet(
     real, fake = _as_stack(real), _as_stack(fake)
     if real.shape != fake.shape:
         raise ValueError(f"real and fake must have the same shape, not {real.shape} and {fake.shape}")
-    chosen = _evenly(len(real), count)
+    chosen = evenly(len(real), count)
     titles = _slice_titles(z, len(real), chosen)
     real, fake = real[chosen], fake[chosen]
     rows = [("real", real), (called, fake)]
@@ -495,21 +467,22 @@ def tissue_sheet(
     maps = [("tissue", _as_tissue(tissue, images.shape, 0))]
     if real_tissue is not None:
         maps.append(("true tissue", _as_tissue(real_tissue, images.shape, -1)))
-    chosen = _evenly(len(images), count)
+    chosen = evenly(len(images), count)
     titles = _slice_titles(z, len(images), chosen)
-    colours = np.array(list(TISSUES.values()), np.uint8)
+    colours = np.array(COLOURS, np.uint8)
     rows = [("picture", _grey_as_rgb(images[chosen]))] + [(title, colours[labels[chosen]]) for title, labels in maps]
     factor = _factor(*images.shape[1:], minimum)
     rows = [(title, repeat(t, "n h w rgb -> n (h k) (w l) rgb", k=factor, l=factor)) for title, t in rows]
     letter = _letter(height := images.shape[1] * factor)
     margin = 10 * letter
     figure = _labelled_figure(rows, titles, margin)
-    names = list(TISSUES)[: len(TISSUES) - (maps[-1][1][chosen].min() >= 0)]  # "unknown" only where there is some
+    unknown = maps[-1][1][chosen].min() < 0
+    named = list(zip((*NAMES, "unknown"), COLOURS, strict=True))[: len(COLOURS) if unknown else -1]
     middle = GAP + (len(maps) * (height + 2 * GAP) - 2 * GAP) / 2  # of the maps, in pixels from the bottom
     width, total_height = figure.bbox.size
     figure.legend(
         handles=[
-            Patch(facecolor=np.divide(TISSUES[name], 255), edgecolor="black", lw=0.5, label=name) for name in names
+            Patch(facecolor=np.divide(colour, 255), edgecolor="black", lw=0.5, label=name) for name, colour in named
         ],
         loc="center left",
         bbox_to_anchor=(1 - margin / width, middle / total_height),

@@ -1,7 +1,8 @@
 """Curves, scatter plots and histograms: every picture with axes.
 
 Plain numbers in, one PNG out, drawn with `matplotlib.figure.Figure` (no pyplot, no global state) and written by
-`ldm.figures.write_figure`, so the promises made there hold here as well: whole files only, same input, same bytes.
+`ldm.drawing.figures.write_figure`, so the promises made there hold here as well: whole files only, same input, same
+bytes.
 
 Every chart must be readable in grey print and 700 pixels wide on a telephone: what differs in colour also differs in
 marker, dash or hatch.
@@ -19,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from ldm.figures import DPI, near_square, write_figure
+from ldm.drawing.figures import DPI, near_square, write_figure
 
 TRAINING, VALIDATION = {"color": "#1f4e79"}, {"color": "#d9730d"}  # distinct in grey print and to colour-blind readers
 WHOLE, FOREGROUND, BACKGROUND = {"color": "black"}, {**VALIDATION, "ls": "--"}, {**TRAINING, "ls": ":"}

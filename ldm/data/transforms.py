@@ -95,7 +95,7 @@ def augment(images, seeds, flip: bool = False, masks=None, strength: float = 1.0
     return changed, tf.where(unknown, -1, warp(masks[..., None], "NEAREST")[..., 0])
 
 
-def tissue_shares(masks, shape, window=None):
+def tissue_fractions(masks, shape, window=None):
     """How much of each pixel of the latents each tissue covers: what a denoising network is told of a mask.
 
     Args:

@@ -17,9 +17,13 @@ import json
 import math
 import os
 import platform
+import tempfile
 from pathlib import Path
 
 import keras
+
+from ldm import files
+from ldm.training import old_runs
 
 ROOT = Path("checkpoint")
 STAGES = ("autoencoder", "latents", "diffusion", "prior")
@@ -59,14 +63,7 @@ def write(path, writer):
     """Let `writer(temporary_path)` write a file, then put it in place in one step. Only the chief writes."""
     if not is_chief():
         return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("~" + path.name)  # the same suffix: Keras and NumPy choose the format by it
-    try:
-        writer(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_by(path, writer)
 
 
 def save_json(path, content):
@@ -74,8 +71,11 @@ def save_json(path, content):
 
 
 def load_json(path):
-    """The content of a JSON file, or None where there is no such file."""
-    return json.loads(Path(path).read_text()) if Path(path).exists() else None
+    """The content of a JSON file, or None where there is no such file; settings with today's names."""
+    content = json.loads(Path(path).read_text()) if Path(path).exists() else None
+    if content and "settings" in content:
+        content["settings"] = old_runs.modern_settings(content["settings"])
+    return content
 
 
 def load_model(path):
@@ -88,7 +88,13 @@ def load_model(path):
     if not path.exists():
         stage = path.stem
         raise RunError(f"{path} is not there yet: run `python train.py {stage} --run {path.parent.name}` first")
-    return keras.saving.load_model(path, compile=False)
+    modern = old_runs.modernised(path)
+    if modern is None:
+        return keras.saving.load_model(path, compile=False)
+    with tempfile.TemporaryDirectory() as folder:
+        renamed = Path(folder) / path.name
+        renamed.write_bytes(modern)
+        return keras.saving.load_model(renamed, compile=False)
 
 
 def load_first_stage(run):

@@ -20,8 +20,8 @@ def mean_absolute(real, fake):
 def structural_dissimilarity(real, fake, window=7):
     """1 - SSIM over uniform square windows of every second pixel (Wang et al. 2004, eq. 13), the data range being 2.
 
-    The metric of `ldm.metrics` has a Gaussian window; this one is its cheap cousin for training. Black must be 0 here
-    as there: the luminance term compares ratios, so it is what keeps the background black.
+    The metric of `ldm.judging.metrics` has a Gaussian window; this one is its cheap cousin for training. Black must
+    be 0 here as there: the luminance term compares ratios, so it is what keeps the background black.
     """
     real, fake = _exact(real) + 1.0, _exact(fake) + 1.0
     maps = ops.concatenate([real, fake, real * real, fake * fake, real * fake], axis=-1)
@@ -36,7 +36,7 @@ def structural_dissimilarity(real, fake, window=7):
 
 
 def foreground_ssim(real, fake):
-    """The metric of that name in `ldm.metrics` as an operation, so that every validation can report it.
+    """The metric of that name in `ldm.judging.metrics` as an operation, so that every validation can report it.
 
     GPUs may round convolutions to TF32, which moves it by up to 0.01.
 

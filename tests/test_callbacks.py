@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 
-from ldm import runs, training
+from ldm.training import callbacks, runs
 
 
 def test_averaged_weights_look_back_over_a_tenth_of_the_first_steps():
-    optimizer = training.make_optimizer({"learning_rate": 0.1}, steps=1000, averaged=True)
+    optimizer = callbacks.make_optimizer({"learning_rate": 0.1}, steps=1000, averaged=True)
     weight, average = keras.Variable([1.0]), None
     for i in range(30):
         optimizer.apply([keras.ops.ones((1,))], [weight])
@@ -29,18 +29,18 @@ def test_averaged_weights_look_back_over_a_tenth_of_the_first_steps():
     ],
 )
 def test_patience_counts_the_epochs_since_the_least_loss(past, then, epochs, stops):
-    patience = training.Patience(past, "val_loss", epochs)
+    patience = callbacks.Patience(past, "val_loss", epochs)
     said = []
     for value in then:
         patience.set_model(SimpleNamespace(stop_training=False))
         patience.on_epoch_end(0, {"val_loss": value})
         said.append(patience.model.stop_training)
     assert said == stops
-    assert training.Patience([1.0, 2.0, 2.0], "val_loss", 2).spent and not training.Patience([], "val_loss", 2).spent
+    assert callbacks.Patience([1.0, 2.0, 2.0], "val_loss", 2).spent and not callbacks.Patience([], "val_loss", 2).spent
 
 
 def test_a_loss_that_is_no_number_stops_the_training_with_a_sentence(tmp_path):
-    watch = training.StopAtNaN(tmp_path, "diffusion")
+    watch = callbacks.StopAtNaN(tmp_path, "diffusion")
     watch.on_train_batch_end(3, {"loss": 1.0, "gradient_norm": 2.0})
     for bad in ({"loss": float("nan"), "gradient_norm": 2.0}, {"loss": 1.0, "gradient_norm": float("inf")}):
         with pytest.raises(runs.RunError, match="--learning-rate"):
@@ -52,9 +52,9 @@ def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     real = rng.random((40, 4, 4, 1))
     drawn = {"model": real + 1.0}
-    monkeypatch.setattr(training.runs, "copy_for_use", lambda model, copy=None: model)
+    monkeypatch.setattr(callbacks.runs, "copy_for_use", lambda model, copy=None: model)
     describe = lambda images: (images.reshape(40, -1), None)  # noqa: E731
-    kid = training.Kid(lambda model: lambda: drawn["model"], describe, real, every=2)
+    kid = callbacks.Kid(lambda model: lambda: drawn["model"], describe, real, every=2)
     kid.set_params({"epochs": 3})
     rows = [{"epoch": epoch, "val_loss": 3.0 - epoch} for epoch in range(3)]
     for epoch, row in enumerate(rows):

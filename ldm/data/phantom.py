@@ -27,8 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ldm import tissue
+
 SLICES = 32
-TISSUES = {"background": 0, "csf": 85, "grey": 170, "white": 255}  # grey levels of the masks, as in the OASIS archive
 LABELS = ("AD", "NC")  # label 0 = AD, 1 = NC: the order of sorted class folders
 
 # What the label AD changes, and nothing else. Every other number of a person is drawn alike for both labels.
@@ -355,20 +356,20 @@ def _average(a, fine):
 def _person_slices(person, image_size, rng):
     """Yield image, mask, ventricles for z = 0 .. 31, each (image_size, image_size)."""
     window, x, y, fine = _grid(image_size)
-    levels = np.array([TISSUES[name] for name in ("background", "csf", "grey", "white")], np.uint8)
+    levels = np.array(tissue.LEVELS, np.uint8)
     for z in range(SLICES):
         fractions, ventricle = _tissues(person, x, y, float(z), FRAME_MM / image_size / fine)
         fractions, ventricle = _average(fractions, fine), _average(ventricle, fine)
         background, csf, cortex, deep, white = fractions
         # The pixel's largest tissue where at least half of it is brain, so that the outline owes nothing to the folds.
-        tissue = np.where(background > 0.5, 0, 1 + np.argmax([csf, cortex + deep, white], axis=0))
+        classes = np.where(background > 0.5, 0, 1 + np.argmax([csf, cortex + deep, white], axis=0))
         signal = _acquire(person, fractions, _average(x, fine), _average(y, fine), float(z), rng)
         # Skull stripping: exactly 0 outside, and never 0 inside, so that the outline can be read off the image.
-        inside = np.where(tissue > 0, np.clip(np.round(255 * signal), 1, 255), 0)
+        inside = np.where(classes > 0, np.clip(np.round(255 * signal), 1, 255), 0)
         image, mask = np.zeros((2, image_size, image_size), np.uint8)
         ventricles = np.zeros((image_size, image_size), bool)
-        image[window], mask[window] = inside, levels[tissue]
-        ventricles[window] = (ventricle > 0.5) & (tissue == 1)
+        image[window], mask[window] = inside, levels[classes]
+        ventricles[window] = (ventricle > 0.5) & (classes == tissue.CSF)
         yield image, mask, ventricles
 
 
@@ -388,7 +389,7 @@ def slices(people, image_size=256, seed=0, first_case=1):
     Yields:
         dicts, ordered by case, then z:
         "image": (image_size, image_size) uint8; background exactly 0, brain 1 .. 255.
-        "mask": (image_size, image_size) uint8, the true tissue, in TISSUES values.
+        "mask": (image_size, image_size) uint8, the true tissue, in `ldm.tissue.LEVELS`.
         "ventricles": (image_size, image_size) bool, the part of the CSF that is lateral or third ventricle.
         "z": int, 0 .. 31. "label": int, index into LABELS. "case": int.
 

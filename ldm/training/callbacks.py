@@ -5,7 +5,9 @@ import time
 import keras
 import numpy as np
 
-from . import charts, fidelity, runs
+from ldm.drawing import charts
+from ldm.judging import fidelity
+from ldm.training import runs
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 
@@ -103,7 +105,7 @@ class Patience(keras.callbacks.Callback):
 class Kid(keras.callbacks.Callback):
     """Adds `val_kid` to the history, in every `every`-th epoch and the last: samples against the validation people.
 
-    KID is that of `ldm.fidelity`, in the features of `features.of_run`; epochs that are not measured have NaN.
+    KID is that of `ldm.judging.fidelity`, in the features of `features.of_run`; epochs that are not measured have NaN.
 
     Args:
         make_draw: callable (model for use) -> callable () -> images (N, H, W, 1) in [0, 1].

@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 from keras import layers, ops
 
-from ldm.normalization import group_norm
+from ldm.nets.normalization import group_norm
 
 register = keras.saving.register_keras_serializable("ldm")
 
@@ -293,14 +293,14 @@ class NullableEmbedding(layers.Layer):
 
 
 @register
-class Fact(layers.Layer):
+class Covariate(layers.Layer):
     """Something known of a person -> a token; the unknown, NaN, has a learned token of its own.
 
     Args:
         size: width of the token.
         values: how many values a category has; 0 for a number, in standard deviations.
 
-    Call arguments: fact (B,) -> (B, size).
+    Call arguments: covariate (B,) -> (B, size).
     """
 
     def __init__(self, size, values=0, **kwargs):
@@ -316,12 +316,12 @@ class Fact(layers.Layer):
         if not self.values:
             self.known.build((None, self.size))
 
-    def call(self, fact):
-        known = ops.logical_not(ops.isnan(fact))
-        fact = ops.where(known, fact, 0.0)
+    def call(self, covariate):
+        known = ops.logical_not(ops.isnan(covariate))
+        covariate = ops.where(known, covariate, 0.0)
         if self.values:
-            return self.embedding(ops.cast(ops.where(known, fact + 1.0, 0.0), "int32"))
-        return self.known(self.embedding(fact), known)
+            return self.embedding(ops.cast(ops.where(known, covariate + 1.0, 0.0), "int32"))
+        return self.known(self.embedding(covariate), known)
 
     def compute_output_shape(self, fact_shape):
         return (fact_shape[0], self.size)

@@ -14,7 +14,7 @@ DEFAULTS = {
         "downsampling": 4,
         "patch": 2,
         "crop": False,  # presets crop; what was trained before there was a choice did not
-        "window": None,  # found when training begins
+        "crop_box": None,  # found when training begins
         "quantizer": "ema",
         "width": 64,
         "blocks": 1,

@@ -288,7 +288,7 @@ def diversity(
     Args:
         images: (N, ...), in whatever form `similarity` takes.
         z: (N,) integer slice indices; only slices with the same one make a pair.
-        similarity: function of two stacks (P, ...) that returns (P,) numbers, such as `ldm.metrics.ms_ssim`.
+        similarity: function of two stacks (P, ...) that returns (P,) numbers, such as `ldm.judging.metrics.ms_ssim`.
         groups: (N,) whose slice each is; two slices of one group never make a pair. None if all are independent.
         pairs: how many pairs to draw, at random and each at most once; fewer if there are not as many.
         seed: of the draw.

@@ -12,15 +12,15 @@ References:
 """
 
 import base64
-import contextlib
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
+
+from ldm import files
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --faint: #595959; --line: #ccc; --alarm: #a40000; }
@@ -127,20 +127,6 @@ def _check(table: Table) -> None:
             raise ValueError(f"a table of {len(table.columns)} columns has a row of {len(row)} cells: {list(row)}")
 
 
-def _write(path: str | Path, text: str) -> None:
-    """Write a text file in one step, as seen from outside; make the folder if it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(text.encode())  # bytes: the same line ends on every system
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
 # ---------------------------------------------------------------------------------------------------------- report.html
 
 
@@ -222,7 +208,7 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], facts:
         "</body>",
         "</html>",
     ]
-    _write(path, "\n".join(parts) + "\n")
+    files.write(path, "\n".join(parts) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------------------- model card
@@ -284,4 +270,4 @@ def write_model_card(path: str | Path, facts: Mapping[str, object]) -> None:
     for key in dict.fromkeys([*CARD, *facts]):
         if key in facts:
             parts.append(f"## {CARD.get(key) or _plain(key)}\n\n{_markdown(facts[key])}")
-    _write(path, "\n\n".join(parts) + "\n")
+    files.write(path, "\n\n".join(parts) + "\n")

@@ -3,7 +3,8 @@
 Every sampler is a generator that yields `(x_t, x_0)` after each network call: the state it has reached and the clean
 data that the network saw on the way. The last x_t is the sample; the list of them is the film. `steps` counts network
 calls. A sampler knows no model: `denoise` takes x_t and a float32 array t of shape (B,), and `schedule` is a function
-t -> (alpha, sigma) of `ldm.schedules`, which need not preserve the variance and may end at alpha(1) = 0: the first
+t -> (alpha, sigma) of `ldm.diffusion.schedules`, which need not preserve the variance and may end at alpha(1) = 0:
+the first
 step is then x_s = alpha_s x_0 + sigma_s x_T. Nothing clips x_t, ever; a `denoise` for pixels may clip its x_0.
 """
 
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ldm import schedules
+from ldm.diffusion import schedules
 
 SPACINGS = ("uniform", "trailing", "karras")
 

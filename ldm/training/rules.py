@@ -1,13 +1,13 @@
 """What settings a run can have, and which flags would have no effect on them.
 
-Settings are the nested dictionary of `ldm.presets.DEFAULTS`. Every refusal is a `RunError` that names the flag and the
-way out, before any long work starts.
+Settings are the nested dictionary of `ldm.training.presets.DEFAULTS`. Every refusal is a `RunError` that names the
+flag and the way out, before any long work starts.
 """
 
 import numpy as np
 
-from ldm import runs
-from ldm.presets import DEFAULTS, merged
+from ldm.training import runs
+from ldm.training.presets import DEFAULTS, merged
 
 
 def spelt(key, group=None):
@@ -22,7 +22,7 @@ def latent_shape(settings):
     size, group = settings["image_size"], settings["autoencoder"]
     if settings["first_stage"] == "none":
         return (size, size, 1)
-    height, width = (group["window"] or (0, 0, size, size))[2:]
+    height, width = (group["crop_box"] or (0, 0, size, size))[2:]
     channels = group["latent_channels"] * (group["codes_per_latent"] if settings["first_stage"] == "vqvae" else 1)
     return (height // group["downsampling"], width // group["downsampling"], channels)
 
@@ -159,7 +159,7 @@ def identity(settings, stage):
     common = {key: settings[key] for key in ("image_size", "first_stage", "axis", "flip", "seed")}
     if stage in ("diffusion", "prior") or stage == "autoencoder" and settings[stage]["condition_on_label"]:
         common["labels"] = settings["labels"]
-    planned = ("epochs", "kl_cycle_steps", "window", "recompute", "accumulate", "patience")
+    planned = ("epochs", "kl_cycle_steps", "crop_box", "recompute", "accumulate", "patience")
     return common | {key: value for key, value in settings[stage].items() if key not in planned}
 
 

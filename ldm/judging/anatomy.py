@@ -25,8 +25,8 @@ References:
 import numpy as np
 from scipy import ndimage, stats
 
-CSF, GREY, WHITE = 1, 2, 3
-TISSUES = ("CSF", "grey matter", "white matter")  # their names
+from ldm.tissue import CSF, GREY, WHITE
+
 BACKGROUND = 0.04  # brighter is brain; generated backgrounds reach about 0.01, CSF is rarely below 0.1
 RELATIVE = np.array([0.18, 0.6, 1.0])  # T1 grey of CSF, grey and white matter over that of white: the mixture's prior
 SPREAD = 0.12  # prior standard deviation of each class, in the same unit

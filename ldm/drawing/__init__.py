@@ -1,0 +1,8 @@
+"""Arrays to files that people look at; the only wing that imports matplotlib.
+
+From pictures to pages:
+
+    figures   sheets, GIFs and tissue maps: pictures made of pictures
+    charts    curves, scatter plots and histograms: pictures with axes
+    report    report.html and the model card
+"""

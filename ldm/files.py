@@ -1,0 +1,30 @@
+"""Files that are written whole or not at all: under another name first, and then put in place in one step.
+
+Who is interrupted, or finds the disk full, keeps the file of before.
+"""
+
+import os
+from pathlib import Path
+
+
+def write(path, data):
+    """Put bytes, or text as UTF-8, into a file. Missing folders are made."""
+    data = data.encode() if isinstance(data, str) else data
+    write_by(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_by(path, writer):
+    """Let `writer(temporary path)` write a file, and put it in place. Missing folders are made.
+
+    The temporary file is in the same folder, because renaming is one step only within a file system; it ends as the
+    file does, because Keras and NumPy choose the format by the suffix; and it carries the process's number, because
+    two processes may write the same file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"~{os.getpid()}.{path.name}")
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

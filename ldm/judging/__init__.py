@@ -1,0 +1,9 @@
+"""Functions on arrays that say how good pictures are.
+
+From one picture to many:
+
+    metrics    picture by picture: SSIM, PSNR, Dice
+    fidelity   how far a set of pictures is from another: KID, Frechet, precision and recall
+    audit      copies of training slices; slices in two splits
+    anatomy    tissue, ventricles, symmetry: is it a brain
+"""
