@@ -240,8 +240,6 @@ class Generator:
         options = {} if name == "inpaint" else {"spacing": flags.spacing}
         if name == "ddim":
             options["eta"] = flags.eta
-        if name in ("ddim", "ddpm"):  # noise that is shared must be shared by all batches
-            options["shared_noise"] = flags.person
         shown = set(np.linspace(0, steps - 1, min(steps, FRAMES)).round().astype(int).tolist())
         batches = []
         with tqdm(total=steps * -(-len(x_T) // BATCH), desc=name, unit="call") as bar:
@@ -249,7 +247,8 @@ class Generator:
                 part = slice(start, start + BATCH)
                 told = {key: tf.constant(value[part]) for key, value in conditions.items()}
                 if name in ("ddim", "ddpm", "inpaint"):
-                    options["seed"] = flags.seed + (0 if flags.person else start)
+                    numbers = range(start, min(start + BATCH, len(x_T)))
+                    options["seed"] = [(flags.seed, 0 if flags.person else i, 1) for i in numbers]
                 cut = {key: value[part] if isinstance(value, np.ndarray) else value for key, value in more.items()}
                 steered = self.steered(told, flags)
                 trajectory = []

@@ -451,14 +451,19 @@ def test_sampler_needs_only_a_callable_and_runs_on_tensors(draw):
 
 
 @pytest.mark.parametrize("draw", [samplers.ddpm, lambda *told, **more: samplers.ddim(*told, eta=1.0, **more)])
-def test_shared_noise_keeps_equal_rows_equal(draw):
-    x_T = np.repeat(np.random.default_rng(0).normal(size=(1, 4)).astype("float32"), 3, axis=0)
+def test_a_row_with_a_seed_of_its_own_gets_the_same_noise_whatever_stands_beside_it(draw):
+    x_T = np.tile(noise(1, 3), (4, 1))
 
-    def end(**options):
-        return np.asarray(list(draw(lambda x_t, t: 0.5 * x_t, x_T, schedules.cosine, 5, seed=1, **options))[-2][0])
+    def ends(rows, seed):
+        *_, (x_t, _), _ = draw(lambda x_t, t: 0.5 * x_t, x_T[:rows], schedules.cosine, 5, seed=seed)
+        return np.asarray(x_t)
 
-    np.testing.assert_array_equal(end(shared_noise=True)[1:], end(shared_noise=True)[:-1])
-    assert np.abs(end()[1:] - end()[:-1]).max() > 0.01
+    apart = ends(4, [(7, i) for i in range(4)])
+    assert len(np.unique(apart[:, 0])) == 4
+    np.testing.assert_array_equal(ends(2, [(7, 0), (7, 1)]), apart[:2])
+    np.testing.assert_array_equal(ends(1, [(7, 3)]), apart[3:])
+    shared = ends(4, [5] * 4)
+    np.testing.assert_array_equal(shared[1:], shared[:-1])
 
 
 def gaussian(mean, std):

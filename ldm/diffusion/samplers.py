@@ -1,12 +1,17 @@
 """Samplers: from noise to data, given any `denoise(x_t, t) -> x_0`.
 
 Every sampler is a generator that yields `(x_t, x_0)` after each network call: the state it has reached and the clean
-data that the network saw on the way. The last x_t is the sample; the list of them is the film. `steps` counts network
+data that the network saw on the way. The last x_t is the sample; the list of them is the trajectory. `steps` counts
+network
 calls. A sampler knows no model: `denoise` takes x_t and a float32 array t of shape (B,), and `schedule` is a function
 t -> (alpha, sigma) of `ldm.diffusion.schedules`, which need not preserve the variance and may end at alpha(1) = 0:
-the first
-step is then x_s = alpha_s x_0 + sigma_s x_T. Nothing clips x_t, ever; a `denoise` for pixels may clip its x_0.
+the first step
+is then x_s = alpha_s x_0 + sigma_s x_T. Nothing clips x_t, ever; a `denoise` for pixels may clip its x_0.
 """
+
+import dataclasses
+import inspect
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -61,7 +66,7 @@ def initial_noise(seed, i, shape):
     return np.random.default_rng([seed, i]).standard_normal(shape, "float32")
 
 
-def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", start=1.0, shared_noise=False):
+def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", start=1.0):
     """DDIM (arXiv 2010.02502, eq. 12): x_s = alpha_s x_0 + sqrt(sigma_s^2 - noise^2) eps + noise z.
 
     Args:
@@ -70,14 +75,14 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", s
         schedule: callable t -> (alpha, sigma).
         steps: number of network calls.
         eta: 0 is deterministic; 1 has the moments of DDPM.
-        seed: integer for the noise that eta > 0 adds.
+        seed: of the noise that eta > 0 adds: an integer; or one for each row of x_T (each an integer, or a sequence of
+            them), so that what a row gets does not depend on the rows beside it, and equal seeds add equal noise.
         spacing, start: of the times; see `time_grid`.
-        shared_noise: add the same noise to all rows, so that from one x_T for all they become one head.
 
     Yields:
         (x_t, x_0), each (B, ...), once per network call.
     """
-    noise = keras.random.SeedGenerator(seed)
+    noise = _noise(seed)
     x_t = x_T
     for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing, start):
         x_0 = denoise(x_t, _at(t, x_t))
@@ -86,11 +91,11 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", s
         kept = max(sigma_s**2 - added**2, 0.0) ** 0.5
         x_t = alpha_s * x_0 + kept * eps
         if added > 0:
-            x_t = x_t + added * _draw(x_t, noise, shared_noise)
+            x_t = x_t + added * noise(x_t)
         yield x_t, x_0
 
 
-def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform", start=1.0, shared_noise=False):
+def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform", start=1.0):
     """Ancestral sampling from q(x_s | x_t, x_0) (arXiv 2006.11239, eq. 6 and 7, for any pair of times s < t).
 
     With the linear schedule and 1000 steps this is the classic chain; with fewer, the same chain on fewer times.
@@ -98,13 +103,13 @@ def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform", start=1.0,
 
     Args and Yields: as `ddim`.
     """
-    noise = keras.random.SeedGenerator(seed)
+    noise = _noise(seed)
     x_t = x_T
     for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps, spacing, start):
         x_0 = denoise(x_t, _at(t, x_t))
         x_t, deviation = _posterior(x_t, x_0, alpha_t, sigma_t, alpha_s, sigma_s)
         if deviation > 0:  # 0 only on the last step, which ends at x_0
-            x_t = x_t + deviation * _draw(x_t, noise, shared_noise)
+            x_t = x_t + deviation * noise(x_t)
         yield x_t, x_0
 
 
@@ -152,8 +157,8 @@ def heun(denoise, x_T, schedule, steps, spacing="uniform", start=1.0):
     of sigma / (alpha + sigma) with slope eps - x_0, because it is finite at both ends; x_t / alpha is not at alpha = 0.
 
     A step takes two calls, except the last, which ends at sigma = 0, and the first where `steps` is even: these are
-    Euler's. So `steps` calls go through `steps // 2 + 1` intervals. The film has one moment per call: Euler's state,
-    then the corrected one at the same time.
+    Euler's. So `steps` calls go through `steps // 2 + 1` intervals. The trajectory has one moment per call: Euler's
+    state, then the corrected one at the same time.
 
     Args and Yields: as `ddim`.
     """
@@ -194,21 +199,49 @@ def inpaint(denoise, known, mask, x_T, schedule, steps, resample=5, seed=None):
     """
     if not 1 <= resample <= steps:
         raise ValueError(f"resample must lie between 1 and the {steps} steps, not {resample}")
-    noise = keras.random.SeedGenerator(seed)
+    noise = _noise(seed)
     x_t = x_T
     for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps // resample):
         for _ in range(resample):
             x_0 = denoise(x_t, _at(t, x_t))
             anew, deviation = _posterior(x_t, x_0, alpha_t, sigma_t, alpha_s, sigma_s)
-            anew = anew + deviation * _draw(x_t, noise, False)
-            x_s = mask * anew + (1.0 - mask) * (alpha_s * known + sigma_s * _draw(x_t, noise, False))
+            anew = anew + deviation * noise(x_t)
+            x_s = mask * anew + (1.0 - mask) * (alpha_s * known + sigma_s * noise(x_t))
             yield x_s, x_0
             alpha_ts = alpha_t / alpha_s
-            x_t = alpha_ts * x_s + (sigma_t**2 - alpha_ts**2 * sigma_s**2) ** 0.5 * _draw(x_t, noise, False)
+            x_t = alpha_ts * x_s + (sigma_t**2 - alpha_ts**2 * sigma_s**2) ** 0.5 * noise(x_t)
         x_t = x_s
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "euler": euler, "heun": heun}
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """One of the functions above, and what its callers have to know of it.
+
+    Attributes:
+        draw: the function; a `Sampler` is called like it.
+        calls: network calls that it usually takes for a good picture.
+    """
+
+    draw: Callable
+    calls: int
+
+    def __call__(self, *args, **options):
+        return self.draw(*args, **options)
+
+    @property
+    def takes(self):
+        """Names of its options, beside denoise, x_T, schedule and steps."""
+        return frozenset(inspect.signature(self.draw).parameters) - {"denoise", "x_T", "schedule", "steps"}
+
+
+SAMPLERS = {
+    "ddpm": Sampler(ddpm, 250),
+    "ddim": Sampler(ddim, 50),
+    "dpm_solver_pp": Sampler(dpm_solver_pp, 20),
+    "euler": Sampler(euler, 50),
+    "heun": Sampler(heun, 41),  # an odd number: see there
+}
+INPAINT = Sampler(inpaint, 100)  # has options of its own, so it cannot stand in for the others
 
 
 def _steps(schedule, steps, spacing="uniform", start=1.0):
@@ -234,10 +267,13 @@ def _times_of(schedule, levels):
     return high
 
 
-def _draw(x_t, generator, shared):
-    """Standard normal noise for x_t; the same for all of its rows, if shared."""
-    rows, *rest = ops.shape(x_t)
-    return keras.random.normal((1 if shared else rows, *rest), seed=generator)
+def _noise(seed):
+    """A function x -> standard normal noise of its shape, new at each call; see `ddim` for `seed`."""
+    if seed is None or isinstance(seed, int | np.integer):
+        generator = keras.random.SeedGenerator(None if seed is None else int(seed))
+        return lambda x: keras.random.normal(ops.shape(x), seed=generator)
+    rows = [np.random.default_rng(own) for own in seed]
+    return lambda x: np.stack([row.standard_normal(x.shape[1:], "float32") for row in rows])
 
 
 def _at(t, x_t):
