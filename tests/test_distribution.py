@@ -166,6 +166,26 @@ def test_moments_are_those_of_the_global_batch(replicas):
         np.testing.assert_allclose(deviation, x.std((0, 1)), rtol=1e-4)
 
 
+def test_an_empty_part_of_a_batch_gets_one_row_of_zeros_and_others_stay_as_they_are():
+    batch = {"image": normal(3, 2, 2, 1), "z": np.array([4, 5, 6], "int32")}
+    for rows in (0, 1, 3):
+        part = {name: tf.constant(value[:rows]) for name, value in batch.items()}
+        count, found = distribution.at_least_one_row(part)
+        assert int(count) == rows and {name: value.dtype for name, value in found.items()} == {
+            name: value.dtype for name, value in part.items()
+        }
+        for name, value in batch.items():
+            expected = value[:rows] if rows else np.zeros_like(value[:1])
+            np.testing.assert_array_equal(found[name], expected)
+
+
+def test_what_is_logged_has_an_axis_to_average_along_on_several_machines_only(monkeypatch):
+    values = {"loss": tf.constant(2.0)}
+    assert distribution.for_logs(values) is values
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", type(tf.distribute.get_strategy()))
+    np.testing.assert_array_equal(distribution.for_logs(values)["loss"], [2.0])
+
+
 def test_precision_that_is_named_is_set():
     assert distribution.set_precision("mixed_bfloat16") == "mixed_bfloat16"
     assert keras.mixed_precision.dtype_policy().compute_dtype == "bfloat16"

@@ -34,9 +34,15 @@ def test_guiding_x_0_is_guiding_eps():
     np.testing.assert_allclose(schedules.to_eps(x_0, X, alpha, sigma), eps[1] + 2.5 * (eps[0] - eps[1]), atol=1e-4)
 
 
-def test_guided_pixels_stay_in_their_range():
-    free, limited = (guidance.guided(denoise, Z, 2.5, limit=limit)(X, T) for limit in (None, 4.0))
-    assert np.abs(free).max() > 8
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_guided_pixels_stay_in_their_range(rescale):
+    """Whatever else was done to them: the limit comes last."""
+    told = {"z": np.array([3, -5, 7])}
+    free, limited = (
+        np.asarray(guidance.guided(lambda x_t, *more: 4.0 * denoise(x_t, *more), told, 2.5, rescale, limit=limit)(X, T))
+        for limit in (None, 4.0)
+    )
+    assert free.max() > 8 and free.min() < -8
     np.testing.assert_array_equal(limited, np.clip(free, -4, 4))
 
 

@@ -2,9 +2,35 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ldm.judging import metrics
 from ldm.training import losses
+
+
+def test_mean_errors_of_known_differences():
+    real, fake = np.zeros((2, 1, 2, 1), "float32"), np.array([[0.5, -0.5], [1.0, 2.0]], "float32").reshape(2, 1, 2, 1)
+    np.testing.assert_allclose(losses.mean_squared(real, fake), (0.25 + 0.25 + 1 + 4) / 4)
+    np.testing.assert_allclose(losses.mean_absolute(real, fake), (0.5 + 0.5 + 1 + 2) / 4)
+
+
+@pytest.mark.parametrize("loss", [losses.mean_squared, losses.mean_absolute, losses.structural_dissimilarity])
+def test_losses_of_bfloat16_pictures_are_computed_in_float32(loss):
+    """Sums of many small terms, and differences of squares, would be lost in 8 bits."""
+    rng = np.random.default_rng(2)
+    real, fake = (tf.cast(rng.uniform(-1, 1, (2, 32, 32, 1)), "bfloat16") for _ in range(2))
+    ours = loss(real, fake)
+    assert ours.dtype == tf.float32
+    np.testing.assert_allclose(ours, loss(tf.cast(real, "float32"), tf.cast(fake, "float32")), rtol=1e-6)
+
+
+def test_foreground_ssim_takes_what_leaves_the_range_for_black_or_white():
+    rng = np.random.default_rng(3)
+    real = rng.uniform(-1, 1, (2, 24, 24, 1)).astype("float32")
+    fake = (real + rng.normal(size=real.shape)).astype("float32")
+    assert np.abs(fake).max() > 2
+    clipped = losses.foreground_ssim(real, np.clip(fake, -1, 1))[0]
+    np.testing.assert_allclose(losses.foreground_ssim(real, fake)[0], clipped, rtol=1e-6)
 
 
 def test_foreground_ssim_is_that_of_the_metrics():
@@ -33,10 +59,10 @@ def test_structural_dissimilarity_minds_a_grey_background():
 
 
 def test_hinge_losses_of_known_logits():
-    real, fakes = np.array([2.0, 0.5]), [np.array([-3.0, 0.0]), np.array([1.0, 1.0])]
-    # max(0, 1 - real) = 0, 0.5; max(0, 1 + fake) = 0, 1 and 2, 2
-    np.testing.assert_allclose(losses.hinge_discriminator(real, fakes), 0.5 * (0.25 + (0.5 + 2.0) / 2))
-    np.testing.assert_allclose(losses.hinge_generator(fakes), -(-1.5 + 1.0) / 2)
+    real, fakes = np.array([2.0, 0.5]), [np.array([-3.0, 0.0]), np.array([1.0, 3.0])]
+    # max(0, 1 - real) = 0, 0.5; max(0, 1 + fake) = 0, 1 and 2, 4
+    np.testing.assert_allclose(losses.hinge_discriminator(real, fakes), 0.5 * (0.25 + (0.5 + 3.0) / 2))
+    np.testing.assert_allclose(losses.hinge_generator(fakes), -(-1.5 + 2.0) / 2)  # the generator's side has no hinge
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 3])

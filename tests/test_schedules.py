@@ -94,6 +94,13 @@ def test_sigmoid_is_the_formula_of_the_paper():
     np.testing.assert_allclose(alpha**2, gamma, atol=5e-7)
 
 
+def test_the_cosine_ends_as_its_discrete_chain_does():
+    """That one clips beta at 0.999 (arXiv 2102.09672, section 3.2), or the last step would divide by 0."""
+    alpha_bar = np.cos(0.5 * np.pi * (np.arange(1001) / 1000 + 0.008) / 1.008) ** 2
+    beta = np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    np.testing.assert_allclose(schedules.cosine(1.0)[0], np.sqrt(np.prod(1.0 - beta)), rtol=0.02)
+
+
 @every_schedule
 def test_schedule_keeps_shape_and_takes_any_float(schedule):
     for t in (0.3, np.full((2, 3), 0.3), tf.fill((2, 3), 0.3), tf.fill((4,), tf.cast(0.3, "float64"))):
@@ -240,7 +247,7 @@ def test_edm_is_table_1_of_the_paper(noisy, sigma_data):
 @every_schedule
 def test_edm_gives_the_network_unit_variance_and_asks_for_unit_variance(schedule):
     """In a flow too, whose x_t has neither: so the unweighted error is the paper's loss, lambda c_out^2 = 1."""
-    rng, d = np.random.default_rng(1), schedules.SIGMA_DATA
+    rng, d = np.random.default_rng(1), 0.5  # sigma_data of table 1, which is what is taken unless told
     x_0, eps = d * rng.normal(size=100_000), rng.normal(size=100_000)
     for t in (0.0, 0.3, 0.8, 1.0):
         alpha, sigma = values(schedule, t)

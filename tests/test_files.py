@@ -1,0 +1,56 @@
+"""ldm/files.py: a file is there whole, or as it was before."""
+
+import os
+
+import pytest
+
+from ldm import files
+
+
+def test_text_is_utf_8_bytes_are_as_they_are_and_folders_are_made(tmp_path):
+    files.write(tmp_path / "new" / "folder" / "a.txt", "größer\n")
+    files.write(tmp_path / "b.bin", b"\x00\xff\r\n")
+    assert (tmp_path / "new" / "folder" / "a.txt").read_bytes() == "größer\n".encode()
+    assert (tmp_path / "b.bin").read_bytes() == b"\x00\xff\r\n"
+
+
+def test_a_path_may_be_a_string_and_an_old_file_is_replaced(tmp_path):
+    for data in ("a long first text", "short"):
+        files.write(str(tmp_path / "a.txt"), data)
+    assert (tmp_path / "a.txt").read_text() == "short"
+
+
+def test_the_writer_gets_another_name_in_the_same_folder_that_ends_alike(tmp_path):
+    """Renaming is one step within a file system only, and Keras and NumPy choose the format by the ending."""
+    seen = []
+
+    def writer(temporary):
+        seen.append(temporary)
+        assert not (tmp_path / "weights.keras").exists()  # nobody sees half a file under its own name
+        temporary.write_text("all of it")
+
+    files.write_by(tmp_path / "weights.keras", writer)
+    (temporary,) = seen
+    assert temporary.parent == tmp_path and temporary.suffix == ".keras" and temporary.name != "weights.keras"
+    assert str(os.getpid()) in temporary.name  # two processes may write the same file
+    assert os.listdir(tmp_path) == ["weights.keras"]
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
+def test_who_is_interrupted_keeps_the_file_of_before_and_leaves_no_litter(tmp_path, error):
+    files.write(tmp_path / "a.txt", "before")
+
+    def writer(temporary):
+        temporary.write_text("half of")
+        raise error
+
+    with pytest.raises(type(error)):
+        files.write_by(tmp_path / "a.txt", writer)
+    assert (tmp_path / "a.txt").read_text() == "before"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_writer_that_writes_nothing_is_an_error_and_not_an_empty_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        files.write_by(tmp_path / "a.txt", lambda temporary: None)
+    assert os.listdir(tmp_path) == []
