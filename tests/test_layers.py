@@ -191,6 +191,16 @@ def test_sinusoidal_embedding_is_the_formula():
     np.testing.assert_allclose(layers.sinusoidal_embedding(position, 16), expected, atol=2e-4)  # float32 of angle 1000
 
 
+def test_embedding_is_an_mlp_with_silu_of_the_sines():
+    position = np.array([0.0, 0.3, 1.0], "float32")
+    layer = layers.Embedding(8, scale=20.0)
+    layer.build((None,))
+    randomised(layer)
+    hidden, out = layer.hidden.get_weights(), layer.out.get_weights()
+    h = np.asarray(layers.sinusoidal_embedding(20.0 * position, 8)) @ hidden[0] + hidden[1]
+    np.testing.assert_allclose(layer(position), h / (1.0 + np.exp(-h)) @ out[0] + out[1], rtol=1e-4, atol=1e-5)
+
+
 def test_embedding_tells_neighbouring_times_apart_under_mixed_bfloat16(bfloat16):
     """bfloat16 has 8 bits: 0.5 and 0.5005 are one number in it. The cast must come after the sines."""
     embedding = layers.Embedding(32, scale=1000.0, autocast=False)
@@ -235,6 +245,35 @@ def test_residual_block_sees_its_embedding_and_changes_channels():
     block.conv_out.kernel.assign(normal(3, 3, 12, 12))
     assert block(x, embedding).shape == block.compute_output_shape(x.shape, embedding.shape) == (2, 6, 6, 12)
     assert np.abs(block(x, embedding) - block(x, embedding[::-1])).max() > 1e-2
+
+
+def silu(x):
+    return x / (1.0 + np.exp(-x))
+
+
+def convolved(x, kernel, bias):
+    """Convolution with zeros around the picture, pixel by pixel, as a sum over the kernel's places."""
+    reach = kernel.shape[0] // 2
+    padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    places = np.ndindex(kernel.shape[:2])
+    return bias + sum(padded[:, i : i + x.shape[1], j : j + x.shape[2]] @ kernel[i, j] for i, j in places)
+
+
+@pytest.mark.parametrize("channels", [6, 9])
+def test_residual_block_is_the_formula(channels):
+    """h = conv(silu(norm(x))); h = conv(silu(norm(h) (1 + scale) + shift)), scale and shift from silu(embedding);
+    and x beside it, through a 1x1 convolution where the channels change.
+    """
+    x, embedding = normal(2, 5, 4, 6), normal(2, 7, seed=1)
+    block = layers.ResBlock(channels)
+    block.build(x.shape, embedding.shape)
+    randomised(block)
+    parts = (block.norm_in, block.conv_in, block.norm_out, block.conv_out, block.film)
+    norm_in, conv_in, norm_out, conv_out, film = (part.get_weights() for part in parts)
+    h = convolved(silu(plain_group_norm(x.astype("float64"), 6, *norm_in)), *conv_in)
+    h = convolved(silu(plain_group_norm(h, channels, *norm_out, silu(embedding) @ film[0] + film[1])), *conv_out)
+    beside = x if channels == 6 else convolved(x, *block.shortcut.get_weights())
+    np.testing.assert_allclose(block(x, embedding), beside + h, rtol=1e-4, atol=1e-4)
 
 
 def test_residual_block_drops_only_in_training():
@@ -284,6 +323,17 @@ def test_upsample_doubles_and_downsample_halves():
     x = keras.Input((8, 12, 4))
     assert layers.upsample(x, 6).shape == (None, 16, 24, 6)
     assert layers.downsample(6)(x).shape == (None, 4, 6, 6)
+
+
+def test_upsample_repeats_each_pixel():
+    """Nothing is interpolated: with a convolution that passes its middle on, every pixel is there four times."""
+    inputs = keras.Input((3, 2, 4))
+    model = keras.Model(inputs, layers.upsample(inputs, 4))
+    kernel = np.zeros((3, 3, 4, 4), "float32")
+    kernel[1, 1] = np.eye(4)
+    model.set_weights([kernel, np.zeros(4)])
+    x = normal(2, 3, 2, 4)
+    np.testing.assert_array_equal(model(x), x.repeat(2, axis=1).repeat(2, axis=2))
 
 
 # ---- gates and gradient checkpointing --------------------------------------------------------------------------------

@@ -201,6 +201,38 @@ def test_wrong_input_is_refused(pair, metric):
         metric(real, np.full_like(real, np.nan))
 
 
+# ------------------------------------------------------------------------------------------------------- all together
+
+
+def test_the_range_of_the_networks_becomes_that_of_the_metrics():
+    found = metrics.to_unit(np.array([-1.0, -0.5, 0.0, 1.0, -1.5, 3.0]))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [0.0, 0.25, 0.5, 1.0, 0.0, 1.0])
+
+
+def test_all_scores_are_those_of_the_functions_of_their_names(pair):
+    real, fake = (part[..., None].copy() for part in pair)
+    real[:, :, :9] = 0.0  # the brain of the fake is larger, so that real and fake cannot be swapped
+    expected = {
+        "SSIM": metrics.ssim(real, fake),
+        "foreground SSIM": metrics.foreground_ssim(real, fake),
+        "MS-SSIM": metrics.ms_ssim(real, fake),
+        "PSNR": metrics.psnr(real, fake),
+        "MAE": metrics.mae(real, fake),
+    }
+    found = metrics.all_scores(real, fake)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    assert np.abs(found["foreground SSIM"] - metrics.foreground_ssim(fake, real)).min() > 0.01
+
+
+def test_scores_are_the_mean_over_slices_and_the_deviation_over_people():
+    scores = {"PSNR": np.array([1.0, 10.0, 3.0, np.nan, 11.0]), "MAE": np.full(5, 0.5)}
+    case = np.array([7, 9, 7, 9, 9])  # means 2 and 10.5; a slice without a score counts for nobody
+    assert metrics.over_people(scores, case) == {"PSNR": [25 / 4, 8.5 / 2], "MAE": [0.5, 0.0]}
+
+
 # -------------------------------------------------------------------------------------------------- trivial predictors
 
 

@@ -375,6 +375,23 @@ def test_ddim_with_eta_1_is_ddpm(schedule):
         np.testing.assert_allclose(x_a, x_b, atol=2e-5)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.9])
+def test_eta_is_the_share_of_ddpms_deviation_that_ddim_adds(eta):
+    """arXiv 2010.02502, eq. 16; the rest of sigma_s goes along eps, which is x_t / sigma_t where x_0 = 0."""
+    x_t = np.full((1, 4000), 0.8, "float32")
+    (_, sigma_t), (_, sigma_s) = (float64(cosine, t) for t in samplers.time_grid(2)[:2])
+    steps = [
+        np.asarray(next(draw(lambda x_t, t: np.zeros_like(x_t), x_t, cosine, 2, seed=[4]))[0], "float64")
+        for draw in (samplers.ddpm, lambda *a, **k: samplers.ddim(*a, eta=eta, **k))
+    ]
+    ancestral, implicit = (step - step.mean() for step in steps)  # the noise alone, the same for both
+    np.testing.assert_allclose(implicit, eta * ancestral, atol=1e-6)
+    z = np.random.default_rng(4).standard_normal(4000, "float32")
+    added = eta * ancestral.std() / z.std()
+    expected = np.sqrt(sigma_s**2 - added**2) / sigma_t * 0.8 + added * z.mean()
+    np.testing.assert_allclose(steps[1].mean(), expected, rtol=1e-4)
+
+
 def test_the_first_step_of_the_second_order_solver_is_ddim():
     arguments = (exact_denoiser(cosine), noise(8, 3), cosine, 5)
     np.testing.assert_allclose(
@@ -432,6 +449,53 @@ def test_seed_decides_the_noise(name):
 
     assert run(1).tobytes() == run(1).tobytes()
     assert np.abs(run(1)[0] - run(2)[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("seed", [3, [(3, row) for row in range(8)]], ids=["one seed", "a seed for each row"])
+def test_every_step_adds_standard_normal_noise_of_its_own_to_every_row(seed):
+    """Once the mean of q(x_s | x_t, x_0 = 0) is taken away and its deviation divided out."""
+    x_t, added = noise(8, 4000), []
+    alpha, sigma = float64(cosine, samplers.time_grid(4))
+    states = list(samplers.ddpm(lambda x_t, t: np.zeros_like(x_t), x_t, cosine, 4, seed=seed))
+    for i, (x_s, _) in enumerate(states[:-1]):
+        step = alpha[i] / alpha[i + 1]
+        variance = sigma[i] ** 2 - step**2 * sigma[i + 1] ** 2  # of x_t given x_s
+        mean = step * sigma[i + 1] ** 2 / sigma[i] ** 2 * x_t
+        added.append((np.asarray(x_s) - mean) / (sigma[i + 1] / sigma[i] * np.sqrt(variance)))
+        x_t = np.asarray(x_s)
+    rows = np.reshape(added, (24, 4000))
+    np.testing.assert_allclose(rows.std(axis=1), 1.0, atol=0.05)
+    assert np.abs(np.corrcoef(rows) - np.eye(24)).max() < 0.08
+
+
+def test_first_noise_belongs_to_a_seed_and_a_slice_and_stays_the_same_from_version_to_version():
+    found = {pair: samplers.initial_noise(*pair, (40, 50)) for pair in ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0))}
+    for (seed, i), x_T in found.items():
+        assert x_T.shape == (40, 50) and x_T.dtype == np.float32
+        np.testing.assert_array_equal(x_T, np.random.default_rng([seed, i]).standard_normal((40, 50), "float32"))
+    assert np.abs(np.corrcoef([x_T.ravel() for x_T in found.values()]) - np.eye(5)).max() < 0.1
+
+
+def test_a_sampler_says_what_it_takes():
+    times = {"spacing", "start"}
+    assert {name: sampler.takes for name, sampler in samplers.SAMPLERS.items()} == {
+        "ddpm": {"seed", *times},
+        "ddim": {"eta", "seed", *times},
+        **dict.fromkeys(("dpm_solver_pp", "euler", "heun"), times),
+    }
+    assert samplers.INPAINT.takes == {"known", "mask", "resample", "seed"}
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_the_usual_number_of_calls_is_enough(name):
+    """The deviation of the data within 5 %; and no call of Heun's is wasted on a first step of first order."""
+    x_T = noise(20, 1000)
+    x_T = (x_T - x_T.mean()) / x_T.std()
+    options = {"seed": [(1, row) for row in range(20)]} if name == "ddpm" else {}
+    steps = samplers.SAMPLERS[name].calls
+    *_, (x_t, _) = samplers.SAMPLERS[name](exact_denoiser(cosine), x_T, cosine, steps, **options)
+    assert abs(np.std(x_t) / S - 1.0) < 0.05
+    assert name != "heun" or steps % 2 == 1
 
 
 def test_deterministic_samplers_add_no_noise():
