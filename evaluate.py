@@ -27,7 +27,8 @@ import dataset
 import features
 import modules  # noqa: F401  (registers the classes that a .keras file names)
 from ldm import tissue
-from ldm.data import phantom, transforms
+from ldm.data import masks as tissue_masks
+from ldm.data import phantom
 from ldm.diffusion import samplers
 from ldm.drawing import charts, figures, report
 from ldm.judging import anatomy, audit, fidelity, metrics
@@ -194,7 +195,7 @@ def training_masks(study, shape):
     size = study.real["train"].images.shape[1]
     window = study.first_stage and study.first_stage.crop_box
     masks = dataset.read_split(study.source, "train", size, masks=True)["mask"]
-    parts = [transforms.tissue_fractions(masks[i : i + BATCH], shape, window) for i in range(0, len(masks), BATCH)]
+    parts = [tissue_masks.tissue_fractions(masks[i : i + BATCH], shape, window) for i in range(0, len(masks), BATCH)]
     return np.concatenate(parts)
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers
 
 import dataset
-from ldm.data import transforms
+from ldm.data import pixels
 from ldm.nets.layers import GroupNorm, ResBlock, SpaceToDepth, downsample, register
 from ldm.training import losses, runs
 
@@ -159,7 +159,7 @@ class FeatureNet(keras.Model):
         rows, step = tf.shape(batch["z"])[0], tf.cast(self.optimizer.iterations, tf.int32)
         places = tf.range(2 * rows) + 2 * rows * step
         seeds = tf.stack([tf.fill((2 * rows,), self.seed), places], axis=-1)
-        views = transforms.augment(tf.repeat(batch["image"], 2, axis=0), seeds)  # 2 i and 2 i + 1 show slice i
+        views = pixels.augment(tf.repeat(batch["image"], 2, axis=0), seeds)  # 2 i and 2 i + 1 show slice i
         z, label = (tf.repeat(batch[name], 2) for name in ("z", "label"))
         with tf.GradientTape() as tape:
             said = self(views, training=True)

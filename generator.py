@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import modules  # noqa: F401  (registers the classes that a .keras file names)
 from ldm import batches
-from ldm.data import transforms
+from ldm.data import masks
 from ldm.diffusion import guidance, samplers
 from ldm.training import runs
 
@@ -81,7 +81,7 @@ class Generator:
     def tissue_fractions(self, tissue):
         """Tissue masks (N, H, W), classes -> the condition "mask", (N, h, w, 4)."""
         crop_box = self.autoencoder.crop_box if self.autoencoder else None
-        return np.asarray(transforms.tissue_fractions(tissue, self.data_shape[:2], crop_box))
+        return np.asarray(masks.tissue_fractions(tissue, self.data_shape[:2], crop_box))
 
     @staticmethod
     def _through(function, x, conditions):

@@ -176,7 +176,7 @@ class Autoencoder(Reports, keras.Model):
     def pad(self, images, value):
         """The inverse of `crop`, with `value` around the window.
 
-        The window's outermost patch gets it as well, as far as `dataset.brain_box` left room there, a fortieth of
+        The window's outermost patch gets it as well, as far as `ldm.data.crop.brain_box` left room there, a fortieth of
         the side: nothing is in it, and the decoder, whose convolutions see zeros beyond, puts specks into the corners.
         """
         top, left, height, width = self.crop_box
@@ -795,7 +795,7 @@ class UNet(keras.Model):
     Call arguments: {"x" (B, height, width, channels), "t" (B,) in [0, 1], "z" (B,) int32, "label" (B,) int32 (-1 =
     unknown), "keep" (B,) 1 or 0 (0 = unconditional), with covariates also "covariates" (B, K), NaN = unknown, with
     masks "mask"
-    (B, height, width, 4), see `ldm.data.transforms.tissue_fractions`} -> (B, height, width, channels) float32.
+    (B, height, width, 4), see `ldm.data.masks.tissue_fractions`} -> (B, height, width, channels) float32.
     """
 
     def __init__(

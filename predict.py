@@ -27,7 +27,8 @@ from tqdm import tqdm
 import dataset
 import modules  # noqa: F401  (registers the classes that a .keras file names)
 from ldm import tissue as tissue_classes
-from ldm.data import archive, table, transforms
+from ldm.data import masks as tissue_masks
+from ldm.data import table, volumes
 from ldm.diffusion import guidance, samplers, schedules
 from ldm.drawing import figures
 from ldm.judging import anatomy, metrics
@@ -185,7 +186,7 @@ def write_person(out, name, images, z, axis, flags):
     figures.save_gif(out / f"{name}_stack.gif", list(figures.to_uint8(figures.enlarge(images))), flags.fps)
     voxel = list(flags.voxel)
     voxel[axis] *= float(z[-1] - z[0]) / max(1, len(z) - 1) or 1.0  # --count may leave slice indices out
-    archive.save_volume(out / f"{name}.nii.gz", figures.to_uint8(images), voxel, axis)
+    volumes.save_volume(out / f"{name}.nii.gz", figures.to_uint8(images), voxel, axis)
     print(f"-> {out / name}_stack.gif, {out / name}.nii.gz: {len(images)} slices, voxels of {voxel} mm")
 
 
@@ -212,7 +213,7 @@ class Generator:
     def shares(self, tissue):
         """Tissue masks (N, H, W) as the network is told them, where it is told any."""
         window = self.autoencoder.crop_box if self.autoencoder else None
-        return transforms.tissue_fractions(tissue, self.model.data_shape[:2], window).numpy()
+        return tissue_masks.tissue_fractions(tissue, self.model.data_shape[:2], window).numpy()
 
     def decode(self, x, conditions):
         """The inverse."""

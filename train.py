@@ -27,7 +27,8 @@ import dataset
 import features
 import modules
 from ldm import tissue
-from ldm.data import transforms
+from ldm.data import latents as latents_file
+from ldm.data import masks as tissue_masks
 from ldm.diffusion import guidance, samplers, schedules
 from ldm.drawing import charts, figures
 from ldm.judging import metrics
@@ -36,7 +37,7 @@ from ldm.training.presets import DEFAULTS, PRESETS, merged
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
-GENTLY = 0.4  # strength of augmentation for what the second stage learns to draw; see `transforms.augment`
+GENTLY = 0.4  # strength of augmentation for what the second stage learns to draw; see `pixels.augment`
 SELF_TEST_SLICES, SELF_TEST_SECONDS, SELF_TEST_STEPS = 8, 25, 400  # per replica; per stage
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
 
@@ -447,36 +448,29 @@ def encode_latents(run, settings, source):
     autoencoder = runs.load_first_stage(run)
     record(run, "latents", settings, source.manifest(), finished=False)
     encode = tf.function(autoencoder.encode, reduce_retracing=True)
+    with_masks = settings["diffusion"]["condition_on_mask"]
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
-        columns, latents, shares, with_masks = {}, [], [], settings["diffusion"]["condition_on_mask"]
-        for view in range(views):
-            part, fractions = [], []
+        columns, latents, fractions = {}, [], []
+        for number in range(views):
+            part, covered = [], []
             plain = dataset.make_dataset(source, split, settings["image_size"], 64, training=False, masks=with_masks)
-            for number, batch in enumerate(plain):
-                images, masks = batch["image"], batch.get("mask")
-                if view:
-                    rows = 64 * number + tf.range(tf.shape(images)[0], dtype=tf.int64)
-                    seeds = tf.stack([tf.fill(tf.shape(rows), settings["seed"] + np.int64(view)), rows], axis=-1)
-                    images = transforms.augment(images, seeds, settings["flip"], masks, GENTLY)
-                    images, masks = images if with_masks else (images, None)
-                else:
+            options = {"seed": settings["seed"], "flip": settings["flip"], "strength": GENTLY}
+            for batch in latents_file.view(plain, number, **options):
+                if not number:
                     for key in ("z", "label", "case"):
                         columns.setdefault(key, []).append(batch[key].numpy())
-                part.append(encode(images, batch["z"], batch["label"]).numpy())
+                part.append(encode(batch["image"], batch["z"], batch["label"]).numpy())
                 if with_masks:
-                    fractions.append(
-                        transforms.tissue_fractions(masks, part[-1].shape[1:3], autoencoder.crop_box).numpy()
-                    )
+                    shape = part[-1].shape[1:3]
+                    covered.append(tissue_masks.tissue_fractions(batch["mask"], shape, autoencoder.crop_box).numpy())
             latents.append(np.concatenate(part))
-            shares += [np.concatenate(fractions).astype("float16")] if with_masks else []
-            print(f"latents: {split}, view {view + 1} of {views}", flush=True)
+            fractions += [np.concatenate(covered)] if with_masks else []
+            print(f"latents: {split}, view {number + 1} of {views}", flush=True)
         arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
         if settings["first_stage"] == "vqvae":
             arrays["codes"] = np.stack([autoencoder.codes(part).numpy() for part in latents])
-        arrays["latents"] = np.stack(latents).astype("float16")
-        arrays |= {"mask": np.stack(shares)} if shares else {}
-        path = run / "latents" / f"{split}.npz"
-        runs.write(path, lambda temporary, **_: np.savez(temporary, **arrays))  # noqa: B023
+        arrays |= {"mask": np.stack(fractions)} if with_masks else {}
+        latents_file.write(run / "latents" / f"{split}.npz", np.stack(latents), **arrays)
     epochs = runs.load_json(run / "autoencoder.json")["epochs"]
     record(run, "latents", settings, source.manifest(), finished=True, epochs=epochs)
 
@@ -523,7 +517,7 @@ def train_diffusion(run, settings, source, strategy):
             options |= {"flip": settings["flip"], "masks": with_masks, "augment": GENTLY}
             found = dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
             if with_masks:
-                found = found.map(lambda b: {**b, "mask": transforms.tissue_fractions(b["mask"], (size, size))})
+                found = found.map(lambda b: {**b, "mask": tissue_masks.tissue_fractions(b["mask"], (size, size))})
         else:
             path = run / "latents" / f"{split}.npz"
             options["masks"] = with_masks
@@ -727,7 +721,7 @@ def self_test(settings, source, strategy):
     mask = batch.pop("mask", None)
     if with_masks:
         window = None if in_pixels else autoencoder.crop_box
-        batch["mask"] = transforms.tissue_fractions(mask, batch["image"].shape[1:3], window)
+        batch["mask"] = tissue_masks.tissue_fractions(mask, batch["image"].shape[1:3], window)
     with strategy.scope():
         diffusion = make_diffusion(settings, len(source.label_names), covariate_sizes(settings, source))
     return overfit_test("diffusion", diffusion, batch, settings["diffusion"]) and learned

@@ -33,10 +33,10 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "dataset": wing("data"),
     "modules": {"ldm.diffusion.schedules", "ldm.training.losses", "ldm.training.distribution", "ldm.training.adversary"}
     | wing("nets"),
-    "features": {"dataset", "ldm.data.transforms", "ldm.training.losses", "ldm.training.runs"} | wing("nets"),
+    "features": {"dataset", "ldm.data.pixels", "ldm.training.losses", "ldm.training.runs"} | wing("nets"),
     # for now: the charts of a training are drawn, and its samples judged, by its callbacks
     "ldm.training.callbacks": wing("training") | {"ldm.drawing.charts", "ldm.judging.fidelity"},
-    "generator": {"modules", "ldm.training.runs", "ldm.data.transforms"} | wing("diffusion"),
+    "generator": {"modules", "ldm.training.runs", "ldm.data.masks"} | wing("diffusion"),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
 }
 

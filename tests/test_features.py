@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import features
-from ldm.data import phantom, transforms
+from ldm.data import phantom, pixels
 from ldm.training import losses, runs
 
 SIZE = 32
@@ -54,7 +54,7 @@ def test_it_learns_where_a_slice_is_and_whose_it_is(learned, slices):
     np.testing.assert_allclose(said["features"].mean(axis=0), 0.0, atol=1e-4)
     np.testing.assert_allclose(said["features"].std(axis=0), 1.0, atol=1e-3)
     seeds = np.stack([np.full(len(images), 99), np.arange(len(images))], axis=1)
-    changed = learned.describe(transforms.augment(tf.constant(images), seeds).numpy())["features"]
+    changed = learned.describe(pixels.augment(tf.constant(images), seeds).numpy())["features"]
     distance = np.linalg.norm(changed[:, None] - said["features"][None], axis=-1)
     assert np.mean(distance.argmin(axis=1) == np.arange(len(images))) > 0.3  # by chance 1 of 48
 

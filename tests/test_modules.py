@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 import modules
-from ldm.data import transforms
 from ldm.diffusion import schedules
 from ldm.training import callbacks, distribution, runs
 
@@ -997,17 +996,3 @@ def test_masks_are_told_and_hidden():
     np.testing.assert_array_equal(model.denoise(x_t, t, known).numpy(), unknown)
     hidden = [model.denoise(x_t, t, {"mask": mask}).numpy() for mask in masks]
     np.testing.assert_array_equal(*hidden)
-
-
-def test_tissue_shares_are_means_over_the_pixels_of_a_latent():
-    masks = np.zeros((2, 8, 8), "int32")
-    masks[0, 2:4, 4:6] = 3  # one latent of 2x2 pixels, and within the window
-    masks[0, 4, 4] = 1
-    masks[1] = -1
-    shares = transforms.tissue_fractions(tf.constant(masks), (2, 3), window=[2, 2, 4, 6]).numpy()
-    expected = np.zeros((2, 3, 4))
-    expected[..., 0] = 1
-    expected[0, 1] = (0, 0, 0, 1)
-    expected[1, 1] = (0.75, 0.25, 0, 0)
-    np.testing.assert_allclose(shares[0], expected)
-    assert (shares[1] == 0).all()

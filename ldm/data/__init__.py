@@ -1,9 +1,15 @@
 """Slices out of archives.
 
-From bytes to what a network sees:
+From bytes to what a network sees, in reading order:
 
-    archive      the bytes of a slice in a zip, a folder or a NIfTI volume; which name is whose slice
-    table        what labels.csv says of people, and how networks are told
-    transforms   a slice fitted to a square; augmentation
-    phantom      brains with known anatomy, drawn from formulas
+    archive   the bytes of a named file in a zip or a folder; is it a picture
+    volumes   NIfTI volumes as stacks of slices
+    names     which person, slice, label and split a file name speaks of; who goes into a split that is missing
+    table     what labels.csv says of people
+    pixels    a picture decoded, fitted to a square, augmented
+    masks     tissue masks, and how much of each place of the latents each tissue covers
+    crop      the part of the pictures where brains lie
+    order     which slice comes when
+    latents   the file of what a first stage has encoded, and batches out of it
+    phantom   brains with known anatomy, drawn from formulas
 """

@@ -12,7 +12,8 @@ How a slice comes about, in the order of the file:
     _core      distances to what lies in the middle: ventricles, deep grey nuclei, cisterns
     _tissues   distances -> the fraction of every tissue in every pixel (the partial volume)
     _acquire   fractions -> T1 intensities, bias field, blur, Rician noise
-    slices     the one function to call
+    slices     the function that draws them
+    write      a zip of them
 
 Shapes are signed distances in millimetres, positive inside. All of them are functions of (x, y, z), so neighbouring
 slices fit together as in a volume. x runs to the image's right, y towards the forehead (up in the image), z upwards.
@@ -20,14 +21,20 @@ The frame is 256 mm wide and slice `z` lies z mm above the first. As in the OASI
 the band from the basal ganglia (z = 0) to the roof of the lateral ventricles (z = 31).
 """
 
+import io
 import itertools
 import math
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
+from tqdm import tqdm
 
-from ldm import tissue
+from ldm import files, tissue
+from ldm.data import archive, names
 
 SLICES = 32
 LABELS = ("AD", "NC")  # label 0 = AD, 1 = NC: the order of sorted class folders
@@ -373,32 +380,30 @@ def _person_slices(person, image_size, rng):
         yield image, mask, ventricles
 
 
-def slices(people, image_size=256, seed=0, first_case=1):
+def slices(people, image_size=256, seed=0):
     """Slices of `people` phantom persons, one person after the other, from the lowest slice to the highest.
 
-    A person depends on `seed` and the case number only: `slices(2, first_case=3)` are persons 3 and 4 of
-    `slices(4)`, and the anatomy is the same at every `image_size`. So splits that do not share case numbers do not
-    share persons. Odd cases are "NC", even cases "AD".
+    A person depends on `seed` and the case number only: `slices(2)` are the first two persons of `slices(4)`, and the
+    anatomy is the same at every `image_size`. Odd cases are "NC", even cases "AD".
 
     Args:
         people: number of persons, >= 0.
         image_size: height and width in pixels, even, >= 16. The frame is 256 mm wide at every size.
         seed: int >= 0.
-        first_case: number of the first person, >= 1.
 
     Yields:
         dicts, ordered by case, then z:
         "image": (image_size, image_size) uint8; background exactly 0, brain 1 .. 255.
         "mask": (image_size, image_size) uint8, the true tissue, in `ldm.tissue.LEVELS`.
         "ventricles": (image_size, image_size) bool, the part of the CSF that is lateral or third ventricle.
-        "z": int, 0 .. 31. "label": int, index into LABELS. "case": int.
+        "z": int, 0 .. 31. "label": int, index into LABELS. "case": int, from 1.
 
     Raises:
         ValueError: image_size is odd or below 16.
     """
     if image_size < 16 or image_size % 2:
         raise ValueError(f"image_size must be even and at least 16, not {image_size}")
-    for case in range(first_case, first_case + people):
+    for case in range(1, people + 1):
         rng = np.random.default_rng([seed, case])
         person = _person(rng, label=case % len(LABELS))
         for z, (image, mask, ventricles) in enumerate(_person_slices(person, image_size, rng)):
@@ -410,3 +415,58 @@ def slices(people, image_size=256, seed=0, first_case=1):
                 "label": person.label,
                 "case": case,
             }
+
+
+def write(out, people: int, image_size: int = 256, seed: int = 0) -> None:
+    """Writes phantom brains as a zip in the OASIS course layout, with masks and `labels.csv`.
+
+    About 75 / 12.5 / 12.5 % of the people are in train / validate / test, at least one in each; as labels alternate
+    from person to person, every split has about as many of each.
+
+    Args:
+        out: the zip to write; it appears under this name only when it is whole.
+        people: number of people, at least 3.
+        image_size: height and width of the slices in pixels.
+        seed: of the phantoms.
+
+    Raises:
+        DataError: a negative seed, too few people, an image size that phantoms do not have, or a folder that cannot be
+            written.
+    """
+    names.check_seed(seed)
+    if people < len(names.SPLITS):
+        raise archive.DataError(
+            f"--people {people} is too few: train, validate and test need one each, so give 3 or more."
+        )
+    try:
+        files.write_by(out, lambda part: _write_zip(part, Path(out).name, people, image_size, seed))
+    except OSError as error:
+        raise archive.DataError(f"--out {out} cannot be written ({error.strerror}).") from error
+    except ValueError as error:
+        raise archive.DataError(f"--image-size {image_size} does not suit phantoms: {error}.") from error
+
+
+def _write_zip(path, shown, people, image_size, seed):
+    """Write the zip of `write`; `shown` stands before the progress bar."""
+    held_out = max(1, round(people / 8))
+    ends = {"train": people - 2 * held_out, "validate": people - held_out, "test": people}  # last case of each split
+    labels = {}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:  # PNGs do not shrink further
+        for item in tqdm(
+            slices(people, image_size, seed), total=people * SLICES, desc=shown, unit="slice", delay=1, disable=None
+        ):
+            case, z = item["case"], item["z"]
+            split = next(name for name, end in ends.items() if case <= end)
+            labels[case] = LABELS[item["label"]]
+            for folder, prefix, pixels in (("", "case", item["image"]), ("seg_", "seg", item["mask"])):
+                entry = f"keras_png_slices_{folder}{split}/{prefix}_{case:03d}_slice_{z}.nii.png"
+                file.writestr(f"keras_png_slices_data/{entry}", _png(pixels))
+        table = "".join(f"{case:03d},{label}\n" for case, label in labels.items())
+        file.writestr("keras_png_slices_data/labels.csv", "case,label\n" + table)
+
+
+def _png(pixels):
+    """(H, W) uint8 -> the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

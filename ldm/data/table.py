@@ -1,9 +1,14 @@
-"""What a table says of people: `labels.csv`, a row for each person, a column for each fact (label, age, sex, ...)."""
+"""What a table says of people: `labels.csv`, a row for each person, a column for each thing known of them (label, age,
+sex, ...).
+"""
 
 import csv
 import io
+from pathlib import Path
 
 import numpy as np
+
+from ldm.data import archive
 
 UNKNOWN = ("", "?", "na", "n/a", "nan", "none", "unknown")
 
@@ -46,8 +51,39 @@ def read(data: bytes) -> dict[str, dict]:
     return found
 
 
+def find(store, path, people: set[str]) -> dict[str, dict]:
+    """The table named, else `labels.csv` in the archive; {} without any.
+
+    Args:
+        store: of the archive.
+        path: of the table, or None.
+        people: names that the archive has for its people.
+
+    Returns:
+        As `read`.
+
+    Raises:
+        DataError: naming the table that cannot be read, or, if it was named, that knows none of the people.
+    """
+    inside = [name for name in getattr(store, "names", []) if name.rsplit("/", 1)[-1] == "labels.csv"]
+    if path is None and not inside:
+        return {}
+    shown = f"{store.path}: {inside[0]!r}" if path is None else f"--labels {path}"
+    try:
+        found = read(store.read(inside[0]) if path is None else Path(path).read_bytes())
+    except OSError as error:
+        raise archive.DataError(f"{shown} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise archive.DataError(f"{shown} {error}.") from error
+    known = {person(name) for name in people}
+    if path is not None and not any(known & set(column) for column in found.values()):
+        some = ", ".join(sorted(people)[:3])
+        raise archive.DataError(f"{shown} names nobody of this data, whose cases are called {some}, ...")
+    return found
+
+
 def describe(column: dict, train: set) -> dict:
-    """What kind of fact a column holds, ready for `json.dump`.
+    """What kind of values a column holds, ready for `json.dump`.
 
     Args:
         column: {person: what it says}.
@@ -67,7 +103,7 @@ def describe(column: dict, train: set) -> dict:
 
 
 def encode(value: str | None, about: dict) -> float:
-    """A fact as a network is told it: standard deviations from the mean, or the place among the values; NaN = unknown.
+    """A covariate as a network gets it: standard deviations from the mean, or a place among the values; NaN = unknown.
 
     Raises:
         ValueError: for what the column does not know.

@@ -1,0 +1,38 @@
+"""The crop box: the part of the pictures where brains lie, which is all that a first stage has to see."""
+
+import numpy as np
+import tensorflow as tf
+
+from ldm.batches import evenly
+from ldm.data import pixels
+
+SAMPLE = 4_000  # so many training slices tell where brains lie
+
+
+def brain_box(source, size: int, step: int) -> list[int] | None:
+    """The part of the pictures that is not black in all training slices, with a little room around it for augmentation.
+
+    Args:
+        source: of the slices; of a training split larger than SAMPLE, so many of them are looked at, evenly spread.
+        size: side of the pictures in pixels.
+        step: the box's sides are multiples of this.
+
+    Returns:
+        [top, left, height, width] in pixels; None where that is the whole picture.
+    """
+    rows = source.select("train")
+    rows = rows[evenly(len(rows), SAMPLE)]
+    seen = np.zeros((size, size), np.uint8)
+    with pixels.data_errors(source):
+        batches = pixels.read(source, tf.data.Dataset.from_tensor_slices(rows).batch(64), size, 64)
+        for batch in batches.as_numpy_iterator():
+            seen = np.maximum(seen, batch.max(axis=0)[..., 0])
+    box = []
+    for axis in (1, 0):
+        filled = np.flatnonzero(seen.max(axis=axis))
+        first, last = (filled[0], filled[-1] + 1) if len(filled) else (0, size)
+        room = size // 40  # the padding of the first stage counts on it
+        length = min(-(-(last - first + 2 * room) // step) * step, size)
+        box.append((int(np.clip((first + last - length) // 2, 0, size - length)), int(length)))
+    (top, height), (left, width) = box
+    return None if height == width == size else [top, left, height, width]

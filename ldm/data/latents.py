@@ -1,0 +1,98 @@
+"""Latents on disk: what the stage `latents` writes for each split, and the batches that the second stage reads.
+
+A file holds V views of each of N slices. View 0 is the slice as it is; the others show it augmented, because a second
+stage that learns from latents has no other augmentation.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from ldm import files
+from ldm.data import order, pixels
+
+
+def view(batches, number: int, *, seed: int = 0, flip: bool = False, strength: float = 1.0):
+    """The slices of a split as one view shows them.
+
+    Args:
+        batches: all slices of the split as they are, in table order, from `dataset.make_dataset`.
+        number: of the view: 0, the slices as they are; from 1 on, augmented, each slice of each view in its own way.
+        seed: of the augmentation: what view v makes of slice n depends on (seed + v, n) alone.
+        flip, strength: of the augmentation, see `ldm.data.pixels.augment`. Masks move with their slices.
+
+    Yields:
+        The same batches with "image", and "mask" where there is one, of that view.
+    """
+    first = 0
+    for batch in batches:
+        count = len(batch["z"])
+        if number:
+            rows = np.arange(first, first + count, dtype=np.int64)
+            seeds = np.stack([np.full_like(rows, seed + number), rows], axis=-1)
+            if "mask" in batch:
+                image, mask = pixels.augment(batch["image"], seeds, flip, batch["mask"], strength)
+                batch = {**batch, "image": image, "mask": mask}
+            else:
+                batch = {**batch, "image": pixels.augment(batch["image"], seeds, flip, strength=strength)}
+        first += count
+        yield batch
+
+
+def write(path, latents, z, label, case, codes=None, mask=None) -> None:
+    """Writes the latents of a split, whole or not at all.
+
+    Args:
+        path: the .npz.
+        latents: (V, N, h, w, C), V views of N slices; kept as float16.
+        z, label, case: (N,) int32, what belongs to each slice.
+        codes: (V, N, h, w) int32, of a first stage that has a codebook.
+        mask: (V, N, h, w, 4), tissue fractions (see `ldm.data.masks.tissue_fractions`); kept as float16.
+    """
+    arrays = {"latents": np.asarray(latents, "float16"), "z": z, "label": label, "case": case}
+    arrays |= {} if codes is None else {"codes": codes}
+    arrays |= {} if mask is None else {"mask": np.asarray(mask, "float16")}
+    files.write_by(path, lambda temporary: np.savez(temporary, **arrays))
+
+
+def make_dataset(
+    path, batch_size: int, training: bool, *, seed: int = 0, start_step: int = 0, codes: bool = False, masks=False
+) -> tf.data.Dataset:
+    """Batches of the latents in a file, in the same order as `dataset.make_dataset` gives slices.
+
+    Args:
+        path: what `write` has written.
+        batch_size, training, seed, start_step: as in `dataset.make_dataset`. Training goes through the views, epoch by
+            epoch; otherwise it is view 0, the slices as they are.
+        codes: the codes instead of the latents.
+        masks: whether the tissue fractions come along.
+
+    Returns:
+        Dataset of {"image": (B, h, w, C) float32, the latents, "z", "label", "case": (B,) int32}; or, instead of
+        "image", "codes": (B, h, w) int32. With masks also "mask": (B, h, w, 4) float32.
+    """
+    name, kind = ("codes", "int32") if codes else ("image", "float32")
+    with np.load(path) as file:
+        latents, z, label, case = (file[key] for key in ("codes" if codes else "latents", "z", "label", "case"))
+        fractions = file["mask"] if masks else None
+    views, count, *shape = latents.shape
+    elements = order.element_order(count, batch_size, training, seed)
+
+    def gather(step):
+        n, place = elements(step)
+        view = (n // count + place) % views if training else 0
+        fraction = fractions[view, place].astype("float32") if masks else np.zeros(0, "float32")
+        return latents[view, place].astype(kind), z[place], label[place], case[place], fraction
+
+    full = batch_size if training else None
+
+    def batch(step):
+        kinds = [tf.as_dtype(kind), *[tf.int32] * 3, tf.float32]
+        image, *conditions, fraction = tf.numpy_function(gather, [step], kinds)
+        named = zip(("z", "label", "case"), conditions, strict=True)
+        return {
+            name: tf.ensure_shape(image, [full, *shape]),
+            **{key: tf.ensure_shape(value, [full]) for key, value in named},
+            **({"mask": tf.ensure_shape(fraction, [full, *fractions.shape[2:]])} if masks else {}),
+        }
+
+    return order.in_order(order.steps(count, batch_size, training, start_step).map(batch))

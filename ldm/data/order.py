@@ -1,0 +1,43 @@
+"""The order of a stream: which slice is its element number n. `dataset.make_dataset` and `latents.make_dataset` share
+it, so that the same seed shows a second stage the same slices, whether they come as pictures or as latents.
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+
+def element_order(count: int, batch_size: int, training: bool, seed: int):
+    """The order of a split: a function step -> (element numbers n, their places within the split), (B,) each."""
+
+    @functools.lru_cache(maxsize=3)  # a batch may straddle epochs, and batches are made in parallel
+    def permutation(epoch):
+        return np.random.default_rng([seed, epoch]).permutation(count)
+
+    def order(step):
+        n = np.arange(step * batch_size, (step + 1) * batch_size)
+        if not training:
+            n = n[n < count]
+            return n, n
+        place = np.empty_like(n)
+        for epoch in np.unique(n // count).tolist():
+            here = n // count == epoch
+            place[here] = permutation(epoch)[n[here] % count]
+        return n, place
+
+    return order
+
+
+def steps(count: int, batch_size: int, training: bool, start_step: int) -> tf.data.Dataset:
+    """Step numbers: without end in training, otherwise as many as it takes to see every element once."""
+    end = 2**62 // batch_size if training else -(-count // batch_size)
+    return tf.data.Dataset.range(min(start_step, end), end)
+
+
+def in_order(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Made ahead of their use, in their order, and shared out to replicas by batch, not by file."""
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -1,0 +1,131 @@
+"""The file of latents: what lies in it, and that its stream is the one of the slices."""
+
+import numpy as np
+import pytest
+from small_archives import oasis_entries, take, write
+
+import dataset
+from dataset import make_dataset, open_source
+from ldm.data import latents, masks
+
+VIEWS, COUNT = 3, 12
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """12 training slices of 4 people, each of its own grey level, with masks."""
+    people = {"train": [1, 2, 3, 4], "validate": [5], "test": [6]}
+    path = tmp_path_factory.mktemp("latents") / "a.zip"
+    return open_source(write(path, oasis_entries(people, slices=3)))
+
+
+@pytest.fixture(scope="module")
+def path(source, tmp_path_factory):
+    """Latents that say who they are: channel 0 is the view, channel 1 the row of the table; masks and codes alike."""
+    rows = source.select("train")
+    who = np.empty((VIEWS, COUNT, 2, 2, 2), "float32")
+    who[..., 0], who[..., 1] = np.arange(VIEWS)[:, None, None, None], np.arange(COUNT)[:, None, None]
+    code = (100 * who[..., 0] + who[..., 1]).astype("int32")
+    mask = np.stack([who[..., 0], who[..., 1], 0 * who[..., 0], 0 * who[..., 0] + 0.5], axis=-1)
+    path = tmp_path_factory.mktemp("file") / "new folder" / "train.npz"
+    latents.write(path, who, source.z[rows], source.label[rows], source.case[rows], codes=code, mask=mask)
+    return path
+
+
+def keys(batch):
+    return list(zip(batch["case"].tolist(), batch["z"].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_order_is_that_of_the_slices(source, path, training):
+    """One seed shows the second stage the same slices, whether they come as pictures or as latents."""
+    options = {"seed": 5, "start_step": 1}
+    slices = take(make_dataset(source, "train", 16, 5, training, **options), 7)
+    for one, other in zip(slices, take(latents.make_dataset(path, 5, training, **options), 7), strict=True):
+        assert keys(one) == keys(other)
+        np.testing.assert_array_equal(one["label"], other["label"])
+        assert other["image"].dtype == np.float32 and other["z"].dtype == np.int32
+    assert dataset.make_latents_dataset is latents.make_dataset
+
+
+def test_conditions_masks_and_codes_travel_with_their_latents(source, path):
+    rows = source.select("train")
+    with_masks = take(latents.make_dataset(path, 5, True, seed=2, masks=True), 12)
+    with_codes = take(latents.make_dataset(path, 5, True, seed=2, codes=True), 12)
+    for batch, coded in zip(with_masks, with_codes, strict=True):
+        view, row = batch["image"][:, 0, 0].astype(int).T
+        assert batch["case"].tolist() == source.case[rows[row]].tolist()
+        assert batch["z"].tolist() == source.z[rows[row]].tolist()
+        np.testing.assert_array_equal(batch["mask"][:, 1, 1].T, [view, row, 0 * row, 0 * row + 0.5])
+        np.testing.assert_array_equal(coded["codes"][:, 1, 0], 100 * view + row)
+        assert "image" not in coded and "mask" not in coded
+
+
+def test_training_goes_through_the_views_and_the_rest_sees_the_slices_as_they_are(path):
+    """In V epochs every slice is seen once in every view, and each epoch mixes the views."""
+    batches = take(latents.make_dataset(path, 6, True, seed=1), VIEWS * COUNT // 6)
+    seen = np.concatenate([batch["image"][:, 0, 0] for batch in batches]).astype(int).reshape(VIEWS, COUNT, 2)
+    every = {(view, row) for view in range(VIEWS) for row in range(COUNT)}
+    assert {tuple(pair) for pair in seen.reshape(-1, 2).tolist()} == every
+    for epoch in seen:
+        assert set(epoch[:, 0].tolist()) == set(range(VIEWS)) and len(set(epoch[:, 1].tolist())) == COUNT
+    for batch in take(latents.make_dataset(path, 5, False), 3):
+        assert (batch["image"][..., 0] == 0).all()
+
+
+def test_resumed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(path):
+    def stream(start_step):
+        return take(latents.make_dataset(path, 5, True, seed=3, masks=True, start_step=start_step), 9 - start_step)
+
+    unbroken = stream(0)
+    for skipped in (1, 4):  # batches of 5 straddle the epochs of 12
+        for one, other in zip(stream(skipped), unbroken[skipped:], strict=True):
+            assert one.keys() == other.keys()
+            for key in one:
+                np.testing.assert_array_equal(one[key], other[key])
+
+
+def shown(source, number, with_masks=False, **options):
+    batches = make_dataset(source, "train", 24, 5, training=False, masks=with_masks)
+    parts = list(latents.view(batches, number, **options))
+    return {key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in parts[0]}
+
+
+def test_view_0_is_the_slice_and_the_others_are_augmented_each_in_its_own_way(source):
+    plain = dataset.read_split(source, "train", 24)
+    views = [shown(source, number, seed=4) for number in range(3)]
+    np.testing.assert_array_equal(views[0]["image"], plain["image"])
+    for number, view in enumerate(views):
+        for key in ("z", "label", "case"):
+            np.testing.assert_array_equal(view[key], plain[key])
+        for other in views[number + 1 :]:
+            assert (view["image"] != other["image"]).any(axis=(1, 2, 3)).all()
+        assert np.abs(view["image"] - plain["image"]).mean() < 0.1  # still the same slice
+    grey = {image.tobytes() for image in (views[1]["image"] > -0.9)}
+    assert len(grey) > COUNT // 2  # slices of a view are not all changed alike
+    np.testing.assert_array_equal(shown(source, 1, seed=4)["image"], views[1]["image"])
+    assert (shown(source, 1, seed=5)["image"] != views[1]["image"]).any()
+    weak = shown(source, 1, seed=4, strength=0.2)["image"]
+    assert np.abs(weak - plain["image"]).mean() < np.abs(views[1]["image"] - plain["image"]).mean()
+
+
+def test_masks_of_a_view_move_with_its_slices(source):
+    plain, view = (shown(source, number, with_masks=True, seed=4, flip=True) for number in (0, 1))
+    np.testing.assert_array_equal(view["image"], shown(source, 1, seed=4, flip=True)["image"])
+    assert (view["mask"] != plain["mask"]).any()
+    assert ((view["mask"] > 0) == (view["image"][..., 0] > -0.7)).mean() > 0.93
+    assert masks.tissue_fractions(view["mask"], (4, 4)).numpy().sum() == pytest.approx(COUNT * 16)
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(path, tmp_path, monkeypatch):
+    target = tmp_path / "train.npz"
+    target.write_bytes(b"old")
+
+    def full_disk(file, **arrays):
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        latents.write(target, np.zeros((1, 1, 2, 2, 1)), *[np.zeros(1, "int32")] * 3)
+    assert target.read_bytes() == b"old" and [item.name for item in tmp_path.iterdir()] == ["train.npz"]

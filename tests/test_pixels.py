@@ -1,0 +1,185 @@
+"""From bytes to pixels: levels, sizes, augmentation, the crop box."""
+
+import numpy as np
+import pytest
+from small_archives import THREE, brain, encode, oasis_entries, take, undecodable, write
+
+import dataset
+from dataset import DataError, data_errors, make_dataset, open_source
+from ldm.data.pixels import augment
+
+
+def one_picture(tmp_path, data, size, suffix="png"):
+    """What `make_dataset` makes of one encoded slice, (size, size)."""
+    path = write(tmp_path / "one", {f"{case}_0.{suffix}": data for case in range(2)})
+    return take(make_dataset(path, "train", size, 1, False), 1)[0]["image"][0, :, :, 0]
+
+
+def test_eight_bit_levels_are_kept(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_allclose(one_picture(tmp_path, encode(pixels), 16), pixels / 127.5 - 1, atol=1e-6)
+
+
+def test_colour_is_weighed(tmp_path):
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[..., 1] = 200
+    assert one_picture(tmp_path, encode(pixels), 16)[0, 0] == pytest.approx(0.587 * 200 / 127.5 - 1, abs=0.01)
+
+
+def test_sixteen_bit_percentile_becomes_white(tmp_path):
+    pixels = np.zeros((64, 64), np.uint16)
+    pixels[16:48, 16:48] = np.linspace(100, 4000, 1024).reshape(32, 32)
+    pixels[16, 16] = 65535  # one hot pixel must not darken the brain
+    image = one_picture(tmp_path, encode(pixels), 64)
+    assert image[47, 47] == pytest.approx(1.0, abs=0.01)
+    assert image[32, 16] == pytest.approx(2 * pixels[32, 16] / 4000 - 1, abs=0.02)
+    assert image[0, 0] == -1.0
+    assert (one_picture(tmp_path, encode(np.zeros((64, 64), np.uint16)), 64) == -1).all()
+
+
+def test_jpeg_noise_is_black(tmp_path):
+    pixels = np.pad(brain(160, 60), 20)
+    noisy = pixels + np.random.default_rng(0).integers(0, 4, pixels.shape, dtype=np.uint8)
+    image = one_picture(tmp_path, encode(noisy, "JPEG"), 100, "jpg")
+    assert (image[:16] == -1).all() and (image[:, -16:] == -1).all()
+    assert image[50, 50] == pytest.approx(201 / 127.5 - 1, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [32, 61, 200])
+def test_resizing_keeps_the_aspect_ratio_and_the_background(tmp_path, size):
+    pixels = np.zeros((100, 60), np.uint8)
+    pixels[20:80, 10:50] = 255  # 60 high, 40 wide, centred
+    image = one_picture(tmp_path, encode(pixels), size)
+    bright = image > 0
+    assert bright.any(0).sum() == pytest.approx(0.4 * size, abs=1.5)
+    assert bright.any(1).sum() == pytest.approx(0.6 * size, abs=1.5)
+    np.testing.assert_array_equal(image, image[:, ::-1])  # the black margins are equal
+    margin = int(0.25 * size)
+    assert (image[:, :margin] == -1).all() and (image[:, -margin:] == -1).all()
+    assert image.max() == 1.0
+
+
+def test_small_pictures_are_antialiased(tmp_path):
+    stripes = np.tile(np.array([0, 255, 255, 0], np.uint8), (128, 32))
+    image = one_picture(tmp_path, encode(stripes), 32)
+    assert np.abs(image[2:-2, 2:-2]).max() < 0.3  # without antialiasing, every sample would hit white
+
+
+def disc(size=64):
+    y, x = np.indices((size, size)) - (size - 1) / 2
+    image = np.where(np.hypot(x, y) < size / 4, 0.4, -1.0) + np.where((np.hypot(x - 6, y - 3) < 5), 0.4, 0.0)
+    return np.maximum(image, -1).astype(np.float32)[None, :, :, None]
+
+
+def seeds(count, start=0):
+    return np.stack([np.zeros(count, np.int64), np.arange(start, start + count)], axis=-1)
+
+
+def test_augment_depends_on_the_seed_of_each_slice_only():
+    images = np.repeat(disc(), 6, axis=0)
+    together = augment(images, seeds(6)).numpy()
+    np.testing.assert_array_equal(augment(images[:2], seeds(2, start=3)).numpy(), together[3:5])
+    assert len({image.tobytes() for image in together}) == 6
+
+
+def test_augment_leaves_background_black_and_stays_in_range():
+    images = np.repeat(disc(), 64, axis=0)
+    changed = augment(images, seeds(64), flip=True).numpy()
+    assert (changed[:, :8] == -1).all() and (changed[:, :, -8:] == -1).all()
+    assert changed.min() == -1 and changed.max() <= 1
+    assert (augment(np.full((2, 16, 16, 1), -1.0, np.float32), seeds(2)).numpy() == -1).all()
+    areas = (changed > -0.5).sum((1, 2, 3)) / (images > -0.5).sum((1, 2, 3))
+    assert 0.85 < areas.min() < 0.95 and 1.05 < areas.max() < 1.15  # scale 5 %: area 10 %
+
+
+def test_augment_changes_in_proportion_to_its_strength():
+    images = np.repeat(disc(), 64, axis=0)
+    areas, brightness = [], []
+    for strength in (0.0, 0.4, 1.0):
+        changed = augment(images, seeds(64), strength=strength).numpy()
+        areas.append(np.std((changed > -0.5).sum((1, 2, 3))))
+        brightness.append(np.std(changed[:, 30, 26]))
+        if not strength:  # nothing moves; only the filter against the blur of a warp is at work, on edges
+            np.testing.assert_allclose(changed[:, 24:36, 24:30], images[:, 24:36, 24:30], atol=1e-6)
+    for spread in (areas, brightness):
+        assert spread[0] == pytest.approx(0, abs=1e-3) and spread[1] == pytest.approx(0.4 * spread[2], rel=0.2)
+
+
+def test_augment_keeps_fine_detail():
+    rng = np.random.default_rng(0)
+    window = np.hanning(64)[:, None] * np.hanning(64)
+    images = (window * rng.uniform(0.4, 1.4, (64, 64, 64)) - 1).astype(np.float32)[..., None]
+
+    def power(pictures):  # between a quarter and the half of the sampling frequency; a bare warp keeps half of it
+        frequency = np.fft.fftfreq(64)
+        radius = np.hypot(frequency[:, None], frequency)
+        return (np.abs(np.fft.fft2(pictures[..., 0])) ** 2)[:, (radius > 0.25) & (radius < 0.5)].sum()
+
+    assert 0.75 < power(augment(images, seeds(64)).numpy()) / power(images) < 1.2
+
+
+def test_augment_flips_half_when_asked():
+    images = np.repeat(disc(), 200, axis=0)
+    half = slice(0, 32)
+
+    def heavier_left(pictures):
+        return pictures[:, :, half].sum((1, 2, 3)) > pictures[:, :, ::-1][:, :, half].sum((1, 2, 3))
+
+    light = images + 1
+    assert not heavier_left(light).any()
+
+    def centred(flip):  # the spot relative to the disc, so that shifts do not count
+        changed = augment(images, seeds(200), flip).numpy()[..., 0]
+        x = np.arange(64)
+        disc_x = ((changed > -0.5) * x).sum((1, 2)) / (changed > -0.5).sum((1, 2))
+        bright = changed > 0.58
+        return (bright * x).sum((1, 2)) / np.maximum(bright.sum((1, 2)), 1) - disc_x
+
+    assert (centred(False) > 0).all()
+    assert 70 < (centred(True) < 0).sum() < 130
+
+
+def test_decoder_failure_becomes_a_data_error(tmp_path):
+    entries = oasis_entries(THREE)
+    name = "keras_png_slices_data/keras_png_slices_train/case_002_slice_1.nii.png"
+    entries[name] = undecodable()
+    source = open_source(write(tmp_path / "a.zip", entries))
+    for training in (True, False):
+        with pytest.raises(DataError, match="case_002_slice_1"):
+            make_dataset(source, "train", 16, 4, training)
+    with pytest.raises(DataError, match="case_002_slice_1"), data_errors(source):
+        take(make_dataset(source, "train", 16, 4, False, cache_bytes=0), 99)
+
+
+def test_unchecked_damage_is_named_while_streaming(tmp_path):
+    entries = oasis_entries(THREE)
+    name = "keras_png_slices_data/keras_png_slices_train/case_002_slice_1.nii.png"
+    entries[name] = b"no image"
+    source = open_source(write(tmp_path / "a.zip", entries), check=False)
+    with pytest.raises(DataError) as caught, data_errors():
+        take(make_dataset(source, "train", 16, 4, True, cache_bytes=0), 99)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "step", "expected"),
+    [
+        (80, 8, [22, 34, 24, 32]),  # rows 25-42, columns 36-63, room of 2: 22 and 32 pixels
+        (80, 1, [23, 34, 22, 32]),
+        (80, 40, [14, 30, 40, 40]),
+        (80, 80, None),
+    ],
+)
+def test_the_crop_box_holds_what_training_slices_show(tmp_path, size, step, expected):
+    entries = {}
+    for split, case, rows, columns in (
+        ("train", 1, (25, 40), (40, 60)),
+        ("train", 2, (30, 43), (36, 64)),
+        ("validate", 3, (0, 80), (0, 80)),
+        ("test", 4, (0, 80), (0, 80)),
+    ):
+        pixels = np.zeros((80, 80), np.uint8)
+        pixels[slice(*rows), slice(*columns)] = 1
+        entries[f"keras_png_slices_{split}/case_{case:03d}_slice_0.nii.png"] = encode(pixels)
+    source = dataset.open_source(write(tmp_path / "a.zip", entries))
+    assert dataset.brain_box(source, size, step) == expected
