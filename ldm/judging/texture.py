@@ -10,7 +10,7 @@ Plain functions on arrays. Images are floats (N, H, W) or (N, H, W, 1) in [0, 1]
 """
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, signal
 
 from ldm.judging import anatomy
 from ldm.tissue import GREY
@@ -20,6 +20,7 @@ SMOOTHING, BRIGHT = (
     1.5,
     0.92,
 )  # pixels of a picture of 256; share of white matter's peak above which it counts as bright
+PROMINENT = 0.02  # of the histogram's highest point: a lower rise is no peak
 RING = 1.15  # a ring of the spectrum goes from a frequency over this to the frequency times this
 
 
@@ -116,7 +117,8 @@ def grey_peaks(images):
 
     Returns:
         (N, 3) float64: grey level of grey matter's peak, of white matter's, and how low the histogram is between them
-        over the lower of the two: 1 where nothing parts them. NaN for a slice without brain.
+        over the lower of the two. NaN for the first and the last where one peak is all there is, and for a slice
+        without brain.
     """
     images = anatomy._as_stack(images)
     found = np.full((len(images), 3), np.nan)
@@ -126,11 +128,13 @@ def grey_peaks(images):
             continue
         counts, edges = np.histogram(values, bins=128, range=(0, 1))
         smooth, level = ndimage.gaussian_filter1d(counts / counts.sum(), 3.0), (edges[1:] + edges[:-1]) / 2
-        white = int(np.argmax(np.where(level >= np.median(values), smooth, -1)))
-        valleys = smooth[: white + 1] - np.minimum.accumulate(smooth[white::-1])[::-1]  # how far above the valley
-        grey = int(np.argmax(valleys))
-        valley = smooth[grey : white + 1].min() / max(min(smooth[grey], smooth[white]), 1e-12)
-        row[:] = level[grey], level[white], valley
+        smooth = np.concatenate([[0], smooth, [0]])  # a peak at an end is one
+        peaks, about = signal.find_peaks(smooth, prominence=PROMINENT * smooth.max())
+        white = peaks[-1]
+        row[1] = level[white - 1]
+        if len(peaks) > 1:
+            grey = peaks[:-1][np.argmax(about["prominences"][:-1])]
+            row[0], row[2] = level[grey - 1], smooth[grey:white].min() / min(smooth[grey], smooth[white])
     return found
 
 
