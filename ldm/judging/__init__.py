@@ -6,4 +6,5 @@ From one picture to many:
     fidelity   how far a set of pictures is from another: KID, Frechet, precision and recall
     audit      copies of training slices; slices in two splits
     anatomy    tissue, ventricles, symmetry: is it a brain
+    texture    softness, islands of white matter, width of the cortex
 """
