@@ -220,7 +220,7 @@ def test_frames_show_x_t_and_beside_it_x_0():
 
 
 def test_a_film_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no step"):
+    with pytest.raises(ValueError, match="no moment"):
         figures.denoising_frames([])
 
 

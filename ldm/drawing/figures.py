@@ -1,9 +1,8 @@
 """Pictures made of pictures: contact sheets, denoising GIFs, labelled comparisons, tissue maps.
 
 What has axes lives in `ldm.drawing.charts`, and these two are the only rooms that import matplotlib. This one knows
-nothing of
-models or datasets. It takes the images the rest of the project works with, floats (N, H, W, 1) or (N, H, W) in [-1, 1],
-and turns them into 8-bit grey in one place, `to_uint8`. Anything array-like will do, tensors included.
+nothing of models or datasets. It takes the images the rest of the project works with, floats (N, H, W, 1) or (N, H, W)
+in [-1, 1], and turns them into 8-bit grey in one place, `to_uint8`. Anything array-like will do, tensors included.
 
 Three promises hold for every file written here, and for those of `ldm.drawing.charts`, which are written by
 `write_figure`:
@@ -144,13 +143,13 @@ def denoising_frames(
     with_prediction: bool = False,
     minimum: int = 128,
 ) -> list[np.ndarray]:
-    """Frames of a film from noise to slices, one contact sheet per step of a sampler, for `save_gif`.
+    """A trajectory from noise to slices as one contact sheet per moment, for `save_gif`.
 
     Args:
-        trajectory: what a sampler yields, (x_t, x_0) per step, both in image space (decoded, if the diffusion is
+        trajectory: what a sampler yields, (x_t, x_0) per moment, both in image space (decoded, if the diffusion is
             latent): floats (N, H, W, 1) or (N, H, W). Values of a noisy x_t beyond [-1, 1] are clipped.
         columns: tiles per row of each sheet; near-square by default.
-        with_prediction: put the sheet of the predicted x_0 to the right of the sheet of x_t.
+        with_prediction: put the sheet of the predicted x_0 to the right of the sheet of x_t; else x_0 may be None.
         minimum: shorter side of a tile in pixels; smaller images are enlarged by a whole factor.
 
     Returns:
@@ -159,9 +158,6 @@ def denoising_frames(
     Raises:
         ValueError: if the trajectory is empty.
     """
-    trajectory = list(trajectory)
-    if not trajectory:
-        raise ValueError("the trajectory holds no step: nothing to draw")
     frames = []
     for x_t, x_0 in trajectory:
         frame = sheet(enlarge(x_t, minimum), columns)
@@ -169,6 +165,8 @@ def denoising_frames(
             between = np.full((len(frame), 4 * GAP), GREY, np.uint8)  # wider than a gap: two sheets, not one
             frame = np.concatenate([frame, between, sheet(enlarge(x_0, minimum), columns)], axis=1)
         frames.append(frame)
+    if not frames:
+        raise ValueError("the trajectory holds no moment: nothing to show")
     return frames
 
 
@@ -203,21 +201,10 @@ def save_png(path: str | Path, array: np.ndarray) -> None:
     files.write(path, iio.imwrite("<bytes>", _as_frame(array), extension=".png"))
 
 
-def _as_gif_image(frame: np.ndarray) -> Image.Image:
-    """Turn a uint8 (H, W) frame into a palette image, whose palette holds the 256 greys from white down to black.
-
-    From black up would be the obvious order. But Pillow, and imageio through it, reads such a file back as mode "L",
-    and then fails on any frame of which only a part changed ("No packer found from P to L", Pillow 13.0).
-    """
-    image = Image.fromarray(255 - frame).convert("P")
-    image.putpalette([255 - level for level in range(256) for _ in "rgb"])
-    return image
-
-
 def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 12, hold: float = 1.5) -> None:
     """Save grey frames as a GIF that loops for ever and rests on its last frame.
 
-    The palette is the 256 greys, so nothing is lost. Consecutive frames that are equal are stored once, for as long as
+    Nothing is lost, because a GIF's palette has room for the 256 greys. Consecutive frames that are equal are stored once, for as long as
     both would have been shown.
 
     Args:
@@ -236,18 +223,15 @@ def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 12, ho
         raise ValueError(f"all frames must have one shape, not {sorted({frame.shape for frame in frames})}")
     if not 0 < fps <= MOST_FPS:
         raise ValueError(f"fps must lie in (0, {MOST_FPS}], not {fps}")
-    # In whole 1/100 s, GIF's unit; written in milliseconds, Pillow's unit.
+    # In whole 1/100 s, GIF's unit; written in milliseconds, imageio's unit.
     durations = [10 * round(100 / fps)] * (len(frames) - 1) + [10 * round(100 * hold)]
-    for k in reversed(range(1, len(frames))):  # merge here: Pillow merges too, but fails where a single frame is left
-        if (frames[k] == frames[k - 1]).all():
-            frames.pop(k)
-            durations[k - 1] += durations.pop(k)
-    timing = durations if len(frames) > 1 else durations[0]
-    first, *others = [_as_gif_image(frame) for frame in frames]
-    buffer = io.BytesIO()
-    # No "optimize", which would give every frame a palette of its own.
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=timing, loop=0, optimize=False)
-    files.write(path, buffer.getvalue())
+    how = {
+        "duration": durations if len(frames) > 1 else durations[0],
+        "loop": 0,  # for ever
+        "optimize": False,  # would give every frame a palette of its own
+    }
+    data = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", plugin="pillow", is_batch=True, **how)
+    files.write(path, data)
 
 
 # ---------------------------------------------------------------------------------------------------- labelled pictures
@@ -268,7 +252,7 @@ def labelled_sheet(
         rows: row title -> images, floats (N, H, W, 1) or (N, H, W) in [-1, 1], the same N, H, W in every row.
         column_titles: N titles.
         difference: optional last row, (title, a - b) for images a, b in [-1, 1]. Its magnitude |a - b| / 2, the error
-            as a share of the whole grey range, is drawn in colour, with the scale beside it.
+            as a share of the whole grey range, is shown in colour, with the scale beside it.
         limit: error at which the colours end, in (0, 1]. Fixed rather than fitted, so that two pictures compare.
         minimum: shorter side of a tile in pixels; smaller images are enlarged by a whole factor.
 
@@ -292,7 +276,7 @@ def labelled_sheet(
     margin = GAP if difference is None else 7 * _letter(height)
     figure = _labelled_figure(painted, column_titles, margin)
     if difference is not None:
-        _draw_scale(figure, scale, margin, height)
+        _add_scale(figure, scale, margin, height)
     write_figure(path, figure)
 
 
@@ -342,8 +326,8 @@ def _labelled_figure(
     return figure
 
 
-def _draw_scale(figure: Figure, scale: ScalarMappable, margin: int, height: int) -> None:
-    """Draw the colour bar of errors into the margin of a labelled figure, beside its last row."""
+def _add_scale(figure: Figure, scale: ScalarMappable, margin: int, height: int) -> None:
+    """Put the colour bar of errors into the margin of a labelled figure, beside its last row."""
     points = 0.85 * _letter(height) * 72 / DPI
     total_width, total_height = figure.bbox.size
     box = ((total_width - margin + 12) / total_width, (GAP + 0.06 * height) / total_height, 12 / total_width)
@@ -374,7 +358,7 @@ def reconstruction_sheet(
         real: floats (N, H, W, 1) or (N, H, W) in [-1, 1].
         fake: the reconstructions, same shape and order.
         z: N integer slice indices for the column titles; no titles without.
-        count: most columns to draw; of more images, an even selection is taken.
+        count: most columns to show; of more images, an even selection is taken.
         limit: error at which the colours end, as a share of the grey range.
         called: what was done to the second row.
 
@@ -412,7 +396,7 @@ def pairs_sheet(
         right: the other half of each pair, same shape and order.
         captions: N captions, each at most a few lines; none by default.
         titles: of the three columns.
-        count: most pairs to draw, from the first.
+        count: most pairs to show, from the first.
         limit: difference at which the colours end, as a share of the grey range.
         minimum: shorter side of a tile in pixels; smaller images are enlarged by a whole factor.
 
@@ -432,7 +416,7 @@ def pairs_sheet(
     height = pairs.shape[2]
     margin = 7 * _letter(height)
     figure = _labelled_figure(list(zip(captions, pairs, strict=False)), titles, margin)
-    _draw_scale(figure, scale, margin, height)
+    _add_scale(figure, scale, margin, height)
     write_figure(path, figure)
 
 
@@ -456,7 +440,7 @@ def tissue_sheet(
         images: floats (N, H, W, 1) or (N, H, W) in [-1, 1].
         tissue: integers (N, H, W): 0 background, 1 CSF, 2 grey matter, 3 white matter.
         z: N integer slice indices for the column titles; no titles without.
-        count: most columns to draw; of more images, an even selection is taken.
+        count: most columns to show; of more images, an even selection is taken.
         real_tissue: the true masks for a third row, like `tissue`, or -1 where unknown.
         minimum: shorter side of a tile in pixels; smaller ones are enlarged by a whole factor, as crisp blocks.
 
