@@ -1015,8 +1015,9 @@ class DiffusionModel(Reports, keras.Model):
             inputs["mask"] = conditions.get("mask", ops.zeros((rows, *self.data_shape[:2], 4)))
         inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # Keras refuses a mixture
         alpha, sigma = self.coefficients(inputs["t"])
-        c_skip, c_out, c_in = schedules.preconditioning(self.prediction, alpha, sigma, self.sigma_data)
-        x_0 = c_skip * inputs["x"] + c_out * self.unet({**inputs, "x": c_in * inputs["x"]})
+        known = (alpha, sigma, self.sigma_data)
+        output = self.unet({**inputs, "x": schedules.to_input(self.prediction, inputs["x"], *known)})
+        x_0 = schedules.to_x_0(self.prediction, output, inputs["x"], *known)
         return ops.clip(x_0, -1.0, 1.0) if self.clip_x_0 else x_0
 
     def coefficients(self, t):
@@ -1027,9 +1028,9 @@ class DiffusionModel(Reports, keras.Model):
         """Loss of the network's output at times t (B,) and noise eps: (B,), the mean squared error by default."""
         alpha, sigma = self.coefficients(t)
         x_0 = batch["image"]
-        _, _, c_in = schedules.preconditioning(self.prediction, alpha, sigma, self.sigma_data)
+        x_t = schedules.add_noise(x_0, eps, alpha, sigma)
         inputs = {
-            "x": c_in * schedules.add_noise(x_0, eps, alpha, sigma),
+            "x": schedules.to_input(self.prediction, x_t, alpha, sigma, self.sigma_data),
             "t": t,
             "z": batch["z"],
             "label": batch["label"],

@@ -2,11 +2,10 @@
 
 Every sampler is a generator that yields `(x_t, x_0)` after each network call: the state it has reached and the clean
 data that the network saw on the way. The last x_t is the sample; the list of them is the trajectory. `steps` counts
-network
-calls. A sampler knows no model: `denoise` takes x_t and a float32 array t of shape (B,), and `schedule` is a function
-t -> (alpha, sigma) of `ldm.diffusion.schedules`, which need not preserve the variance and may end at alpha(1) = 0:
-the first step
-is then x_s = alpha_s x_0 + sigma_s x_T. Nothing clips x_t, ever; a `denoise` for pixels may clip its x_0.
+network calls. A sampler knows no model: `denoise` takes x_t and a float32 array t of shape (B,), and `schedule` is a
+function t -> (alpha, sigma) of `ldm.diffusion.schedules`, which need not preserve the variance and may end at
+alpha(1) = 0: the first step is then x_s = alpha_s x_0 + sigma_s x_T. Nothing clips x_t, ever; a `denoise` for pixels
+may clip its x_0. What a caller has to know of each, its usual number of calls and the options it takes, is in SAMPLERS.
 """
 
 import dataclasses
@@ -167,7 +166,7 @@ def heun(denoise, x_T, schedule, steps, spacing="uniform", start=1.0):
     for i, (t, alpha_t, sigma_t, alpha_s, sigma_s) in enumerate(path):
         x_0 = denoise(x_t, _at(t, x_t))
         eps = schedules.to_eps(x_0, x_t, alpha_t, sigma_t)
-        ahead = alpha_s * x_0 + sigma_s * eps
+        ahead = schedules.add_noise(x_0, eps, alpha_s, sigma_s)
         yield ahead, x_0
         if i == len(path) - 1 or (i == 0 and steps % 2 == 0):
             x_t = ahead
@@ -206,7 +205,7 @@ def inpaint(denoise, known, mask, x_T, schedule, steps, resample=5, seed=None):
             x_0 = denoise(x_t, _at(t, x_t))
             anew, deviation = _posterior(x_t, x_0, alpha_t, sigma_t, alpha_s, sigma_s)
             anew = anew + deviation * noise(x_t)
-            x_s = mask * anew + (1.0 - mask) * (alpha_s * known + sigma_s * noise(x_t))
+            x_s = mask * anew + (1.0 - mask) * schedules.add_noise(known, noise(x_t), alpha_s, sigma_s)
             yield x_s, x_0
             alpha_ts = alpha_t / alpha_s
             x_t = alpha_ts * x_s + (sigma_t**2 - alpha_ts**2 * sigma_s**2) ** 0.5 * noise(x_t)
@@ -241,7 +240,12 @@ SAMPLERS = {
     "euler": Sampler(euler, 50),
     "heun": Sampler(heun, 41),  # an odd number: see there
 }
-INPAINT = Sampler(inpaint, 100)  # has options of its own, so it cannot stand in for the others
+INPAINT = Sampler(inpaint, 100)  # needs a picture and a mask, so it cannot stand in for the others
+
+
+def named(name):
+    """A sampler of SAMPLERS, or INPAINT by the name "inpaint"."""
+    return INPAINT if name == "inpaint" else SAMPLERS[name]
 
 
 def _steps(schedule, steps, spacing="uniform", start=1.0):

@@ -115,11 +115,6 @@ def zero_terminal_snr(schedule):
     return rescaled
 
 
-def log_snr(alpha, sigma):
-    """Log signal-to-noise ratio, log(alpha^2 / sigma^2)."""
-    return 2.0 * (ops.log(alpha) - ops.log(sigma))
-
-
 # ---- what the network predicts ---------------------------------------------------------------------------------------
 # alpha and sigma broadcast against x: shape (B, 1, 1, 1) for images. Every prediction is a combination of x_0 and eps
 # (`to_target`), and carries the same information once x_t is known: x_0 = c_skip x_t + c_out output. They differ in
@@ -190,8 +185,17 @@ def preconditioning(prediction, alpha, sigma, sigma_data=SIGMA_DATA):
     raise ValueError(f"prediction must be one of {PREDICTIONS}, not {prediction!r}")
 
 
+def to_input(prediction, x_t, alpha, sigma, sigma_data=SIGMA_DATA):
+    """What the network is shown of x_t: c_in x_t.
+
+    Raises:
+        ValueError: for a `prediction` that is none of PREDICTIONS.
+    """
+    return preconditioning(prediction, alpha, sigma, sigma_data)[2] * x_t
+
+
 def to_x_0(prediction, output, x_t, alpha, sigma, sigma_data=SIGMA_DATA):
-    """The clean data that a network output stands for: the inverse of `to_target`, given x_t.
+    """The clean data that a network's output stands for: the inverse of `to_target`, given x_t.
 
     Raises:
         ValueError: for a `prediction` that is none of PREDICTIONS.
