@@ -17,16 +17,76 @@ from tqdm import tqdm
 import modules  # noqa: F401  (registers the classes that a .keras file names)
 from ldm import batches
 from ldm.data import masks
-from ldm.diffusion import guidance, samplers
+from ldm.diffusion import guidance, samplers, schedules
 from ldm.training import runs
 
+PRIORS = ("transformer", "histogram", "normal")  # where latents may come from, beside the diffusion model
 
-class Generator:
+
+class FirstStage:
+    """A first stage, compiled once: pictures to latents and back, as many slices as there are.
+
+    Conditions are arrays with a row per slice, of which a first stage sees "z" (N,) int32 and "label" (N,) int32, -1 =
+    unknown.
+
+    Args:
+        autoencoder: a `VQVAE` or `VAE`; None in pixels, where pictures are the latents.
+    """
+
+    def __init__(self, autoencoder):
+        self.autoencoder = autoencoder
+        for name in ("encode", "decode", "decode_tissue"):
+            method = getattr(autoencoder, name, None)
+            setattr(self, f"_{name}", method and tf.function(method, reduce_retracing=True))
+
+    @property
+    def data_shape(self):
+        """(h, w, C) of one slice's latents."""
+        return self.autoencoder.latent_shape
+
+    @property
+    def names_tissues(self):
+        """Whether it tells tissues in what it decodes: `decode_tissue`."""
+        return bool(self.autoencoder and self.autoencoder.tissues)
+
+    def encode(self, images, conditions):
+        """Images (N, H, W, 1) in [-1, 1] -> what the model denoises, (N, h, w, C)."""
+        return self._through(self._encode, images, conditions) if self.autoencoder else images
+
+    def decode(self, x, conditions):
+        """What the model denoises (N, h, w, C) -> images (N, H, W, 1) in [-1, 1]."""
+        return self._through(self._decode, x, conditions) if self.autoencoder else np.clip(x, -1.0, 1.0)
+
+    def decode_tissue(self, latents, conditions):
+        """As `decode`, for a first stage that names tissues -> classes (N, H, W) int32."""
+        return self._through(self._decode_tissue, latents, conditions)
+
+    @staticmethod
+    def _through(function, x, conditions):
+        return batches.in_batches(function, x, conditions["z"], conditions["label"])
+
+    def cropped(self, images):
+        """Images (N, H, W, 1) -> the part of them that the networks see."""
+        return np.asarray(self.autoencoder.crop(images)) if self.autoencoder else images
+
+    def noise(self, seed, count, first=0, shared=False):
+        """x_T of `count` slices, (count, h, w, C): standard normal, a function of the seed and a slice's number.
+
+        Args:
+            seed: an integer.
+            count: number of slices.
+            first: number of the first slice; the others follow.
+            shared: all have the noise of the first, so that they become slices of one head.
+        """
+        numbers = [first] * count if shared else range(first, first + count)
+        return np.stack([samplers.initial_noise(seed, number, self.data_shape) for number in numbers])
+
+
+class Generator(FirstStage):
     """A diffusion model, and the first stage in whose latents it works, each compiled once.
 
-    Conditions are arrays with a row per slice: "z" (N,) int32, "label" (N,) int32, -1 = unknown; and, where the model
-    has learned them, "covariates" (N, K) float32 and "mask" (N, h, w, 4) float32, as `DiffusionModel.denoise` takes
-    them.
+    Conditions are as those of `FirstStage`, and, where the model has learned them, "covariates" (N, K) float32 and
+    "mask" (N, h, w, 4) float32, as `DiffusionModel.denoise` takes them.
 
     Args:
         run: folder of the run.
@@ -53,58 +113,24 @@ class Generator:
         return made
 
     def _set(self, model, autoencoder, record):
-        self.model, self.autoencoder, self.record = model, autoencoder, record
+        super().__init__(autoencoder)
+        self.model, self.record = model, record
         self.denoise = tf.function(model.denoise, reduce_retracing=True)
-        for name in ("encode", "decode", "decode_tissue"):
-            method = getattr(autoencoder, name, None)
-            setattr(self, f"_{name}", method and tf.function(method, reduce_retracing=True))
 
     @property
     def data_shape(self):
         """(h, w, C) of what is denoised: latents, or pixels."""
         return self.model.data_shape
 
-    # ---- between pictures and what is denoised -----------------------------------------------------------------------
-
-    def encode(self, images, conditions):
-        """Images (N, H, W, 1) in [-1, 1] -> what the model denoises, (N, h, w, C)."""
-        return self._through(self._encode, images, conditions) if self.autoencoder else images
-
-    def decode(self, x, conditions):
-        """What the model denoises (N, h, w, C) -> images (N, H, W, 1) in [-1, 1]."""
-        return self._through(self._decode, x, conditions) if self.autoencoder else np.clip(x, -1.0, 1.0)
-
-    def decode_tissue(self, latents, conditions):
-        """As `decode`, for a first stage that names tissues -> classes (N, H, W) int32."""
-        return self._through(self._decode_tissue, latents, conditions)
-
     def tissue_fractions(self, tissue):
         """Tissue masks (N, H, W), classes -> the condition "mask", (N, h, w, 4)."""
         crop_box = self.autoencoder.crop_box if self.autoencoder else None
         return np.asarray(masks.tissue_fractions(tissue, self.data_shape[:2], crop_box))
 
-    @staticmethod
-    def _through(function, x, conditions):
-        return batches.in_batches(function, x, conditions["z"], conditions["label"])
-
-    # ---- noise -------------------------------------------------------------------------------------------------------
-
-    def noise(self, seed, count, first=0, shared=False):
-        """x_T of `count` slices, (count, h, w, C): standard normal, a function of the seed and a slice's number.
-
-        Args:
-            seed: an integer.
-            count: number of slices.
-            first: number of the first slice; the others follow.
-            shared: all have the noise of the first, so that they become slices of one head.
-        """
-        numbers = [first] * count if shared else range(first, first + count)
-        return np.stack([samplers.initial_noise(seed, number, self.data_shape) for number in numbers])
-
     def noised(self, x_0, t, eps):
         """Clean data and noise, (N, h, w, C) each -> x_t at the time t in [0, 1]."""
         alpha, sigma = (float(value) for value in self.model.schedule(t))
-        return np.asarray(alpha * x_0 + sigma * eps, "float32")
+        return np.asarray(schedules.add_noise(x_0, eps, alpha, sigma), "float32")
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 
@@ -149,7 +175,7 @@ class Generator:
         Raises:
             ValueError: for an option that this sampler does not take.
         """
-        method = samplers.INPAINT if sampler == "inpaint" else samplers.SAMPLERS[sampler]
+        method = samplers.named(sampler)
         if unknown := options.keys() - method.takes:
             raise ValueError(f"{sampler} does not take {', '.join(sorted(unknown))}")
         steps = steps or method.calls
@@ -158,10 +184,7 @@ class Generator:
         parts, found = batches.parts(len(x_T)), []
         with tqdm(total=steps * len(parts), desc=title, unit="call", disable=None if title else True) as bar:
             for part in parts:
-                known, away, own = (
-                    {name: value[part] if isinstance(value, np.ndarray) else value for name, value in rows.items()}
-                    for rows in (conditions, negative or {}, options)
-                )
+                known, away, own = (_rows(given, part) for given in (conditions, negative or {}, options))
                 known, away = (
                     {name: tf.convert_to_tensor(value) for name, value in rows.items()} for rows in (known, away)
                 )
@@ -176,3 +199,119 @@ class Generator:
                         states.append([np.asarray(x) for x in pair])
                 found.append(states)
         return [tuple(np.concatenate(x) for x in zip(*moment, strict=True)) for moment in zip(*found, strict=True)]
+
+    # ---- from pictures -----------------------------------------------------------------------------------------------
+
+    def renoised(self, images, conditions, start, sampler="dpm_solver_pp", steps=None, seed=0, first=0, **options):
+        """The `trajectory` of pictures that are noised to a time and denoised (SDEdit, arXiv 2108.01073).
+
+        Args:
+            images: (N, H, W, 1) in [-1, 1].
+            start: the time, in (0, 1]: 1 leaves nothing of the pictures.
+            steps: network calls that the whole way from t = 1 would take; this part takes its share of them.
+            options: of `trajectory`.
+        """
+        x_t = self.noised(self.encode(images, conditions), start, self.noise(seed, len(images), first))
+        steps = self.share_of_steps(sampler, steps, start)
+        return self.trajectory(x_t, conditions, sampler, steps, seed=seed, first=first, start=start, **options)
+
+    @staticmethod
+    def share_of_steps(sampler, steps, start):
+        """Network calls from the time `start` on, of those that the whole way takes; at least one."""
+        return max(1, round((steps or samplers.named(sampler).calls) * start))
+
+    def pseudo_healthy(self, images, conditions, start, draws=4, moments=1, seed=0, **options):
+        """What the model makes of pictures that are noised: as they are, but for what it has not learned to draw.
+
+        Args:
+            images, conditions, start, options: as of `renoised`.
+            draws: noises of which the mean is taken.
+            moments: of the trajectory of the first.
+
+        Returns:
+            (N, H, W, 1) in [-1, 1], the mean over the noises; and the trajectory of the first noise.
+        """
+        trajectory = self.renoised(images, conditions, start, moments=moments, seed=seed, **options)
+        ends = [trajectory[-1][0]]
+        for draw in range(1, draws):
+            first = draw * len(images)
+            ends.append(self.renoised(images, conditions, start, seed=seed, first=first, **options)[-1][0])
+        return np.mean([self.decode(x, conditions) for x in ends], axis=0), trajectory
+
+    def inpainted(self, images, conditions, mask, steps=None, resample=5, seed=0, **options):
+        """The `trajectory` of pictures of which a part is drawn anew, to fit the rest.
+
+        Args:
+            images: (N, H, W, 1) in [-1, 1].
+            mask: (1, h, w, 1) of latents, 1 where to draw anew: see `touched`.
+            steps: network calls; as many of them as `resample` divides are made.
+            resample: times that each noise level is gone through.
+            options: of `trajectory`.
+        """
+        steps = steps or samplers.INPAINT.calls
+        resample = min(resample, steps)
+        known, x_T = self.encode(images, conditions), self.noise(seed, len(images))
+        own = {"known": known, "mask": np.repeat(mask, len(images), axis=0), "resample": resample}
+        return self.trajectory(x_T, conditions, "inpaint", steps - steps % resample, seed=seed, **own, **options)
+
+    def touched(self, area):
+        """Pixels (1, H, W, 1), 1 in an area and 0 elsewhere -> the latents that it touches, (1, h, w, 1) likewise."""
+        return (tf.image.resize(self.cropped(area), self.data_shape[:2], "area").numpy() > 0).astype("float32")
+
+
+def _rows(values, part):
+    """Some rows of whatever has rows in {name: value}."""
+    return {name: value[part] if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+
+# ---- latents without a diffusion model -------------------------------------------------------------------------------
+
+
+def prior_latents(kind, run, first_stage, conditions, seed=0, prior=None, **options):
+    """Latents that a simpler model than diffusion draws, (N, h, w, C), to be decoded by the first stage.
+
+    Args:
+        kind: in PRIORS. "transformer": codes, one by one, of a code prior; "histogram": see
+            `histogram_latents`; "normal": N(0, I).
+        run: folder of the run.
+        first_stage: its `FirstStage`.
+        conditions: {"z" (N,), "label" (N,)}; a label means what it meant to the model that is asked.
+        seed: an integer.
+        prior: the `CodePrior`, for "transformer".
+        options: of its `sample`: "temperature", "top_k", "top_p".
+
+    Raises:
+        RunError: if the training latents are not there yet, or `top_k` is more than there are codes.
+    """
+    if kind == "normal":
+        return first_stage.noise(seed, len(conditions["z"]))
+    if kind == "histogram":
+        return histogram_latents(run, conditions["z"], seed)
+    if options.get("top_k", 0) > prior.num_codes:
+        raise runs.RunError(f"--top-k {options['top_k']}: there are {prior.num_codes} codes; 0 takes all of them")
+    codes = prior.sample(conditions["z"], conditions["label"], seed=seed, **options)
+    return np.asarray(first_stage.autoencoder.latents_of(codes))
+
+
+def histogram_latents(run, z, seed):
+    """Latents (N, h, w, C): each place drawn by itself from all training latents of the same slice index.
+
+    Once decoded, and so quantised, these are draws from the histogram of codes per place and slice index.
+
+    Raises:
+        RunError: if the training latents are not there yet.
+    """
+    path = run / "latents" / "train.npz"
+    if not path.exists():
+        raise runs.RunError(f"--prior histogram needs {path}: run `python train.py latents --run {run.name}` first")
+    with np.load(path) as file:
+        stored, stored_z = file["latents"], file["z"]  # (views, slices, h, w, C), (slices,)
+    result = []
+    for i, index in enumerate(z):
+        distance = np.abs(stored_z - index)
+        rows = np.flatnonzero(distance == distance.min())
+        random = np.random.default_rng([seed, i])
+        height, width = np.indices(stored.shape[2:4])
+        view = random.integers(len(stored), size=height.shape)
+        result.append(stored[view, random.choice(rows, height.shape), height, width])
+    return np.stack(result).astype("float32")

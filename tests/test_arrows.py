@@ -37,6 +37,9 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     # for now: the charts of a training are drawn, and its samples judged, by its callbacks
     "ldm.training.callbacks": wing("training") | {"ldm.drawing.charts", "ldm.judging.fidelity"},
     "generator": {"modules", "ldm.training.runs", "ldm.data.masks"} | wing("diffusion"),
+    "conditions": {"dataset", "ldm.data.table", "ldm.training.runs"},
+    "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
+    | wing("diffusion"),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
 }
 

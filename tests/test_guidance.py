@@ -55,6 +55,21 @@ def test_rescaling_takes_added_contrast_back(rescale):
     np.testing.assert_allclose(x_0, (4.0 - 2.0 * rescale) * X, rtol=1e-5)
 
 
+def test_each_slice_is_rescaled_by_its_own_contrast():
+    """A share of 1 gives each guided x_0 the deviation of its conditional one, whatever slices stand beside it."""
+    contrast = np.array([1.0, 10.0, 0.1], "float32").reshape(-1, 1, 1, 1)
+
+    def uneven(x_t, t, conditions):  # the first slice gains much by guidance, the last one hardly anything
+        return (
+            contrast * x_t
+            if conditions is not None
+            else np.array([-5.0, 5.0, 0.09], "float32")[:, None, None, None] * x_t
+        )
+
+    x_0 = np.asarray(guidance.guided(uneven, Z, 3.0, rescale=1.0)(X, T))
+    np.testing.assert_allclose(x_0.std(axis=(1, 2, 3)), (contrast * X).std(axis=(1, 2, 3)), rtol=1e-4)
+
+
 def test_without_guidance_the_network_is_called_once():
     calls = []
     guidance.guided(lambda *told: calls.append(told) or told[0], Z)(X, T)

@@ -366,6 +366,19 @@ def test_a_ddpm_step_has_the_moments_of_the_paper(number):
         np.testing.assert_allclose(np.mean(x_s), mean, atol=5.0 * np.sqrt(variance / 1e5) + 2e-5)
 
 
+def test_a_long_ddpm_step_has_the_smaller_variance():
+    """From t = 0.6 to 0.3 the two choices of section 3.2 differ by a third; in the chain of 1000 they hardly do."""
+    x_t = np.full((100_000, 1), 0.8, "float32")
+    x_s, _ = next(samplers.ddpm(lambda x_t, t: np.full_like(x_t, 0.3), x_t, cosine, 2, seed=3, start=0.6))
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (float64(cosine, t) for t in (0.6, 0.3))
+    step = 1.0 - (alpha_t / alpha_s) ** 2  # variance of x_t given x_s
+    precision = 1.0 / sigma_s**2 + (alpha_t / alpha_s) ** 2 / step  # Bayes: x_s given x_0, and x_t given x_s
+    mean = (alpha_s * 0.3 / sigma_s**2 + (alpha_t / alpha_s) * 0.8 / step) / precision
+    np.testing.assert_allclose(np.std(x_s), precision**-0.5, rtol=0.01)
+    np.testing.assert_allclose(np.mean(x_s), mean, atol=0.01)
+    assert precision**-0.5 < 0.75 * step**0.5  # the larger one
+
+
 @pytest.mark.parametrize("schedule", [linear, cosine], ids=["linear", "cosine"])
 def test_ddim_with_eta_1_is_ddpm(schedule):
     """Same coefficients and, with the same seed, the same noise: the same states, step by step."""
@@ -598,3 +611,31 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest_to_fit():
     assert min(correlations[1:]) > 0.97 and correlations[1] > correlations[0]
     with pytest.raises(ValueError, match="resample must lie"):
         next(samplers.inpaint(denoise, known, mask, x_T, cosine, 3, resample=4))
+
+
+def test_inpainting_shows_the_network_what_the_process_would():
+    """Pixels of N(mu, s^2), each by itself: at every call, known or not, x_t is of N(alpha mu, alpha^2 s^2 + sigma^2).
+
+    So what is known must be noised, as much as the level says; and going back up a level must add the noise that is
+    missing there, not all of it.
+    """
+    shown, exact = [], exact_denoiser(cosine)
+
+    def denoise(x_t, t):
+        shown.append((float(t[0]), np.asarray(x_t)))
+        return exact(x_t, t)
+
+    rng = np.random.default_rng(0)
+    known = (MU + S * rng.normal(size=(20_000, 1, 2, 1))).astype("float32")
+    mask = np.zeros_like(known)
+    mask[:, :, 1] = 1.0
+    x_T = rng.normal(size=known.shape).astype("float32")
+    *_, (end, _) = samplers.inpaint(denoise, known, mask, x_T, cosine, 90, resample=3, seed=0)
+    assert len(shown) == 90
+    for t, x_t in shown[1:]:
+        alpha, sigma = float64(cosine, t)
+        for pixel in range(2):
+            np.testing.assert_allclose(x_t[:, 0, pixel].mean(), alpha * MU, atol=0.03)
+            np.testing.assert_allclose(x_t[:, 0, pixel].std(), np.sqrt(alpha**2 * S**2 + sigma**2), rtol=0.05)
+    np.testing.assert_allclose(np.asarray(end)[:, 0, 1].std(), S, rtol=0.05)
+    np.testing.assert_array_equal(np.asarray(end)[:, 0, 0], known[:, 0, 0])

@@ -166,12 +166,6 @@ def test_rescaling_ends_any_schedule_at_0_and_leaves_no_jump():
     assert np.abs(np.diff(alpha)).max() < 5.0 / len(GRID)
 
 
-def test_log_snr_is_the_log_of_the_power_ratio():
-    alpha, sigma = schedules.cosine(GRID[1:])
-    expected = np.log(np.asarray(alpha, "float64") ** 2 / np.asarray(sigma, "float64") ** 2)
-    np.testing.assert_allclose(schedules.log_snr(alpha, sigma), expected, rtol=1e-5, atol=1e-5)
-
-
 # ---- eps, v, x_0 -----------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +265,15 @@ def test_v_is_edm_for_data_of_unit_variance_up_to_the_sign(schedule):
 def test_eps_comes_back_from_x_0(noisy):
     x_0, eps, alpha, sigma, x_t = noisy
     np.testing.assert_allclose(schedules.to_eps(x_0, x_t, alpha, sigma), eps, atol=1e-9)
+
+
+@pytest.mark.parametrize("prediction", schedules.PREDICTIONS)
+def test_what_the_network_is_shown_has_the_variance_that_the_preconditioning_says(noisy, prediction):
+    """c_in x_t: of unit variance for "edm" and data of SIGMA_DATA, x_t as it is for all others."""
+    x_0, eps, alpha, sigma, x_t = noisy
+    shown = np.asarray(schedules.to_input(prediction, x_t, alpha, sigma))
+    scale = np.sqrt(np.square(sigma) + np.square(schedules.SIGMA_DATA * alpha)) if prediction == "edm" else 1.0
+    np.testing.assert_allclose(shown * scale, x_t, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", ["noise", "", None])

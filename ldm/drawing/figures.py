@@ -204,7 +204,7 @@ def save_png(path: str | Path, array: np.ndarray) -> None:
 def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float = 12, hold: float = 1.5) -> None:
     """Save grey frames as a GIF that loops for ever and rests on its last frame.
 
-    Nothing is lost, because a GIF's palette has room for the 256 greys. Consecutive frames that are equal are stored once, for as long as
+    Nothing is lost: a GIF has room for all 256 greys. Consecutive frames that are equal are stored once, for as long as
     both would have been shown.
 
     Args:
