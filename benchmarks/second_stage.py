@@ -25,8 +25,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import dataset
 import evaluate
-import predict
 import train
+from conditions import real_slices, real_source
+from generator import Generator
+from ldm.batches import evenly
 from ldm.diffusion import samplers
 from ldm.drawing import charts, figures
 from ldm.judging import fidelity, metrics
@@ -229,12 +231,9 @@ def lesions(flags):
     which for a map that knows nothing is the disc's share of the brain, the last column.
     """
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion")
-    words = ["anomaly", "--run", str(run), "--count", str(flags.count), "--sampler", "dpm_solver_pp"]
-    drawn = predict.parser().parse_args([*words, *(["--data", *flags.data] if flags.data else [])])
-    for drawn.start in flags.start:
-        predict.check(drawn)
-    generator, real, conditions = predict.with_real_slices(drawn, run)
-    known = dataset.read_split(predict.real_source(generator, drawn), "train", real.shape[1])
+    generator = Generator(run)
+    real, conditions = real_slices(generator, flags.data, count=flags.count)
+    known = dataset.read_split(real_source(generator.record, flags.data), "train", real.shape[1])
     means = metrics.mean_images([(metrics.to_unit(known["image"]), known["z"])])
     mean = metrics.mean_image_prediction(means, conditions["z"])[..., None]
     rows = {}
@@ -260,10 +259,10 @@ def lesions(flags):
         if generator.autoencoder:
             through = generator.decode(generator.encode(seen, conditions), conditions)
             rows[f"{kind}: the first stage alone"] = score(metrics.to_unit(through))
-        for drawn.start in flags.start:
-            fake, _ = predict.pseudo_healthy(generator, seen, conditions, drawn)
-            rows[f"{kind}: anomaly --from {drawn.start}"] = score(metrics.to_unit(fake))
-        some = predict.evenly(np.flatnonzero(planted), 8)
+        for start in flags.start:
+            fake, _ = generator.pseudo_healthy(seen, conditions, start)
+            rows[f"{kind}: anomaly --from {start}"] = score(metrics.to_unit(fake))
+        some = np.flatnonzero(planted)[evenly(planted.sum(), 8)]
         sheet = Path(flags.out).with_stem(f"{Path(flags.out).stem}_{kind}")
         figures.reconstruction_sheet(sheet, seen[some], fake[some], conditions["z"][some], count=8, called="denoised")
         print(f"-> {sheet}", file=sys.stderr)

@@ -24,8 +24,8 @@ predict {DRAWN} --steps 3 --count 4 --show-x0
 predict reconstruct {DRAWN}
 train prior {RUN} {TINY} --prior-width 32 --prior-depth 2
 predict {DRAWN} --prior transformer --count 4 --top-k 50
-predict {DRAWN} --prior normal --count 2
-predict {DRAWN} --person --sampler euler --steps 4
+predict prior normal {DRAWN} --count 2
+predict person {DRAWN} --sampler euler --steps 4
 predict {DRAWN} --mask data --count 4 --sampler ddim --steps 4
 predict interpolate {DRAWN} --count 2 --steps 2
 predict interpolate {DRAWN} --count 4 --between slices --split train --steps 4
@@ -46,7 +46,7 @@ train autoencoder --run {{0}}/fsq {NARROW} --quantizer fsq --levels 8 5 5 --gan 
 train autoencoder --run {{0}}/vae {NARROW} --autoencoder vae --epochs 4 --gan --segment --condition-on-label \
 --learning-rate 1e-6
 train latents --run {{0}}/vae
-predict --prior histogram --run {{0}}/vae {OTHER} --z sweep
+predict prior histogram --run {{0}}/vae {OTHER} --z sweep
 predict reconstruct --run {{0}}/vae {OTHER}
 first_stage table {{0}}/fsq {{0}}/vae {OTHER}/rate.png
 """
