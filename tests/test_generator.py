@@ -54,7 +54,8 @@ def all_conditions(count):
     """Conditions of the run in `old_runs/vqvae`, which was told everything."""
     random = np.random.default_rng(5)
     fractions = random.dirichlet(np.ones(4), (count, 6, 6)).astype("float32")
-    return known(count) | {"covariates": random.normal(size=(count, 2)).astype("float32"), "mask": fractions}
+    people = np.stack([random.normal(size=count), np.arange(count) % 2], axis=1)  # age and sex
+    return known(count) | {"covariates": people.astype("float32"), "mask": fractions}
 
 
 def in_parts_of(size, monkeypatch):
@@ -156,12 +157,20 @@ def test_the_size_of_a_batch_does_not_matter(latent, sampler, monkeypatch):
         np.testing.assert_allclose(cut, whole, atol=2e-4)
 
 
-@pytest.mark.parametrize("changed", ["z", "label", "covariates", "mask"])
+CHANGES = {
+    "z": lambda z: z + 5,
+    "label": lambda label: 1 - label,
+    "covariates": lambda values: values + [1.0, 0.0],
+    "mask": lambda fractions: fractions[..., ::-1],
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
 def test_every_condition_reaches_the_network(latent, changed):
     conditions, x_T = all_conditions(3), latent.noise(0, 3)
     before = latent.draw(x_T, conditions, "ddim", 2)
     values = conditions[changed].copy()
-    values[1] = 1 - values[1] if changed == "label" else values[1][..., ::-1] if changed == "mask" else values[1] + 1
+    values[1] = CHANGES[changed](values[1])
     after = latent.draw(x_T, {**conditions, changed: values}, "ddim", 2)
     np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], atol=1e-5)
     assert np.abs(after[1] - before[1]).max() > 1e-4
