@@ -1,6 +1,5 @@
 """The command lines: a user's mistake costs one sentence and exit status 2, before any long work, and loses nothing."""
 
-import functools
 import json
 from types import SimpleNamespace
 
@@ -9,19 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import dataset
 import predict
-import train
 from ldm.data import phantom
-from ldm.drawing import figures
-from ldm.training import rules
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "phantom.zip"
-    dataset.write_phantoms(path, people=4, image_size=32)
-    return str(path)
 
 
 def refusal(main, argv, capsys):
@@ -30,194 +18,6 @@ def refusal(main, argv, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1, said
     return said[0]
-
-
-@pytest.mark.parametrize(
-    "argv, named",
-    [
-        (["--data", "nowhere.zip"], "nowhere.zip"),
-        (["--image-size", "30"], "--image-size 30"),
-        (["--image-size", "0"], "--image-size"),
-        (["--epochs", "0"], "--epochs"),
-        (["--learning-rate", "-1"], "--learning-rate"),
-        (["--multipliers", "1", "2", "4", "4", "4", "4"], "--multipliers"),
-        (["--width", "100"], "--width"),
-        (["latents", "--autoencoder", "none"], "--autoencoder none"),
-        (["--levels", "5", "5"], "--levels has no effect"),
-        (["--quantizer", "fsq", "--levels", "8", "2"], "--levels must"),
-        (["--quantizer", "fsq", "--levels", *["8"] * 11], "--levels must"),
-        (["--quantizer", "fsq", "--num-codes", "64"], "--num-codes has no effect"),
-        (["--quantizer", "fsq", "--latent-channels", "8"], "--latent-channels has no effect"),
-        (["--batch-size", "3", "--replicas", "2"], "--batch-size 3"),
-        (["--random-latents"], "--random-latents has no effect without --gan"),
-        (["--gan", "--autoencoder", "none"], "--gan has no effect without --autoencoder"),
-        (["--quantizer", "fsq", "--autoencoder", "vae"], "--quantizer has no effect without --autoencoder vqvae"),
-        (["--autoencoder-width", "0"], "--autoencoder-width"),
-        (["--condition-on-label", "--data", "flat"], "--condition-on-label needs labels"),
-        (["--segment", "--data", "flat"], "--segment needs tissue masks"),
-        (["--kl-weight", "1e-5"], "--kl-weight has no effect without --autoencoder vae"),
-        (["--cosine", "--quantizer", "fsq"], "--cosine has no effect without --quantizer ema"),
-        (["--gan", "--adversarial-weight", "-1"], "--adversarial-weight must be 0 or more"),
-        (["--downsampling", "16", "--patch", "4", "--image-size", "40"], "--image-size 40"),
-        (["--codes-per-latent", "2", "--autoencoder", "vae"], "--codes-per-latent has no effect"),
-        (["--accumulate", "0"], "--accumulate"),
-        (["prior", "--autoencoder", "vae"], "--autoencoder vae has none"),
-        (["prior", "--prior-width", "-4"], "--prior-width"),
-        (["--conditions", "age", "--data", "flat"], "--conditions age"),
-        (["--labels", "none.csv", "--data", "flat"], "--labels none.csv"),
-        (["--condition-on-mask", "--data", "flat"], "--condition-on-mask needs tissue masks"),
-        (["--recompute", "--dropout", "0.1"], "--recompute"),
-        (["--dropout", "-1"], "--dropout"),
-        (["--patience", "0"], "--patience"),
-        (["--patience", "3", "--select", "kid"], "--patience"),
-        (["--multipliers", "0", "1"], "--multipliers"),
-        (["--min-snr-gamma", "0"], "--min-snr-gamma"),
-        (["--min-snr-gamma", "5", "--loss", "l1"], "--min-snr-gamma"),
-        (["--attention", "10"], "--attention 10"),
-        (["--seed", "4294967296"], "--seed"),
-        (["prior", "--prior-heads", "3"], "divisible by --prior-heads 3"),
-        (["prior", "--prior-heads", "3", "--prior-width", "33"], "--prior-width 33 must be even"),
-        (["--accumulate", "3"], "--batch-size 32 of diffusion must be divisible by the 1 replicas times the 3 parts"),
-        (["--replicas", "99"], "--replicas"),
-        (["--zero-snr", "--prediction", "eps"], "--zero-snr"),
-    ],
-)
-def test_train_refuses_in_one_sentence_that_names_the_flag(argv, named, tmp_path, phantoms, capsys):
-    flat = tmp_path / "flat"  # no labels, no masks
-    flat.mkdir()
-    for case in range(3):
-        figures.save_png(flat / f"{case}_0.png", np.full((16, 16), 99, np.uint8))
-    argv = [str(flat) if word == "flat" else word for word in argv]
-    data = [] if "--data" in argv else ["--data", phantoms]
-    run = tmp_path / "run"
-    assert named in refusal(train.main, [*argv, *data, "--run", str(run)], capsys)
-    assert not run.exists()
-
-
-def test_a_finished_run_refuses_other_people(tmp_path, phantoms, capsys):
-    run, flat = tmp_path / "run", tmp_path / "flat"
-    flat.mkdir()
-    for case in range(3):
-        figures.save_png(flat / f"{case}_0.png", np.full((16, 16), 99, np.uint8))
-    argv = ["--run", str(run), "--image-size", "32", "--autoencoder", "none"]
-    _, _, settings = train.resolve(train.parser().parse_args([*argv, "--data", phantoms]))
-    run.mkdir()
-    manifest = dataset.open_source(phantoms).manifest()
-    train.record(run, "diffusion", settings, manifest, finished=True, epochs=settings["diffusion"]["epochs"])
-    assert train.main([*argv, "--data", phantoms]) == 0
-    assert "other people" in refusal(train.main, [*argv, "--data", str(flat)], capsys)
-
-
-def test_what_was_found_when_training_began_stays_so(tmp_path):
-    argv = ["--run", str(tmp_path), "--preset", "64-f8", "--autoencoder", "vae"]
-    _, _, settings = train.resolve(train.parser().parse_args(argv))
-    settings["autoencoder"] |= {"kl_cycle_steps": 70, "crop_box": [0, 0, 48, 48]}
-    (tmp_path / "autoencoder.json").write_text(json.dumps({"settings": settings, "data": {}}))
-    _, _, resumed = train.resolve(train.parser().parse_args([*argv, "--epochs", "99"]))
-    assert resumed["autoencoder"]["kl_cycle_steps"] == 70 and resumed["autoencoder"]["crop_box"] == [0, 0, 48, 48]
-
-
-def test_a_stage_names_the_command_that_makes_what_it_misses(tmp_path, phantoms, capsys):
-    argv = ["diffusion", "--data", phantoms, "--run", str(tmp_path / "run"), "--image-size", "32"]
-    assert "python train.py autoencoder" in refusal(train.main, argv, capsys)
-
-
-def test_a_run_refuses_to_become_another(tmp_path, phantoms, capsys):
-    run = tmp_path / "run"
-    flags = train.parser().parse_args(["--run", str(run), "--image-size", "32", "--data", phantoms])
-    _, _, settings = train.resolve(flags)
-    run.mkdir()
-    stored = json.dumps({"settings": settings, "data": {}})
-    (run / "autoencoder.json").write_text(stored)
-    said = refusal(train.main, ["--run", str(run), "--num-codes", "7"], capsys)
-    assert "--num-codes 1024, not 7" in said and "--run" in said
-    assert (run / "autoencoder.json").read_text() == stored
-
-
-def test_a_finished_first_stage_is_not_trained_further_under_its_diffusion_model(tmp_path, phantoms, capsys):
-    run = tmp_path / "run"
-    argv = ["--run", str(run), "--image-size", "32", "--data", phantoms]
-    _, _, settings = train.resolve(train.parser().parse_args(argv))
-    run.mkdir()
-    stored = {"settings": settings, "data": {}, "finished": True, "epochs": settings["autoencoder"]["epochs"]}
-    (run / "autoencoder.json").write_text(json.dumps(stored))
-    more = ["autoencoder", *argv, "--epochs", "99"]
-    train.resolve(train.parser().parse_args(more))  # nothing stands on it yet
-    for stage in ("diffusion", "prior"):
-        (run / f"{stage}.json").write_text(json.dumps({"settings": settings, "data": {}}))
-        assert f"would change the latents under its {stage}" in refusal(train.main, more, capsys)
-        (run / f"{stage}.json").unlink()
-    train.resolve(train.parser().parse_args(["diffusion", *argv, "--epochs", "99"]))
-
-
-def test_latents_are_those_of_the_first_stage_as_it_is(tmp_path):
-    (tmp_path / "autoencoder.json").write_text(json.dumps({"epochs": 5, "finished": True}))
-    for epochs, labels, finished in ((5, None, True), (4, None, False), (5, "other.csv", False)):
-        stored = {"epochs": epochs, "finished": True, "settings": {"labels": labels}}
-        (tmp_path / "latents.json").write_text(json.dumps(stored))
-        assert train.is_finished(tmp_path, "latents", {"labels": None}) == finished
-
-
-def test_settings_come_from_preset_then_run_then_flags(tmp_path):
-    def settings(*argv):
-        return train.resolve(train.parser().parse_args(["--run", str(tmp_path / "run"), *argv]))[2]
-
-    preset = settings("--preset", "256-f8")
-    assert preset["image_size"] == 256 and preset["autoencoder"]["epochs"] == 14
-    assert settings("--preset", "256-f8", "--num-codes", "64")["autoencoder"]["num_codes"] == 64
-    only = settings("autoencoder", "--preset", "256-f8", "--epochs", "3")
-    assert only["autoencoder"]["epochs"] == 3 and only["diffusion"]["epochs"] == preset["diffusion"]["epochs"]
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": only}))
-    assert settings("latents")["autoencoder"]["epochs"] == 3
-    assert settings("latents", "--views", "3")["latents"]["views"] == 3
-
-
-@pytest.mark.parametrize("preset", train.PRESETS)
-def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
-    _, _, settings = train.resolve(train.parser().parse_args(["--run", str(tmp_path / "run"), "--preset", preset]))
-    size, factor = settings["image_size"], settings["autoencoder"]["downsampling"]
-    if preset.endswith("pixels"):
-        assert train.make_diffusion(settings, 0).data_shape == (size, size, 1)
-        return
-    if not preset.startswith(("phantom", "oasis")):
-        assert preset == f"{size}-f{factor}"
-    settings["autoencoder"]["width"] = settings["diffusion"]["width"] = 32  # fewer channels are made sooner
-    settings["diffusion"]["head_size"] = 32
-    assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
-    assert settings["autoencoder"]["crop"]
-    settings["autoencoder"]["crop_box"] = [
-        0,
-        0,
-        size,
-        size * 3 // 4,
-    ]  # 32 pixels are an eighth of 256, as in `find_crop_box`
-    rules.check_levels(settings)
-    assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
-
-
-def test_the_window_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
-    argv = ["--run", str(tmp_path), "--data", phantoms, "--preset", "64-f4"]
-    settings = train.resolve(train.parser().parse_args(argv))[2]
-    window = train.find_crop_box(settings, dataset.open_source(phantoms))
-    height, width = window[2:]
-    assert height % 8 == width % 8 == 0 and width < height < 64  # latents of 4 pixels, halved once
-    stored = {"settings": train.merged(settings, {"autoencoder": {"crop_box": [1, 2, 32, 24]}}), "data": {}}
-    (tmp_path / "autoencoder.json").write_text(json.dumps(stored))
-    again = train.resolve(train.parser().parse_args(argv))[2]
-    assert train.find_crop_box(again, None) == [1, 2, 32, 24] and rules.latent_shape(again) == (8, 6, 8)
-    again["diffusion"]["multipliers"] = [1, 2, 2]
-    with pytest.raises(train.runs.RunError, match="--multipliers with 3 levels do not fit 8x6"):
-        rules.check_levels(again)
-    assert train.find_crop_box(train.merged(again, {"autoencoder": {"crop": False, "crop_box": None}}), None) is None
-
-
-def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
-    run = tmp_path / "run"
-    argv = ["--dry-run", "--data", phantoms, "--run", str(run), "--image-size", "32", "--attention", "4"]
-    assert train.main(argv) == 0
-    said = capsys.readouterr().out
-    assert "32x32" in said and "train/validate/test" in said and not run.exists()
 
 
 @pytest.mark.parametrize(
@@ -366,45 +166,6 @@ def test_histogram_latents_are_those_of_the_same_place_and_slice_index(tmp_path)
     assert len(np.unique(drawn[:400].reshape(400, 6), axis=0)) > 300  # each place by itself
 
 
-# ---- what watches a training -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_select_kid_draws_and_compares_in_every_epoch_of_a_short_training(tmp_path, phantoms, monkeypatch):
-    monkeypatch.setattr(train.features, "of_run", functools.partial(train.features.of_run, steps=10))
-    monkeypatch.setattr(train, "KID_SAMPLES", 32)
-    tiny = "--autoencoder none --image-size 32 --width 8 --multipliers 1 --blocks 1 --attention --head-size 8".split()
-    short = "--select kid --epochs 2 --steps-per-epoch 2 --batch-size 4".split()
-    assert train.main(["--data", phantoms, "--run", str(tmp_path / "run"), *tiny, *short]) == 0
-    history = train.runs.read_history(tmp_path / "run" / "diffusion.csv")
-    assert len(history) == 2 and all(np.isfinite(row["val_kid"]) for row in history)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rate", "learns"), [("3e-3", True), ("1e-9", False)])
-def test_self_test_tries_the_first_stage_too(rate, learns, tmp_path, phantoms, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SELF_TEST_STEPS", 200)
-    tiny = "--image-size 32 --autoencoder-width 32 --width 32 --multipliers 1 --blocks 1 --attention".split()
-    train.main(["--self-test", "--data", phantoms, "--run", str(tmp_path / "run"), *tiny, "--learning-rate", rate])
-    said = capsys.readouterr().out
-    assert ("autoencoder learns 8 slices" in said) == learns
-    assert ("autoencoder does NOT learn 8 slices" in said) != learns
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rate", "status"), [("1e-2", 0), ("1e-9", 2)])
-def test_self_test_tells_what_learns_from_what_does_not(rate, status, tmp_path, phantoms, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SELF_TEST_STEPS", 80)
-    tiny = "--autoencoder none --image-size 32 --width 8 --multipliers 1 --blocks 1 --attention --head-size 8".split()
-    argv = ["--self-test", "--data", phantoms, "--run", str(tmp_path / "run"), *tiny, "--learning-rate", rate]
-    assert train.main(argv) == status
-    said = capsys.readouterr()
-    assert ("diffusion learns 8 slices" in said.out) == (status == 0)
-    assert ("self-test failed" in said.err) == (status == 2)
-    assert not (tmp_path / "run").exists()
-
-
 def test_dice_is_high_with_the_masks_that_slices_follow(capsys):
     found = [piece for piece in phantom.slices(1, 96, seed=1) if piece["z"] % 8 == 0]
     images = np.stack([piece["image"] for piece in found])[..., None] / np.float32(127.5) - 1
@@ -449,7 +210,7 @@ def test_facts_of_what_is_drawn(words, age, sex):
 @pytest.mark.parametrize("word, named", [("height=3", "age, sex"), ("age=old", "age=old"), ("sex=X", "F, M")])
 def test_facts_that_the_run_does_not_know_are_refused(word, named):
     flags = predict.parser().parse_args(["--conditions", word])
-    with pytest.raises(train.runs.RunError, match=named):
+    with pytest.raises(predict.runs.RunError, match=named):
         predict.choose_covariates(flags, ABOUT, 2)
 
 
@@ -458,34 +219,8 @@ def test_facts_that_the_run_does_not_know_are_refused(word, named):
     ["--mask a.png --prior histogram", "denoise --conditions age=3", "--between slices", "interpolate --mask a.png"],
 )
 def test_flags_without_effect_are_refused(words):
-    with pytest.raises(train.runs.RunError, match="has no effect"):
+    with pytest.raises(predict.runs.RunError, match="has no effect"):
         predict.check(predict.parser().parse_args(words.split()))
-
-
-def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeypatch):
-    source = dataset.open_source(phantoms)
-    strategy, encoded = train.distribution.make_strategy(None), []
-    monkeypatch.setattr(train, "encode_latents", lambda *_: encoded.append(1))
-    with pytest.raises(train.runs.RunError, match="train.py latents"):
-        train.renew_latents(tmp_path, {}, source, strategy, ())
-    (tmp_path / "latents").mkdir()
-    for stage, epochs in (("autoencoder", 5), ("latents", 5)):
-        (tmp_path / f"{stage}.json").write_text(json.dumps({"finished": True, "epochs": epochs}))
-
-    def write(**more):
-        for split in ("train", "validate"):
-            label = source.label[source.select(split)]
-            np.savez(tmp_path / "latents" / f"{split}.npz", **{"label": label, **more})
-
-    for more, needed, times in (({}, (), 0), ({}, ("mask",), 1), ({"mask": 0}, ("mask",), 0), ({"label": 0}, (), 1)):
-        write(**more)
-        encoded.clear()
-        train.renew_latents(tmp_path, {}, source, strategy, needed)
-        assert len(encoded) == times, (more, needed)
-    write()
-    (tmp_path / "autoencoder.json").write_text(json.dumps({"finished": True, "epochs": 6}))
-    train.renew_latents(tmp_path, {}, source, strategy, ())
-    assert len(encoded) == 2  # once above, and once because the first stage has been trained further
 
 
 def test_anomaly_averages_over_noises_of_its_own():
