@@ -13,7 +13,7 @@ import modules
 import stages
 from ldm import tissue
 from ldm.data import transforms
-from ldm.training import callbacks, distribution, presets, runs
+from ldm.training import callbacks, presets, runs
 from ldm.training import settings as schema
 
 OLD = Path(__file__).parent / "old_runs"
@@ -126,9 +126,8 @@ def test_conditions_and_masks_travel_with_their_latents(run, settings, source):
     stored = arrays_of(run, "train")
     views, count = stored["latents"].shape[:2]
     flat = np.float32(stored["latents"]).reshape(views * count, -1)
-    age = dict(zip(*np.unique(stored["case"], return_inverse=False, return_counts=True), strict=True))
-    columns = source.columns(["age"])
-    age = {case: float(dataset.covariates_of(source, np.array([case]), columns)[0, 0]) for case in age}
+    people, columns = np.unique(stored["case"]), source.columns(["age"])
+    age = dict(zip(people.tolist(), dataset.covariates_of(source, people, columns)[:, 0].tolist(), strict=True))
     assert len(set(age.values())) == len(age) > 1
     seen = []
     for batch in learned(run, settings, source).take(count // 12).as_numpy_iterator():
@@ -211,12 +210,19 @@ def slices(start_step=0, training=True):
     return tf.data.Dataset.from_tensor_slices(arrays | {"number": np.arange(20, dtype="int32") // 8}).batch(8)
 
 
-def fit(run, settings=STAGE, model=None, averaged=True, **more):
-    model = model or tiny()
-    stages.fit(
-        model, run, "diffusion", settings, slices, slices(training=False), lambda model: lambda path: None, averaged
-    )
+def fit(run, settings=STAGE, watchers=()):
+    """A training with averaged weights; returns its model."""
+    run.mkdir(exist_ok=True)
+    model, picture = tiny(), lambda model: lambda path: None
+    stages.fit(model, run, "diffusion", settings, slices, slices(training=False), picture, True, watchers)
     return model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder, model) of a whole training."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    return run, fit(run)
 
 
 def validation_loss(model):
@@ -224,30 +230,26 @@ def validation_loss(model):
     return model.evaluate(slices(training=False), verbose=0, return_dict=True)["loss"]
 
 
-def test_what_is_validated_and_kept_are_the_averaged_weights(tmp_path):
-    model = fit(tmp_path)
-    rows = runs.read_history(tmp_path / "diffusion.csv")
+def test_what_is_validated_and_kept_are_the_averaged_weights(trained):
+    run, _ = trained
+    rows = runs.read_history(run / "diffusion.csv")
     best = min(row["val_loss"] for row in rows)
-    kept = runs.load_model(tmp_path / "diffusion.keras")
-    assert validation_loss(kept) == pytest.approx(best, rel=1e-4)
-    raw = tiny()
-    raw.set_weights(model.get_weights())  # where the last step has come to
-    assert abs(validation_loss(raw) - rows[-1]["val_loss"]) > 1e-3 * best
-    averages = model.optimizer._model_variables_moving_average
-    apart = [np.abs(np.subtract(a, w)).max() for a, w in zip(averages, model.trainable_variables, strict=True)]
-    assert max(apart) > 1e-3
+    assert validation_loss(runs.load_model(run / "diffusion.keras")) == pytest.approx(best, rel=1e-4)
+    last = tiny()
+    stages.compile_for_training(last, STAGE["learning_rate"], 12, averaged=True)
+    last.load_weights(run / "diffusion.last.weights.h5")  # where the last step has come to, not their average
+    averages = last.optimizer._model_variables_moving_average
+    apart = [np.abs(np.subtract(a, w)).max() for a, w in zip(averages, last.trainable_variables, strict=True)]
+    assert max(apart) > 1e-3 and abs(validation_loss(last) - rows[-1]["val_loss"]) > 1e-4 * best
 
 
-def test_the_learning_rate_of_a_training_ends_where_its_last_step_does(tmp_path):
-    optimizer = fit(tmp_path, schema.merged(STAGE, {"epochs": 1})).optimizer
-    assert int(optimizer.iterations) == 6 and float(optimizer.learning_rate) == pytest.approx(0.02 * 1e-2)
+def test_the_learning_rate_of_a_training_ends_where_its_last_step_does(trained):
+    optimizer = trained[1].optimizer
+    assert int(optimizer.iterations) == 12 and float(optimizer.learning_rate) == pytest.approx(0.02 * 1e-2)
     assert float(optimizer.weight_decay) > 0
 
 
-def test_fit_goes_on_to_where_an_unbroken_training_ends(tmp_path, capsys):
-    whole = fit(tmp_path / "whole")
-    broken = tmp_path / "broken"
-
+def test_fit_goes_on_to_where_an_unbroken_training_ends(trained, tmp_path, capsys):
     class Killed(Exception):
         pass
 
@@ -256,40 +258,28 @@ def test_fit_goes_on_to_where_an_unbroken_training_ends(tmp_path, capsys):
             if epoch == 1:
                 raise Killed
 
+    run, whole = trained
     with pytest.raises(Killed):
-        stages.fit(
-            *(
-                tiny(),
-                broken,
-                "diffusion",
-                STAGE,
-                slices,
-                slices(training=False),
-                lambda model: lambda path: None,
-                True,
-            ),
-            watchers=[Kill()],
-        )
-    again = fit(broken)
+        fit(tmp_path, watchers=[Kill()])
+    again = fit(tmp_path)
     assert "diffusion: going on after epoch 1 of 2" in capsys.readouterr().out
     for ours, theirs in zip(again.weights, whole.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6, err_msg=ours.path)
-    ours, theirs = (runs.read_history(run / "diffusion.csv") for run in (broken, tmp_path / "whole"))
+    ours, theirs = (runs.read_history(folder / "diffusion.csv") for folder in (tmp_path, run))
     assert [row["epoch"] for row in ours] == [0, 1]
     np.testing.assert_allclose([row["val_loss"] for row in ours], [row["val_loss"] for row in theirs], rtol=1e-5)
-    assert (broken / "diffusion.png").exists()
-    before = (broken / "diffusion.csv").read_bytes()
-    fit(broken)  # finished: nothing is trained, nothing is written
-    assert (broken / "diffusion.csv").read_bytes() == before
+    assert (tmp_path / "diffusion.png").exists()
+    before = (tmp_path / "diffusion.csv").read_bytes()
+    fit(tmp_path)  # finished: nothing is trained, nothing is written
+    assert (tmp_path / "diffusion.csv").read_bytes() == before
 
 
-def test_a_training_without_patience_left_is_not_gone_on_with(tmp_path, capsys):
-    monotone = schema.merged(STAGE, {"patience": 1, "epochs": 9, "learning_rate": 1e-9})
-    fit(tmp_path, monotone)
-    epochs = len(runs.read_history(tmp_path / "diffusion.csv"))
-    assert epochs < 9 and f"stopped after {epochs} epochs" in capsys.readouterr().out
-    fit(tmp_path, monotone)
-    assert len(runs.read_history(tmp_path / "diffusion.csv")) == epochs
+def test_a_training_without_patience_left_is_not_gone_on_with(trained, tmp_path, capsys):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    (run / "diffusion.csv").write_text("epoch,val_loss\n0,0.5\n1,0.6\n")
+    fit(run, schema.merged(STAGE, {"patience": 1, "epochs": 9}))
+    assert "stopped after 2 epochs; the best was epoch 1" in capsys.readouterr().out
+    assert len(runs.read_history(run / "diffusion.csv")) == 2
 
 
 def losses_of(model, batches, training):
@@ -365,7 +355,3 @@ def test_kid_needs_validation_slices(source, tmp_path, monkeypatch):
     monkeypatch.setattr(stages.dataset, "read_split", lambda *_: {"image": np.zeros((3, 32, 32, 1))})
     with pytest.raises(runs.RunError, match="--select kid needs 4 validation slices"):
         stages.kid(tmp_path, source, 32, lambda model: None, 2)
-
-
-def test_replicas_are_asked_for_by_the_strategy():
-    assert distribution.make_strategy(2).num_replicas_in_sync == 2

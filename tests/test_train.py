@@ -289,3 +289,46 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
     (tmp_path / "autoencoder.json").write_text(json.dumps({"finished": True, "epochs": 6}))
     stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
     assert len(encoded) == 2  # once above, and once because the first stage has been trained further
+
+
+# ---- exit statuses, and what a run leaves ----------------------------------------------------------------------------
+
+
+def test_a_run_is_trained_gone_on_with_and_found_finished(tmp_path, phantoms, capsys, monkeypatch):
+    """Status 0; the archive is fingerprinted once per command, however many stages there are."""
+    asked, manifest = [], dataset.Source.manifest
+    monkeypatch.setattr(dataset.Source, "manifest", lambda source: (asked.append(1), manifest(source))[1])
+    run = tmp_path / "run"
+    argv = ["--data", phantoms, "--run", str(run), *TINY, *SHORT]
+    assert train.main(argv) == 0 and len(asked) == 1
+    stored = runs.load_json(run / "diffusion.json")
+    assert stored["finished"] and stored["epochs"] == 1 and stored["data"]["source"] == phantoms
+    assert schema.frozen(stored["settings"]) == resolved(*argv)  # and nothing else is left undone
+    names = "diffusion.csv diffusion.json diffusion.keras diffusion.last.weights.h5 diffusion.png logs pictures".split()
+    assert sorted(path.name for path in run.iterdir()) == names
+    assert (run / "pictures" / "diffusion_epoch_001.png").stat().st_size > 0
+
+    capsys.readouterr()
+    assert train.main(argv) == 0
+    assert "finished before" in capsys.readouterr().out
+    argv[argv.index("--epochs") + 1] = "2"
+    assert train.main(argv) == 0
+    assert "going on after epoch 1 of 2" in capsys.readouterr().out
+    assert [row["epoch"] for row in runs.read_history(run / "diffusion.csv")] == [0, 1]
+
+
+def test_an_interrupted_training_has_a_status_of_its_own(tmp_path, phantoms, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "fit", interrupt)
+    assert train.main(["--data", phantoms, "--run", str(tmp_path / "run"), *TINY, *SHORT]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+    assert runs.load_json(tmp_path / "run" / "diffusion.json")["finished"] is False
+
+
+def test_a_damaged_slice_is_named_and_is_a_users_mistake(tmp_path, capsys):
+    flat = flat_folder(tmp_path / "flat")
+    (tmp_path / "flat" / "1_0.png").write_bytes((tmp_path / "flat" / "1_0.png").read_bytes()[:-30])
+    argv = ["--data", flat, "--run", str(tmp_path / "run"), *TINY, *SHORT]
+    assert "1_0.png" in refusal(train.main, argv, capsys)
