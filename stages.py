@@ -26,7 +26,8 @@ import features
 import modules
 from generator import Generator
 from ldm import batches, tissue
-from ldm.data import transforms
+from ldm.data import latents
+from ldm.data.masks import tissue_fractions
 from ldm.diffusion import schedules
 from ldm.drawing import charts, figures
 from ldm.judging import fidelity, metrics
@@ -35,7 +36,7 @@ from ldm.training.settings import arguments, attention_rows, latent_shape, merge
 
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
 SHOWN, SHOWN_CALLS = 8, 20  # slices in the picture of an epoch, network calls for each
-GENTLY = 0.4  # strength of augmentation for what the second stage learns to draw; see `transforms.augment`
+GENTLY = 0.4  # strength of augmentation for what the second stage learns to draw; see `pixels.augment`
 OVERFIT_SLICES, OVERFIT_SECONDS, OVERFIT_STEPS = 8, 25, 400  # per replica; per stage
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
 
@@ -223,23 +224,20 @@ def reconstructions(shown):
 
 
 def encode_latents(run, settings, source, manifest):
-    """Stage 2: images -> `latents/<split>.npz`, for the splits that training may see.
-
-    View 0 of a slice is the slice; the other views of a training slice are augmented, because the second stage has no
-    other augmentation.
-    """
+    """Stage 2: images -> `latents/<split>.npz`, for the splits that training may see; see `ldm.data.latents`."""
     autoencoder = runs.load_first_stage(run)
     records.write(run, "latents", settings, manifest, finished=False)
     masks, options = settings["diffusion"]["condition_on_mask"], {"seed": settings["seed"], "flip": settings["flip"]}
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
         arrays = encoded(autoencoder, source, split, views, masks, **options)
-        runs.write(run / "latents" / f"{split}.npz", functools.partial(np.savez, **arrays))
+        if runs.is_chief():
+            latents.write(run / "latents" / f"{split}.npz", **arrays)
     epochs = runs.load_json(run / "autoencoder.json")["epochs"]
     records.write(run, "latents", settings, manifest, finished=True, epochs=epochs)
 
 
 def encoded(autoencoder, source, split, views, masks, *, seed, flip):
-    """The latents of a split and what belongs to them, as `dataset.make_latents_dataset` reads them.
+    """The latents of a split and what belongs to them, as `latents.write` takes them.
 
     Args:
         autoencoder: a trained first stage.
@@ -247,44 +245,31 @@ def encoded(autoencoder, source, split, views, masks, *, seed, flip):
         split: "train" or "validate".
         views: V.
         masks: whether the tissue fractions come along.
-        seed, flip: of the augmentation.
+        seed, flip: of the augmentation of all views but the first.
 
     Returns:
-        {"latents" (V, N, h, w, C) float16; "z", "label", "case" (N,) int32; "codes" (V, N, h, w) int32, where the first
-        stage has a codebook; "mask" (V, N, h, w, 4) float16, with masks}.
+        {"latents" (V, N, h, w, C); "z", "label", "case" (N,) int32; "codes" (V, N, h, w) int32, where the first stage
+        has a codebook; "mask" (V, N, h, w, 4), with masks}.
     """
     encode, found = tf.function(autoencoder.encode, reduce_retracing=True), []
-    for view in range(views):
+    for number in range(views):
+        plain = dataset.make_dataset(source, split, autoencoder.image_size, 64, training=False, masks=masks)
         rows = []
-        for batch in view_of(source, split, autoencoder.image_size, view, masks, seed, flip):
+        for batch in latents.view(plain, number, seed=seed, flip=flip, strength=GENTLY):
             row = {key: batch[key].numpy() for key in ("z", "label", "case")}
             row["latents"] = encode(batch["image"], batch["z"], batch["label"]).numpy()
             if masks:
-                shape, box = row["latents"].shape[1:3], autoencoder.crop_box
-                row["mask"] = transforms.tissue_fractions(batch["mask"], shape, box).numpy().astype("float16")
+                shape = row["latents"].shape[1:3]
+                row["mask"] = tissue_fractions(batch["mask"], shape, autoencoder.crop_box).numpy()
             rows.append(row)
         found.append({key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
-        print(f"latents: {split}, view {view + 1} of {views}", flush=True)
+        print(f"latents: {split}, view {number + 1} of {views}", flush=True)
     arrays = {key: found[0][key] for key in ("z", "label", "case")}  # the same in every view
     for key in ("latents", "mask") if masks else ("latents",):
         arrays[key] = np.stack([view[key] for view in found])
     if isinstance(autoencoder, modules.VQVAE):
         arrays["codes"] = np.stack([autoencoder.codes(view).numpy() for view in arrays["latents"]])
-    arrays["latents"] = arrays["latents"].astype("float16")
     return arrays
-
-
-def view_of(source, split, image_size, view, masks, seed, flip):
-    """Batches of a split's slices in table order: as they are in view 0, augmented in the other views."""
-    first = 0
-    for batch in dataset.make_dataset(source, split, image_size, 64, training=False, masks=masks):
-        rows = first + tf.range(len(batch["z"]), dtype=tf.int64)
-        if view:
-            seeds = tf.stack([tf.fill(tf.shape(rows), seed + np.int64(view)), rows], axis=-1)
-            changed = transforms.augment(batch["image"], seeds, flip, batch.get("mask"), GENTLY)
-            batch |= dict(zip(("image", "mask"), changed, strict=True)) if masks else {"image": changed}
-        yield batch
-        first += len(rows)
 
 
 def renew_latents(run, settings, source, manifest, strategy, needed):
@@ -364,7 +349,7 @@ def diffusion_batches(run, settings, source, columns, split, training, start_ste
         options |= {"flip": settings["flip"], "augment": GENTLY}
         found = dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
         if masks:
-            found = found.map(lambda b: {**b, "mask": transforms.tissue_fractions(b["mask"], (size, size))})
+            found = found.map(lambda b: {**b, "mask": tissue_fractions(b["mask"], (size, size))})
     else:
         path = run / "latents" / f"{split}.npz"
         found = dataset.make_latents_dataset(path, stage["batch_size"], training, **options)
@@ -511,14 +496,14 @@ def overfit_test(settings, source, strategy):
         with strategy.scope():
             autoencoder = make_autoencoder(settings, len(source.label_names))
         learned, crop_box = overfits("autoencoder", autoencoder, batch, first["learning_rate"]), autoencoder.crop_box
-        latents = autoencoder.raw_latents(batch["image"], batch["z"], batch["label"])
-        batch["image"] = (latents - tf.reduce_mean(latents)) / (tf.math.reduce_std(latents) + 1e-6)
+        raw = autoencoder.raw_latents(batch["image"], batch["z"], batch["label"])
+        batch["image"] = (raw - tf.reduce_mean(raw)) / (tf.math.reduce_std(raw) + 1e-6)
     columns = source.columns(second["conditions"])
     if columns:
         batch["covariates"] = dataset.covariates_of(source, batch["case"].numpy(), columns)
     mask = batch.pop("mask", None)
     if second["condition_on_mask"]:
-        batch["mask"] = transforms.tissue_fractions(mask, batch["image"].shape[1:3], crop_box)
+        batch["mask"] = tissue_fractions(mask, batch["image"].shape[1:3], crop_box)
     with strategy.scope():
         diffusion = make_diffusion(settings, len(source.label_names), covariate_sizes(columns))
     return overfits("diffusion", diffusion, batch, second["learning_rate"]) and learned
