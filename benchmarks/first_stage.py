@@ -301,7 +301,7 @@ def ablation(flags):
         options = {"downsampling": 8, "patch": 4, "latent_channels": 8, "codes_per_latent": 2, "width": flags.width}
         model = modules.VQVAE(flags.image_size, crop_box=window, **options)
         model.compare = lambda real, fake, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
-        model.compile(optimizer=callbacks.make_optimizer({"learning_rate": 8e-4}, flags.steps))
+        model.compile(optimizer=callbacks.make_optimizer(8e-4, flags.steps))
         step = tf.function(model.train_step)
         batches = dataset.make_dataset(source, "train", flags.image_size, flags.batch_size, training=True)
         for batch in batches.take(flags.steps):

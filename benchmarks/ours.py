@@ -16,10 +16,9 @@ import tensorflow as tf
 
 import dataset
 import modules
-import train
+import stages
 from ldm.diffusion import samplers
-from ldm.training import distribution
-from ldm.training.presets import DEFAULTS, PRESETS, merged
+from ldm.training import distribution, presets
 
 
 def optimizer():
@@ -154,11 +153,10 @@ class TimedCosine(keras.optimizers.schedules.LearningRateSchedule):
 def autoencoder(flags):
     """The VQ-VAE of a `<pixels>-f8` preset, trained on real slices for so many minutes."""
     size = flags.image_size
-    settings = merged(DEFAULTS, PRESETS[f"{size}-f8"])
-    group = settings["autoencoder"]
     source = dataset.open_source(flags.data)
-    group["crop_box"] = train.find_crop_box(settings, source)
-    model = train.make_autoencoder(settings, 0)
+    settings = stages.with_found(presets.of(f"{size}-f8"), source)
+    group = settings["autoencoder"]
+    model = stages.make_autoencoder(settings, 0)
     rate = TimedCosine(group["learning_rate"])
     model.compile(optimizer=keras.optimizers.AdamW(rate, beta_2=0.99, weight_decay=1e-4), jit_compile=False)
     model.make_train_function()

@@ -34,12 +34,11 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "modules": {"ldm.diffusion.schedules", "ldm.training.losses", "ldm.training.distribution", "ldm.training.adversary"}
     | wing("nets"),
     "features": {"dataset", "ldm.data.pixels", "ldm.training.losses", "ldm.training.runs"} | wing("nets"),
-    # for now: the charts of a training are drawn, and its samples judged, by its callbacks
-    "ldm.training.callbacks": wing("training") | {"ldm.drawing.charts", "ldm.judging.fidelity"},
     "generator": {"modules", "ldm.training.runs", "ldm.data.masks"} | wing("diffusion"),
     "conditions": {"dataset", "ldm.data.table", "ldm.training.runs"},
     "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
     | wing("diffusion"),
+    "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
 }
 

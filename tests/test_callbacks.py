@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import pytest
 
+from ldm.judging import fidelity
 from ldm.training import callbacks, runs
 
 
 def test_averaged_weights_look_back_over_a_tenth_of_the_first_steps():
-    optimizer = callbacks.make_optimizer({"learning_rate": 0.1}, steps=1000, averaged=True)
+    optimizer = callbacks.make_optimizer(0.1, steps=1000, averaged=True)
     weight, average = keras.Variable([1.0]), None
     for i in range(30):
         optimizer.apply([keras.ops.ones((1,))], [weight])
@@ -18,6 +19,26 @@ def test_averaged_weights_look_back_over_a_tenth_of_the_first_steps():
         momentum = min(1.0 - 1.0 / 50.0, (1.0 + i) / (10.0 + i)) if i else 0.0
         average = value if average is None else momentum * average + (1.0 - momentum) * value
         assert float(optimizer._model_variables_moving_average[0].numpy()[0]) == pytest.approx(average, rel=1e-5)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_learning_rate_warms_up_to_its_peak_and_decays_to_a_fiftieth(averaged):
+    optimizer = callbacks.make_optimizer(0.1, steps=1000, averaged=averaged)
+    rates = []
+    for step in range(1001):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    assert rates[0] == pytest.approx(0.001) and rates[100] == pytest.approx(0.1)
+    assert rates[1000] == pytest.approx(0.002)
+    assert np.all(np.diff(rates[:101]) > 0) and np.all(np.diff(rates[100:]) < 0)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_weights_without_a_gradient_decay(averaged):
+    optimizer, weight = callbacks.make_optimizer(0.1, steps=10, averaged=averaged), keras.Variable([1.0])
+    optimizer.iterations.assign(1)  # of 10 steps the first is the warm-up
+    optimizer.apply([keras.ops.zeros((1,))], [weight])
+    assert 1.0 - float(weight.value.numpy()[0]) == pytest.approx(0.1 * 1e-4, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +74,13 @@ def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
     real = rng.random((40, 4, 4, 1))
     drawn = {"model": real + 1.0}
     monkeypatch.setattr(callbacks.runs, "copy_for_use", lambda model, copy=None: model)
-    describe = lambda images: (images.reshape(40, -1), None)  # noqa: E731
-    kid = callbacks.Kid(lambda model: lambda: drawn["model"], describe, real, every=2)
+    kid = callbacks.Kid(
+        lambda model: lambda: drawn["model"],
+        describe=lambda images: images.reshape(40, -1),
+        distance=fidelity.kernel_distance,
+        real=real,
+        every=2,
+    )
     kid.set_params({"epochs": 3})
     rows = [{"epoch": epoch, "val_loss": 3.0 - epoch} for epoch in range(3)]
     for epoch, row in enumerate(rows):
@@ -64,3 +90,18 @@ def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
     rank = runs.Checkpoint(tmp_path, "diffusion", "val_loss").rank
     assert rank(rows[2]) < rank(rows[1]) < rank(rows[0])
     assert rank({"val_loss": 1.0}) < rank({"val_loss": 2.0})
+
+
+def test_the_codes_of_an_epoch_are_written_down_and_drawn(tmp_path):
+    drawn = []
+    usage = {
+        "usage_foreground": SimpleNamespace(counts=np.array([0.0, 3.0, 0.0])),
+        "usage_background": SimpleNamespace(counts=np.array([0.0, 1.0, 2.0])),
+    }
+    health = callbacks.CodebookHealth(tmp_path, usage, lambda **counts: drawn.append(counts))
+    health.on_test_begin()
+    usage["usage_foreground"].counts = np.zeros(3)  # reset, by the time that the epoch ends
+    health.on_epoch_end(4)
+    counts = {"foreground": [0, 3, 0], "background": [0, 1, 2]}
+    assert drawn == [counts]
+    assert runs.load_json(tmp_path / "codebook.json") == {"epoch": 5, "dead": [0], **counts}

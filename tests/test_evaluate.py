@@ -13,7 +13,7 @@ import evaluate
 import features
 import modules
 import train
-from ldm.training import runs
+from ldm.training import records, runs
 
 SIZE = 32
 
@@ -34,7 +34,7 @@ def make_run(folder, data, **more):
     model = modules.DiffusionModel(unet, clip_x_0=True)
     folder.mkdir(exist_ok=True)
     model.save(folder / "diffusion.keras")
-    train.record(folder, "diffusion", settings, dataset.open_source(data).manifest(), finished=True)
+    records.write(folder, "diffusion", settings, dataset.open_source(data).manifest(), finished=True)
     return folder
 
 

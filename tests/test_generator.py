@@ -172,8 +172,8 @@ def test_every_condition_reaches_the_network(latent, changed):
     values = conditions[changed].copy()
     values[1] = CHANGES[changed](values[1])
     after = latent.draw(x_T, {**conditions, changed: values}, "ddim", 2)
-    np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], atol=1e-5)
-    assert np.abs(after[1] - before[1]).max() > 1e-4
+    np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], atol=1e-7)
+    assert np.abs(after[1] - before[1]).max() > 2e-6  # the model of this fixture has learned for two steps only
 
 
 def test_same_seed_same_bytes(pixels):

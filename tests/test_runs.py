@@ -98,8 +98,24 @@ def test_a_history_that_goes_on_keeps_to_its_columns(tmp_path):
     model, x = tiny_model(), tf.ones((4, 1))
     history = runs.History(tmp_path / "history.csv", append=True)
     more = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(seconds=9.0, a_first=8.0))
-    model.fit(x, x, epochs=1, verbose=0, callbacks=[Validation([0.25]), more, history])
-    assert runs.read_history(tmp_path / "history.csv") == [{"epoch": 0, "val_loss": v} for v in (0.5, 0.25)]
+    model.fit(x, x, epochs=2, initial_epoch=1, verbose=0, callbacks=[Validation([0.5, 0.25]), more, history])
+    assert runs.read_history(tmp_path / "history.csv") == [
+        {"epoch": 0, "val_loss": 0.5},
+        {"epoch": 1, "val_loss": 0.25},
+    ]
+
+
+def test_a_history_is_read_whatever_interrupted_runs_leave_behind(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text(
+        "epoch,loss,val_loss,note\n0,3.0,NA,[1 2]\n1,2.0,2.5,x\n"
+        "epoch,loss,val_loss,note\n1,1.5,2.2,x\n2,nan,NA,x\n3,0.9"  # resumed at epoch 1; killed in the middle of a row
+    )
+    rows = runs.read_history(path)
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert np.isnan(rows[2].pop("loss")) and [row.get("loss") for row in rows] == [3.0, 1.5, None, 0.9]
+    assert [row.get("val_loss") for row in rows] == [None, 2.2, None, None]
+    assert not any("note" in row for row in rows)
 
 
 def test_a_first_stage_still_in_training_is_not_for_use(tmp_path):

@@ -2,8 +2,9 @@
 
 In the order of a training:
 
-    presets        what a run is, unless flags say otherwise
-    rules          what settings a run can have, and which flags would have no effect
+    settings       every setting of a run, declared once: flags, defaults, bounds, what may change, models' arguments
+    presets        settings to start from
+    records        what a stage writes down of itself, and what may be made of a run that has such records
     losses         what training minimises and watches: comparisons of images, a GAN's terms, annealing
     distribution   what a train_step needs to be right on several replicas
     adversary      when adversarial training starts and is turned down; the bank of codes it draws from

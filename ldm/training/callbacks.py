@@ -1,12 +1,13 @@
-"""What a training is run with: the optimizer, and the callbacks that time it, stop it, measure it and draw it."""
+"""What a training is run with: the optimizer, and the callbacks that time it, stop it, measure it and draw it.
+
+How to measure and how to draw is handed in as functions, so that nothing here judges or draws by itself.
+"""
 
 import time
 
 import keras
 import numpy as np
 
-from ldm.drawing import charts
-from ldm.judging import fidelity
 from ldm.training import runs
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------
@@ -32,13 +33,17 @@ class AveragingAdamW(keras.optimizers.AdamW):
         return {**super().get_config(), "ema_momentum": self.last_momentum}
 
 
-def make_optimizer(settings, steps, averaged=False, beta_1=0.9):
-    """AdamW with warm-up and cosine decay; `averaged` adds a moving average of the weights.
+def make_optimizer(peak, steps, averaged=False, beta_1=0.9):
+    """AdamW with warm-up and cosine decay.
 
-    In the end the average looks back over about a twentieth of the training, so that it suits short runs and long ones
-    (arXiv 2312.02696, section 3, on widths relative to the training length).
+    Args:
+        peak: learning rate after the warm-up.
+        steps: of the whole training, warm-up included.
+        averaged: keep a moving average of the weights as well. In the end it looks back over about a twentieth of the
+            training, so that it suits short runs and long ones (arXiv 2312.02696, section 3, on widths relative to the
+            training length).
+        beta_1: of Adam.
     """
-    peak = settings["learning_rate"]
     warm_up = min(200, steps // 10)
     decay = keras.optimizers.schedules.CosineDecay(
         0.01 * peak, steps - warm_up, alpha=0.02, warmup_target=peak, warmup_steps=warm_up
@@ -105,19 +110,20 @@ class Patience(keras.callbacks.Callback):
 class Kid(keras.callbacks.Callback):
     """Adds `val_kid` to the history, in every `every`-th epoch and the last: samples against the validation people.
 
-    KID is that of `ldm.judging.fidelity`, in the features of `features.of_run`; epochs that are not measured have NaN.
+    Epochs that are not measured have NaN.
 
     Args:
-        make_draw: callable (model for use) -> callable () -> images (N, H, W, 1) in [0, 1].
-        describe: images -> features and more, as `features.of_run` returns.
-        real: images of the validation people, likewise.
+        make_draw: callable (model for use) -> callable () -> images (N, H, W, 1).
+        describe: callable images -> features (N, D).
+        distance: callable (features, features) -> (kernel inception distance, its standard error).
+        real: images of the validation people.
         every: epochs.
     """
 
-    def __init__(self, make_draw, describe, real, every):
+    def __init__(self, make_draw, describe, distance, real, every):
         super().__init__()
-        self.make_draw, self.describe, self.every, self.copy = make_draw, describe, every, None
-        self.real = describe(real)[0]
+        self.make_draw, self.describe, self.distance = make_draw, describe, distance
+        self.every, self.copy, self.real = every, None, describe(real)
 
     def on_epoch_end(self, epoch, logs=None):
         logs["val_kid"] = float("nan")
@@ -126,20 +132,25 @@ class Kid(keras.callbacks.Callback):
             self.copy = runs.copy_for_use(self.model, self.copy)
             if first:
                 self.draw = self.make_draw(self.copy)
-            fake = self.describe(self.draw())[0]
-            logs["val_kid"], error = fidelity.kernel_distance(self.real, fake)
+            fake = self.describe(self.draw())
+            logs["val_kid"], error = self.distance(self.real, fake)
             print(f"val_kid: {logs['val_kid']:.3f} +- {error:.3f}, {len(fake)} samples against {len(self.real)} slices")
 
 
 class CodebookHealth(keras.callbacks.Callback):
-    """After each epoch of training write which codes it used: `codebook.json`, and `codebook.png` with the history.
+    """After each epoch of training write which codes it used, `codebook.json`, and draw it beside the history.
 
     Usage, perplexity and revivals are among the metrics, so the CSV file and TensorBoard have them as well.
+
+    Args:
+        run: folder.
+        usage: {"usage_foreground", "usage_background"}, metrics that count codes.
+        draw: callable (foreground, background) that draws the counts, two lists of K numbers.
     """
 
-    def __init__(self, run, autoencoder):
+    def __init__(self, run, usage, draw):
         super().__init__()
-        self.run, self.usage = run, autoencoder.usage
+        self.run, self.usage, self.draw = run, usage, draw
 
     def on_test_begin(self, logs=None):  # the metrics are still those of training
         names = {"foreground": "usage_foreground", "background": "usage_background"}
@@ -153,11 +164,17 @@ class CodebookHealth(keras.callbacks.Callback):
         used = np.sum(list(self.counts.values()), axis=0)
         dead = np.flatnonzero(used == 0).tolist()
         runs.save_json(self.run / "codebook.json", {"epoch": epoch + 1, "dead": dead, **self.counts})
-        charts.codebook_health(self.run / "autoencoder.csv", self.run / "codebook.png", **self.counts)
+        self.draw(**self.counts)
 
 
 class Picture(keras.callbacks.Callback):
-    """After each epoch draw what the model for use can do, into `pictures/<stage>_epoch_NNN.png`."""
+    """After each epoch draw what the model for use can do, into `<folder>/<stage>_epoch_NNN.png`.
+
+    Args:
+        folder: of the pictures.
+        stage: the first word of their names.
+        make_draw: callable (model for use) -> callable (path) that draws.
+    """
 
     def __init__(self, folder, stage, make_draw):
         super().__init__()

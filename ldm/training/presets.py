@@ -1,87 +1,17 @@
-"""What a run is, unless flags say otherwise: the defaults, and the presets that stand over them."""
+"""What a run can start from: the presets, which stand over the defaults of `ldm.training.settings`."""
 
-import copy
-
-DEFAULTS = {
-    "data": None,  # the phantom brains, drawn on first use
-    "labels": None,  # a table of people; None: the one in the archive, if any
-    "axis": 2,
-    "image_size": 128,
-    "first_stage": "vqvae",
-    "flip": False,
-    "seed": 0,
-    "autoencoder": {
-        "downsampling": 4,
-        "patch": 2,
-        "crop": False,  # presets crop; what was trained before there was a choice did not
-        "crop_box": None,  # found when training begins
-        "quantizer": "ema",
-        "width": 64,
-        "blocks": 1,
-        "latent_channels": 4,
-        "num_codes": 1024,
-        "codes_per_latent": 1,
-        "cosine": False,
-        "levels": [8, 5, 5, 5],
-        "kl_weight": 1e-6,
-        "kl_cycles": 4,
-        "kl_cycle_steps": None,  # half of the training
-        "condition_on_z": True,
-        "condition_on_label": False,
-        "segment": False,
-        "gan": False,
-        "adversarial_weight": 0.1,
-        "random_latents": False,
-        "batch_size": 16,
-        "epochs": 20,
-        "steps_per_epoch": None,  # one pass over the training split
-        "learning_rate": 6e-4,
-    },
-    "latents": {"views": 8},
-    "diffusion": {
-        "schedule": "cosine",
-        "prediction": "v",
-        "width": 64,
-        "multipliers": [1, 2, 4],
-        "blocks": 2,
-        "attention": [16, 8],
-        "head_size": 64,
-        "dropout": 0.0,
-        "drop_conditions": 0.1,
-        "gates": False,
-        "recompute": False,
-        "conditions": [],  # columns of the table
-        "condition_on_mask": False,
-        "select": "loss",  # of the validation people; or "kid", of samples against them
-        "patience": None,  # epochs without a new least loss of theirs, after which training stops
-        "zero_snr": False,
-        "loss": "mse",
-        "min_snr_gamma": None,
-        "accumulate": 1,
-        "batch_size": 32,
-        "epochs": 100,
-        "steps_per_epoch": None,
-        "learning_rate": 5e-4,
-    },
-    "prior": {
-        "width": 128,
-        "depth": 4,
-        "heads": 2,
-        "dropout": 0.1,
-        "batch_size": 8,
-        "epochs": 20,
-        "steps_per_epoch": None,
-        "learning_rate": 1e-3,
-    },
-}
+from ldm.training.settings import defaults, merged, unknown_keys
 
 
-def merged(base, over):
-    """A deep copy of `base` with the values of `over` in their places."""
-    result = copy.deepcopy(base)
-    for key, value in over.items():
-        result[key] = merged(result[key], value) if isinstance(value, dict) and key in result else copy.deepcopy(value)
-    return result
+def of(name):
+    """The complete settings of a preset.
+
+    Raises:
+        KeyError: if the preset names what is no setting.
+    """
+    if unknown := unknown_keys(PRESETS[name]):
+        raise KeyError(f"the preset {name} sets {', '.join(unknown)}: there is no such setting")
+    return merged(defaults(), PRESETS[name])
 
 
 def _sized(image_size, downsampling):
@@ -131,7 +61,7 @@ def _in_pixels(image_size):
 
 # Times and scores were measured on 2 CPU cores with bfloat16; README has the commands.
 PRESETS = {
-    # 64x64 phantoms, latents 14x12x4 within the window: all stages in 8 to 20 minutes
+    # 64x64 phantoms, latents 14x12x4 within the crop box: all stages in 8 to 20 minutes
     "phantom": {
         "data": None,
         "image_size": 64,
@@ -153,8 +83,8 @@ PRESETS = {
             "learning_rate": 8e-4,
         },
     },
-    # an OASIS-like archive at 256x256, latents 24x20x4 within the window. Four smooth channels of a KL-VAE are learned
-    # sooner than the eight of the VQ-VAE of 256-f8, which show as much.
+    # an OASIS-like archive at 256x256, latents 24x20x4 within the crop box. Four smooth channels of a KL-VAE are
+    # learned sooner than the eight of the VQ-VAE of 256-f8, which show as much.
     "oasis-256": merged(
         _sized(256, 8),
         {

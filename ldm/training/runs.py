@@ -12,6 +12,7 @@ Files are written whole or not at all: under a temporary name first, then rename
 off the optimiser's own step counter inside the checkpoint, so that weights and count cannot disagree.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -144,13 +145,26 @@ def copy_for_use(model, copy=None):
 
 
 def read_history(path):
-    """Rows of a CSVLogger file, as {column: float}; empty if there is no file."""
+    """The history of a stage, tolerant of what interrupted runs leave behind.
+
+    A run that was gone on with may repeat an epoch, whose later row counts, or the header; a killed one may end in half
+    a row; "NA" is a value that was not measured in that epoch. NaN and infinity are kept: they are results.
+
+    Returns:
+        A row per epoch, in their order, {column: float} without what is no number; empty if there is no file.
+    """
     if not Path(path).exists():
         return []
+    rows = {}
     with open(path, newline="") as file:
-        return [
-            {key: float(value) for key, value in row.items() if value not in ("", "NA")} for row in csv.DictReader(file)
-        ]
+        for row in csv.DictReader(file):
+            numbers = {}
+            for column, cell in row.items():
+                with contextlib.suppress(TypeError, ValueError):
+                    numbers[column] = float(cell)
+            if "epoch" in numbers:
+                rows[numbers["epoch"]] = numbers
+    return [rows[epoch] for epoch in sorted(rows)]
 
 
 def resume(model, run, stage, steps_per_epoch):

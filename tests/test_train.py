@@ -1,4 +1,6 @@
-"""The command lines: a user's mistake costs one sentence and exit status 2, before any long work, and loses nothing."""
+"""train.py: a user's mistake costs one sentence and exit status 2, before any long work, and loses nothing; what a run
+is, by preset, record and flags; exit statuses.
+"""
 
 import functools
 import json
@@ -7,9 +9,14 @@ import numpy as np
 import pytest
 
 import dataset
+import stages
 import train
 from ldm.drawing import figures
-from ldm.training import rules
+from ldm.training import distribution, presets, records, runs
+from ldm.training import settings as schema
+
+TINY = "--autoencoder none --image-size 32 --width 8 --multipliers 1 --blocks 1 --attention --head-size 8".split()
+SHORT = "--epochs 1 --steps-per-epoch 2 --batch-size 4 --precision float32".split()
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +24,19 @@ def phantoms(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "phantom.zip"
     dataset.write_phantoms(path, people=4, image_size=32)
     return str(path)
+
+
+def resolved(*argv):
+    """The settings that these flags make."""
+    return train.resolve(train.parser().parse_args([str(word) for word in argv]))[2]
+
+
+def flat_folder(home):
+    """Slices of people without labels and masks."""
+    home.mkdir()
+    for case in range(3):
+        figures.save_png(home / f"{case}_0.png", np.full((16, 16), 99, np.uint8))
+    return str(home)
 
 
 def refusal(main, argv, capsys):
@@ -75,14 +95,17 @@ def refusal(main, argv, capsys):
         (["--accumulate", "3"], "--batch-size 32 of diffusion must be divisible by the 1 replicas times the 3 parts"),
         (["--replicas", "99"], "--replicas"),
         (["--zero-snr", "--prediction", "eps"], "--zero-snr"),
+        (["--learning-rate", "nan"], "--learning-rate must be more than 0 and at most 1, not nan"),
+        (["--autoencoder", "vae", "--kl-weight", "inf"], "--kl-weight must be 0 or more"),
+        (["--image-size", "100000"], "--image-size must be 8 or more and at most 1024, not 100000"),
+        (["--replicas", "-1"], "--replicas must be 1 or more"),
+        (["--latent-channels", "8", "--autoencoder", "none"], "--latent-channels has no effect"),
+        (["--views", "2", "--autoencoder", "none"], "--views has no effect"),
+        (["--self-test", "prior"], "leave `prior` out"),
     ],
 )
 def test_train_refuses_in_one_sentence_that_names_the_flag(argv, named, tmp_path, phantoms, capsys):
-    flat = tmp_path / "flat"  # no labels, no masks
-    flat.mkdir()
-    for case in range(3):
-        figures.save_png(flat / f"{case}_0.png", np.full((16, 16), 99, np.uint8))
-    argv = [str(flat) if word == "flat" else word for word in argv]
+    argv = [flat_folder(tmp_path / "flat") if word == "flat" else word for word in argv]
     data = [] if "--data" in argv else ["--data", phantoms]
     run = tmp_path / "run"
     assert named in refusal(train.main, [*argv, *data, "--run", str(run)], capsys)
@@ -90,26 +113,34 @@ def test_train_refuses_in_one_sentence_that_names_the_flag(argv, named, tmp_path
 
 
 def test_a_finished_run_refuses_other_people(tmp_path, phantoms, capsys):
-    run, flat = tmp_path / "run", tmp_path / "flat"
-    flat.mkdir()
-    for case in range(3):
-        figures.save_png(flat / f"{case}_0.png", np.full((16, 16), 99, np.uint8))
+    run, flat = tmp_path / "run", flat_folder(tmp_path / "flat")
     argv = ["--run", str(run), "--image-size", "32", "--autoencoder", "none"]
-    _, _, settings = train.resolve(train.parser().parse_args([*argv, "--data", phantoms]))
+    settings = resolved(*argv, "--data", phantoms)
     run.mkdir()
     manifest = dataset.open_source(phantoms).manifest()
-    train.record(run, "diffusion", settings, manifest, finished=True, epochs=settings["diffusion"]["epochs"])
+    records.write(run, "diffusion", settings, manifest, finished=True, epochs=settings["diffusion"]["epochs"])
     assert train.main([*argv, "--data", phantoms]) == 0
-    assert "other people" in refusal(train.main, [*argv, "--data", str(flat)], capsys)
+    assert "other people" in refusal(train.main, [*argv, "--data", flat], capsys)
+
+
+def test_a_stage_is_not_gone_on_with_under_another_table_of_people(tmp_path):
+    manifest, age = {"splits": {}}, {"age": {"kind": "number", "mean": 70.0, "std": 10.0}}
+    for columns in (age, age):  # begun, and gone on with
+        records.write(tmp_path, "diffusion", schema.defaults(), manifest, columns=columns)
+    stored = runs.load_json(tmp_path / "diffusion.json")
+    assert stored["data"] == {"splits": {}, "columns": age} and stored["stage"] == "diffusion"
+    with pytest.raises(runs.RunError, match="another table of people"):
+        records.write(tmp_path, "diffusion", schema.defaults(), manifest, columns={"age": {**age["age"], "mean": 60.0}})
+    assert runs.load_json(tmp_path / "diffusion.json") == stored
 
 
 def test_what_was_found_when_training_began_stays_so(tmp_path):
     argv = ["--run", str(tmp_path), "--preset", "64-f8", "--autoencoder", "vae"]
-    _, _, settings = train.resolve(train.parser().parse_args(argv))
-    settings["autoencoder"] |= {"kl_cycle_steps": 70, "crop_box": [0, 0, 48, 48]}
+    found = {"kl_cycle_steps": 70, "crop_box": [0, 0, 48, 48]}
+    settings = schema.merged(resolved(*argv), {"autoencoder": found})
     (tmp_path / "autoencoder.json").write_text(json.dumps({"settings": settings, "data": {}}))
-    _, _, resumed = train.resolve(train.parser().parse_args([*argv, "--epochs", "99"]))
-    assert resumed["autoencoder"]["kl_cycle_steps"] == 70 and resumed["autoencoder"]["crop_box"] == [0, 0, 48, 48]
+    resumed = resolved(*argv, "--epochs", 99)
+    assert resumed["autoencoder"]["kl_cycle_steps"] == 70 and resumed["autoencoder"]["crop_box"] == (0, 0, 48, 48)
 
 
 def test_a_stage_names_the_command_that_makes_what_it_misses(tmp_path, phantoms, capsys):
@@ -119,8 +150,7 @@ def test_a_stage_names_the_command_that_makes_what_it_misses(tmp_path, phantoms,
 
 def test_a_run_refuses_to_become_another(tmp_path, phantoms, capsys):
     run = tmp_path / "run"
-    flags = train.parser().parse_args(["--run", str(run), "--image-size", "32", "--data", phantoms])
-    _, _, settings = train.resolve(flags)
+    settings = resolved("--run", run, "--image-size", 32, "--data", phantoms)
     run.mkdir()
     stored = json.dumps({"settings": settings, "data": {}})
     (run / "autoencoder.json").write_text(stored)
@@ -132,17 +162,17 @@ def test_a_run_refuses_to_become_another(tmp_path, phantoms, capsys):
 def test_a_finished_first_stage_is_not_trained_further_under_its_diffusion_model(tmp_path, phantoms, capsys):
     run = tmp_path / "run"
     argv = ["--run", str(run), "--image-size", "32", "--data", phantoms]
-    _, _, settings = train.resolve(train.parser().parse_args(argv))
+    settings = resolved(*argv)
     run.mkdir()
     stored = {"settings": settings, "data": {}, "finished": True, "epochs": settings["autoencoder"]["epochs"]}
     (run / "autoencoder.json").write_text(json.dumps(stored))
     more = ["autoencoder", *argv, "--epochs", "99"]
-    train.resolve(train.parser().parse_args(more))  # nothing stands on it yet
+    resolved(*more)  # nothing stands on it yet
     for stage in ("diffusion", "prior"):
         (run / f"{stage}.json").write_text(json.dumps({"settings": settings, "data": {}}))
         assert f"would change the latents under its {stage}" in refusal(train.main, more, capsys)
         (run / f"{stage}.json").unlink()
-    train.resolve(train.parser().parse_args(["diffusion", *argv, "--epochs", "99"]))
+    resolved("diffusion", *argv, "--epochs", 99)
 
 
 def test_latents_are_those_of_the_first_stage_as_it_is(tmp_path):
@@ -150,13 +180,11 @@ def test_latents_are_those_of_the_first_stage_as_it_is(tmp_path):
     for epochs, labels, finished in ((5, None, True), (4, None, False), (5, "other.csv", False)):
         stored = {"epochs": epochs, "finished": True, "settings": {"labels": labels}}
         (tmp_path / "latents.json").write_text(json.dumps(stored))
-        assert train.is_finished(tmp_path, "latents", {"labels": None}) == finished
+        assert records.is_finished(tmp_path, "latents", {"labels": None}) == finished
 
 
 def test_settings_come_from_preset_then_run_then_flags(tmp_path):
-    def settings(*argv):
-        return train.resolve(train.parser().parse_args(["--run", str(tmp_path / "run"), *argv]))[2]
-
+    settings = functools.partial(resolved, "--run", tmp_path / "run")
     preset = settings("--preset", "256-f8")
     assert preset["image_size"] == 256 and preset["autoencoder"]["epochs"] == 14
     assert settings("--preset", "256-f8", "--num-codes", "64")["autoencoder"]["num_codes"] == 64
@@ -168,43 +196,42 @@ def test_settings_come_from_preset_then_run_then_flags(tmp_path):
     assert settings("latents", "--views", "3")["latents"]["views"] == 3
 
 
-@pytest.mark.parametrize("preset", train.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
-    _, _, settings = train.resolve(train.parser().parse_args(["--run", str(tmp_path / "run"), "--preset", preset]))
+    settings = resolved("--run", tmp_path / "run", "--preset", preset)
     size, factor = settings["image_size"], settings["autoencoder"]["downsampling"]
     if preset.endswith("pixels"):
-        assert train.make_diffusion(settings, 0).data_shape == (size, size, 1)
+        assert stages.make_diffusion(settings, 0).data_shape == (size, size, 1)
         return
     if not preset.startswith(("phantom", "oasis")):
         assert preset == f"{size}-f{factor}"
-    settings["autoencoder"]["width"] = settings["diffusion"]["width"] = 32  # fewer channels are made sooner
-    settings["diffusion"]["head_size"] = 32
-    assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
+    narrow = {"autoencoder": {"width": 32}, "diffusion": {"width": 32, "head_size": 32}}  # made sooner
+    settings = schema.merged(settings, narrow)
+    assert stages.make_diffusion(settings, 0).data_shape == stages.make_autoencoder(settings, 0).latent_shape
     assert settings["autoencoder"]["crop"]
-    settings["autoencoder"]["crop_box"] = [
-        0,
-        0,
-        size,
-        size * 3 // 4,
-    ]  # 32 pixels are an eighth of 256, as in `find_crop_box`
-    rules.check_levels(settings)
-    assert train.make_diffusion(settings, 0).data_shape == train.make_autoencoder(settings, 0).latent_shape
+    box = [0, 0, size, size * 3 // 4]  # 32 pixels are an eighth of 256, as a box that is found
+    settings = schema.merged(settings, {"autoencoder": {"crop_box": box}})
+    schema.check_levels(settings)
+    assert stages.make_diffusion(settings, 0).data_shape == stages.make_autoencoder(settings, 0).latent_shape
 
 
-def test_the_window_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
-    argv = ["--run", str(tmp_path), "--data", phantoms, "--preset", "64-f4"]
-    settings = train.resolve(train.parser().parse_args(argv))[2]
-    window = train.find_crop_box(settings, dataset.open_source(phantoms))
-    height, width = window[2:]
+def test_the_crop_box_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
+    argv = ["--run", tmp_path, "--data", phantoms, "--preset", "64-f4"]
+    settings, source = resolved(*argv), dataset.open_source(phantoms)
+    found = stages.with_found(settings, source)["autoencoder"]
+    assert settings["autoencoder"]["crop_box"] is None  # of which `found` is a copy
+    height, width = found["crop_box"][2:]
     assert height % 8 == width % 8 == 0 and width < height < 64  # latents of 4 pixels, halved once
-    stored = {"settings": train.merged(settings, {"autoencoder": {"crop_box": [1, 2, 32, 24]}}), "data": {}}
-    (tmp_path / "autoencoder.json").write_text(json.dumps(stored))
-    again = train.resolve(train.parser().parse_args(argv))[2]
-    assert train.find_crop_box(again, None) == [1, 2, 32, 24] and rules.latent_shape(again) == (8, 6, 8)
-    again["diffusion"]["multipliers"] = [1, 2, 2]
-    with pytest.raises(train.runs.RunError, match="--multipliers with 3 levels do not fit 8x6"):
-        rules.check_levels(again)
-    assert train.find_crop_box(train.merged(again, {"autoencoder": {"crop": False, "crop_box": None}}), None) is None
+    steps = -(-len(source.select("train")) // settings["autoencoder"]["batch_size"])
+    assert found["kl_cycle_steps"] == settings["autoencoder"]["epochs"] * steps // 2
+    kept = schema.merged(settings, {"autoencoder": {"crop_box": [1, 2, 32, 24], "kl_cycle_steps": 7}})
+    (tmp_path / "autoencoder.json").write_text(json.dumps({"settings": kept, "data": {}}))
+    again = resolved(*argv)
+    assert stages.with_found(again, source) == again == kept and schema.latent_shape(again) == (8, 6, 8)
+    with pytest.raises(runs.RunError, match="--multipliers with 3 levels do not fit 8x6"):
+        schema.check_levels(schema.merged(again, {"diffusion": {"multipliers": [1, 2, 2]}}))
+    whole = schema.merged(again, {"autoencoder": {"crop": False, "crop_box": None}})
+    assert stages.with_found(whole, source)["autoencoder"]["crop_box"] is None
 
 
 def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
@@ -215,51 +242,46 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
     assert "32x32" in said and "train/validate/test" in said and not run.exists()
 
 
-# ---- what watches a training -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_select_kid_draws_and_compares_in_every_epoch_of_a_short_training(tmp_path, phantoms, monkeypatch):
-    monkeypatch.setattr(train.features, "of_run", functools.partial(train.features.of_run, steps=10))
-    monkeypatch.setattr(train, "KID_SAMPLES", 32)
-    tiny = "--autoencoder none --image-size 32 --width 8 --multipliers 1 --blocks 1 --attention --head-size 8".split()
+    monkeypatch.setattr(stages.features, "of_run", functools.partial(stages.features.of_run, steps=10))
+    monkeypatch.setattr(stages, "KID_SAMPLES", 32)
     short = "--select kid --epochs 2 --steps-per-epoch 2 --batch-size 4".split()
-    assert train.main(["--data", phantoms, "--run", str(tmp_path / "run"), *tiny, *short]) == 0
-    history = train.runs.read_history(tmp_path / "run" / "diffusion.csv")
+    assert train.main(["--data", phantoms, "--run", str(tmp_path / "run"), *TINY, *short]) == 0
+    history = runs.read_history(tmp_path / "run" / "diffusion.csv")
     assert len(history) == 2 and all(np.isfinite(row["val_kid"]) for row in history)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rate", "learns"), [("3e-3", True), ("1e-9", False)])
 def test_self_test_tries_the_first_stage_too(rate, learns, tmp_path, phantoms, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SELF_TEST_STEPS", 200)
+    monkeypatch.setattr(stages, "OVERFIT_STEPS", 200)
     tiny = "--image-size 32 --autoencoder-width 32 --width 32 --multipliers 1 --blocks 1 --attention".split()
     train.main(["--self-test", "--data", phantoms, "--run", str(tmp_path / "run"), *tiny, "--learning-rate", rate])
     said = capsys.readouterr().out
-    assert ("autoencoder learns 8 slices" in said) == learns
-    assert ("autoencoder does NOT learn 8 slices" in said) != learns
+    assert ("autoencoder overfits 8 slices" in said) == learns
+    assert ("autoencoder does NOT overfit 8 slices" in said) != learns
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rate", "status"), [("1e-2", 0), ("1e-9", 2)])
 def test_self_test_tells_what_learns_from_what_does_not(rate, status, tmp_path, phantoms, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SELF_TEST_STEPS", 80)
-    tiny = "--autoencoder none --image-size 32 --width 8 --multipliers 1 --blocks 1 --attention --head-size 8".split()
-    argv = ["--self-test", "--data", phantoms, "--run", str(tmp_path / "run"), *tiny, "--learning-rate", rate]
+    monkeypatch.setattr(stages, "OVERFIT_STEPS", 80)
+    argv = ["--self-test", "--data", phantoms, "--run", str(tmp_path / "run"), *TINY, "--learning-rate", rate]
     assert train.main(argv) == status
     said = capsys.readouterr()
-    assert ("diffusion learns 8 slices" in said.out) == (status == 0)
+    assert ("diffusion overfits 8 slices" in said.out) == (status == 0)
     assert ("self-test failed" in said.err) == (status == 2)
     assert not (tmp_path / "run").exists()
 
 
 def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeypatch):
     source = dataset.open_source(phantoms)
-    strategy, encoded = train.distribution.make_strategy(None), []
-    monkeypatch.setattr(train, "encode_latents", lambda *_: encoded.append(1))
-    with pytest.raises(train.runs.RunError, match="train.py latents"):
-        train.renew_latents(tmp_path, {}, source, strategy, ())
+    strategy, encoded = distribution.make_strategy(None), []
+    monkeypatch.setattr(stages, "encode_latents", lambda *_: encoded.append(1))
+    with pytest.raises(runs.RunError, match="train.py latents"):
+        stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
     (tmp_path / "latents").mkdir()
     for stage, epochs in (("autoencoder", 5), ("latents", 5)):
         (tmp_path / f"{stage}.json").write_text(json.dumps({"finished": True, "epochs": epochs}))
@@ -272,9 +294,48 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
     for more, needed, times in (({}, (), 0), ({}, ("mask",), 1), ({"mask": 0}, ("mask",), 0), ({"label": 0}, (), 1)):
         write(**more)
         encoded.clear()
-        train.renew_latents(tmp_path, {}, source, strategy, needed)
+        stages.renew_latents(tmp_path, {}, source, {}, strategy, needed)
         assert len(encoded) == times, (more, needed)
     write()
     (tmp_path / "autoencoder.json").write_text(json.dumps({"finished": True, "epochs": 6}))
-    train.renew_latents(tmp_path, {}, source, strategy, ())
+    stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
     assert len(encoded) == 2  # once above, and once because the first stage has been trained further
+
+
+# ---- exit statuses, and what a run leaves ----------------------------------------------------------------------------
+
+
+def test_a_run_is_trained_and_then_found_finished(tmp_path, phantoms, capsys, monkeypatch):
+    """Status 0; the archive is fingerprinted once per command, however many stages there are."""
+    asked, manifest = [], dataset.Source.manifest
+    monkeypatch.setattr(dataset.Source, "manifest", lambda source: (asked.append(1), manifest(source))[1])
+    run = tmp_path / "run"
+    argv = ["--data", phantoms, "--run", str(run), *TINY, *SHORT]
+    assert train.main(argv) == 0 and len(asked) == 1
+    stored = runs.load_json(run / "diffusion.json")
+    assert stored["finished"] and stored["epochs"] == 1 and stored["data"]["source"] == phantoms
+    assert schema.frozen(stored["settings"]) == resolved(*argv)  # and nothing else is left undone
+    names = "diffusion.csv diffusion.json diffusion.keras diffusion.last.weights.h5 diffusion.png logs pictures".split()
+    assert sorted(path.name for path in run.iterdir()) == names
+    assert (run / "pictures" / "diffusion_epoch_001.png").stat().st_size > 0
+
+    capsys.readouterr()
+    assert train.main(argv) == 0
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_has_a_status_of_its_own(tmp_path, phantoms, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "fit", interrupt)
+    assert train.main(["--data", phantoms, "--run", str(tmp_path / "run"), *TINY, *SHORT]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+    assert runs.load_json(tmp_path / "run" / "diffusion.json")["finished"] is False
+
+
+def test_a_damaged_slice_is_named_and_is_a_users_mistake(tmp_path, capsys):
+    flat = flat_folder(tmp_path / "flat")
+    (tmp_path / "flat" / "1_0.png").write_bytes((tmp_path / "flat" / "1_0.png").read_bytes()[:-30])
+    argv = ["--data", flat, "--run", str(tmp_path / "run"), *TINY, *SHORT]
+    assert "1_0.png" in refusal(train.main, argv, capsys)
