@@ -91,6 +91,18 @@ def test_missing_splits_are_carved_by_case_with_the_seed(tmp_path):
     assert source.manifest()["splits"]["test"]["made"] == "carved by case, seed 3"
 
 
+def test_carved_splits_have_the_labels_in_the_proportion_of_the_whole(tmp_path):
+    """10 people of 40 have AD: of 6 or 5 carved ones, whatever the seed, 1 or 2."""
+    image = encode(brain(0, 8))
+    entries = {f"{'AD' if case < 10 else 'NC'}/{case}_{z}.png": image for case in range(40) for z in range(2)}
+    path = write(tmp_path / "a.zip", entries)
+    for seed in range(10):
+        source = open_source(path, seed=seed)
+        for split in ("validate", "test"):
+            people = np.unique(source.case[source.select(split)])
+            assert 1 <= (people < 10).sum() <= 2, (seed, split)
+
+
 def test_only_what_is_missing_is_carved(tmp_path):
     source = open_source(write(tmp_path / "a.zip", oasis_entries({"train": range(1, 21), "validate": [30]})))
     assert set(source.case[source.select("validate")].tolist()) == {30}

@@ -243,7 +243,7 @@ def data_errors(source=None):
                 data, code = source.read(name)
                 try:
                     decode(data, tf.constant(code), (0, 0))
-                except tf.errors.OpError as inner:
+                except (tf.errors.OpError, ValueError) as inner:
                     raise archive.DataError(
                         f"{source.path}: {name!r} cannot be decoded; replace it or remove it."
                     ) from inner
