@@ -18,10 +18,8 @@ stream is a pure function of (seed, n): whoever skips the first k batches sees w
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
-import gc
 import json
 import os
 import sys
@@ -31,10 +29,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ldm.data import archive, crop, latents, names, order, phantom, pixels, table, volumes
+from ldm.data import archive, crop, latents, names, order, people, phantom, pixels, table, volumes
 from ldm.data import masks as tissue_masks
 from ldm.data.archive import DataError
-from ldm.data.names import SPLITS
+from ldm.data.people import SPLITS
 
 # What others call by these names; their rooms say what they do.
 brain_box = crop.brain_box
@@ -50,7 +48,7 @@ HASH_BYTES = 200 * 10**6  # archives from this size on are told apart by size an
 
 @dataclasses.dataclass(eq=False)
 class Source:
-    """A table of slices, sorted by (case, z), and the store that their bytes come from.
+    """A table of slices, sorted by (case, scan, z), and the store that their bytes come from.
 
     Attributes:
         path: what was opened, as it was given.
@@ -62,11 +60,14 @@ class Source:
         z: (N,) int32 slice index.
         label: (N,) int32 index into `label_names`, -1 = unknown.
         case: (N,) int32 person.
+        scan: (N,) int32 of a person who was scanned more than once; numbers within the source.
         label_names: sorted.
         covariates: what a table says of people, column -> {person: text} (see `ldm.data.table`).
         case_names: case -> the name that it has in the archive.
         masks: entry -> entry of its mask, read with `store.read`; may be empty.
         made: split -> "archive" or "carved by case, seed S".
+        listing: what was understood of the names (see `ldm.data.names.Listing`).
+        person: how people were told apart: None by their names, "each" or a regular expression.
     """
 
     path: str
@@ -78,10 +79,13 @@ class Source:
     z: np.ndarray = dataclasses.field(repr=False)
     label: np.ndarray = dataclasses.field(repr=False)
     case: np.ndarray = dataclasses.field(repr=False)
+    scan: np.ndarray = dataclasses.field(repr=False)
     label_names: tuple[str, ...]
     case_names: dict[int, str] = dataclasses.field(repr=False)
     masks: dict[str, str] = dataclasses.field(repr=False)
     made: dict[str, str]
+    listing: names.Listing = dataclasses.field(repr=False)
+    person: str | None = None
     covariates: dict[str, dict] = dataclasses.field(default_factory=dict, repr=False)
     kept: dict = dataclasses.field(default_factory=dict, repr=False)
 
@@ -130,22 +134,22 @@ class Source:
         return rows
 
     def check(self) -> None:
-        """Reads the slices without decoding them: checksums, signature, dimensions, end-of-file marker.
+        """Reads the slices: checksums, signature, dimensions, end-of-file marker, and whether a JPEG is cut off.
 
-        Archives of more than CHECK_ALL slices are checked by a seeded sample; what is not looked at here is looked at
-        when it is read.
+        Archives of more than CHECK_ALL slices are checked by a seeded sample, and so are JPEGs that have to be decoded
+        for it; what is not looked at here is looked at when it is read.
 
         Raises:
             DataError: names the first entry that is no image, truncated, damaged or absurdly large.
         """
         if self.kind == "volumes":  # opening them has read every voxel
             return
-        entries = self.entries
-        if len(entries) > CHECK_ALL:
-            sample = np.random.default_rng(self.seed).choice(len(entries), CHECK_SAMPLE, replace=False)
-            entries = [entries[row] for row in np.sort(sample)]
-        for name in entries:
-            self.read(name)
+        chosen = len(self.entries) if len(self.entries) <= CHECK_ALL else CHECK_SAMPLE
+        rows = np.random.default_rng(self.seed).permutation(len(self.entries))[:chosen]
+        for place, row in enumerate(rows.tolist()):
+            data, code = self.read(self.entries[row])
+            if code == archive.JPEG and place < CHECK_SAMPLE and pixels.is_cut_off(data):
+                raise DataError(f"{self.path}: {self.entries[row]!r} is half a JPEG; replace it or remove it.")
 
     def read(self, name: str) -> tuple[bytes, int]:
         """The bytes of one slice and what a decoder has to know about them (GREY8, ..., JPEG, RAW of
@@ -190,6 +194,8 @@ class Source:
             "modified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(modified)),
             "sha256": sha256,
             "seed": self.seed,
+            "person": self.person,
+            "contrast": self.listing.contrast,
             "axis": getattr(self.store, "axis", None),
             "images": len(self.entries),
             "masks": len(self.masks),
@@ -199,42 +205,42 @@ class Source:
         }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Opening: names -> table
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- opening: names -> table -----------------------------------------------------------------------------------------
 
 
-def open_source(data, seed: int = 0, axis: int = 2, check: bool = True, labels=None) -> Source:
+def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, contrast=None) -> Source:
     """Reads the listing of an archive and says who is in it; no slice is decoded.
 
+    Understood are, as a zip or as a folder: the OASIS course layout
+    (`keras_png_slices_{train,validate,test}/case_001_slice_0.nii.png`, with or without a folder around it, masks in
+    `keras_png_slices_seg_*`, a table `labels.csv`); folders of labels, of splits and of people, and names with keywords
+    or numbers (see `ldm.data.names`); NIfTI volumes, or a folder of them. Hidden files and files of other types are
+    passed over. Splits are by person: those of the archive are kept, a missing test split takes about 15 % of the
+    training people, a missing validate split about 15 % of the remaining ones.
+
     Args:
-        data: a path, or a list of paths to volumes. Understood are, as a zip or as a folder: the OASIS course layout
-            (`keras_png_slices_{train,validate,test}/case_001_slice_0.nii.png`, with or without a folder around it,
-            masks in `keras_png_slices_seg_*`, a table `labels.csv` with columns case, label, ...); the ADNI course
-            layout (`{train,test}/<label>/<scan>_<slice>.jpeg`); one flat folder of PNG or JPEG. And NIfTI volumes,
-            or a folder of them. Hidden files and files of other types are passed over.
-        seed: decides who goes into a split that the archive does not have.
+        data: a path, or a list of paths to volumes; a `Source` is given back as it is.
+        seed: int >= 0, decides who goes into a split that the archive does not have.
         axis: of NIfTI volumes in RAS orientation: 0 sagittal, 1 coronal, 2 axial.
         check: look at the bytes of the slices (see `Source.check`).
-        labels: path of a table like `labels.csv` that takes its place.
-
-    Returns:
-        A `Source`. Splits are by person: those of the archive are kept, a missing test split takes about 15 % of the
-        training people, a missing validate split about 15 % of the remaining ones.
+        labels: path of a table (columns case, label, person, ...) that takes the place of `labels.csv`.
+        person: how people are told apart where names do not do it: "each", every slice is somebody else, or a regular
+            expression with the group person and, if need be, scan, slice and label.
+        contrast: the one to use of several (t1, t2, flair, ...); None is T1, if there is one.
 
     Raises:
         DataError: one sentence for each thing that can be wrong with the data.
     """
     if isinstance(data, Source):
         return data
-    names.check_seed(seed)
+    people.check_seed(seed)
     paths = [Path(item) for item in ([data] if isinstance(data, (str, os.PathLike)) else data)]
     shown = ", ".join(str(path) for path in paths)
     if not paths:
         raise DataError("--data names no file: give a zip, a folder or NIfTI volumes.")
-    with _collector_paused():
-        store, kind, rows, masks = _read_listing(paths, shown, axis)
-        source = _make_table(shown, kind, store, rows, masks, seed, labels)
+    with archive.collector_paused():
+        store, listing = _read_listing(paths, shown, axis, person, contrast)
+        source = _make_table(shown, store, listing, seed, labels, person)
     if check:
         source.check()
     return source
@@ -245,86 +251,70 @@ def open_recorded(about: dict, data=None) -> Source:
 
     Args:
         about: what the run wrote down of one of its stages.
-        data: other data; its labels are those that it brings along.
+        data: other data; its labels are those that it brings along, and its people are told apart by its names.
     """
     settings = about["settings"]
     own = settings["data"] or about["data"]["source"]
     named = data[0] if isinstance(data, list) and len(data) == 1 else data
-    labels = settings.get("labels") if data is None or named == own else None
-    data = data or own
-    return open_source(data, seed=settings["seed"], axis=settings["axis"], labels=labels)
+    same = data is None or named == own
+    options = {name: settings.get(name) for name in ("labels", "person")} if same else {}
+    contrast = settings.get("contrast")
+    return open_source(data or own, seed=settings["seed"], axis=settings["axis"], contrast=contrast, **options)
 
 
-@contextlib.contextmanager
-def _collector_paused():
-    """A listing makes a million small objects that stay; looking for garbage among them takes 40 % of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _read_listing(paths: list[Path], shown: str, axis: int):
-    """Finds out what kind of data the paths are.
-
-    Returns:
-        store, kind, rows, masks: rows are (entry, split or "", case name, z, label name or ""), masks likewise.
-    """
+def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
+    """Finds out what kind of data the paths are. Returns the store and what was understood of the names in it."""
     for path in paths:
         if not path.exists():
             raise DataError(f"--data {path} does not exist; give a zip, a folder of slices or NIfTI volumes.")
     path = paths[0]
-    found = [item for item in paths if item.name.lower().endswith(archive.VOLUME_SUFFIXES)]
     if path.is_dir() and len(paths) == 1:
         store = archive.FolderStore(path)
-        found = [path / name for name in store.names if name.lower().endswith(archive.VOLUME_SUFFIXES)]
+        found = {name: path / name for name in store.names if archive.is_volume(name)}
         if found and any(map(archive.is_image, store.names)):
-            raise DataError(
-                f"--data {path} holds NIfTI volumes and PNG or JPEG files; keep the two in separate folders."
-            )
+            raise DataError(f"--data {path} holds NIfTI volumes and PNG or JPEG files; put the two into two folders.")
         if not found:
-            return store, *names.parse_names(store.names, shown)
-    elif len(found) != len(paths):
+            return store, names.understand(store.names, shown, person, contrast)
+    elif not all(archive.is_volume(item.name) for item in paths):
         if len(paths) > 1:
             raise DataError(f"--data takes one zip or folder, or several NIfTI volumes, but not a mixture: {shown}.")
         if path.suffix.lower() != ".zip":
             raise DataError(f"--data {path} has an unsupported suffix; give a .zip, a folder, .nii or .nii.gz.")
         store = archive.ZipStore(path)
-        return store, *names.parse_names(store.names, shown)
-    store = volumes.VolumeStore(found, axis)
-    return store, "volumes", [(name, "", case, z, "") for name, case, z in store.slices], []
+        return store, names.understand(store.names, shown, person, contrast)
+    else:
+        found = volumes.name_files(paths)
+    listing = names.understand(list(found), shown, person, contrast, volumes=True)
+    store = volumes.VolumeStore([found[row.entry] for row in listing.rows], axis)
+    listing.notes += store.notes
+    of_volume = {found[row.entry]: row for row in listing.rows}
+    listing.rows = [of_volume[path]._replace(entry=name, z=z) for name, path, z in store.slices]
+    return store, listing
 
 
-def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int, labels_file=None) -> Source:
-    """Numbers people and labels, gives everybody a split, sorts by (case, z)."""
-    entries, splits, case_names, z, label_names = zip(*rows, strict=True)
-    numbers = names.number_cases(case_names)
+def _make_table(shown: str, store, listing: names.Listing, seed: int, labels_file=None, person=None) -> Source:
+    """Numbers people and labels, gives everybody a split, sorts by (case, scan, z)."""
+    labels, columns = people.with_table(listing, store, labels_file, shown)
+    entries, splits, case_names, scan_names, z, label_names = zip(*listing.rows, strict=True)
+    numbers = people.number_cases(case_names)
+    scans = {key: place for place, key in enumerate(sorted(set(zip(case_names, scan_names, strict=True))))}
     case = np.array([numbers[name] for name in case_names], np.int32)
+    scan = np.array([scans[key] for key in zip(case_names, scan_names, strict=True)], np.int32)
     z = np.array(z, np.int32)
-    labels = tuple(sorted(set(label_names) - {""}))
-    label = np.array([labels.index(name) if name else -1 for name in label_names], np.int32)
-    columns = table.find(store, labels_file, set(case_names))
-    written = columns.pop("label", None)
-    if written is not None and kind == "class folders" and labels_file is not None:
-        raise DataError(f"--labels {labels_file}: the folders of {shown} are its labels; take the column label out.")
-    if written is not None and kind != "class folders":
-        labels = tuple(sorted(set(written.values())))  # of all rows, so that a part of the people has the same labels
-        known = {name: labels.index(written[table.person(name)]) for name in numbers if table.person(name) in written}
-        label = np.array([known.get(name, -1) for name in case_names], np.int32)
-    rows = np.lexsort((z, case))
+    places = {name: place for place, name in enumerate(labels)}
+    label = np.array([places.get(name, -1) for name in label_names], np.int32)
+    rows = np.lexsort((z, scan, case))
     entries = [entries[row] for row in rows]
     split = np.array(splits, dtype="U8")[rows]
-    case, z, label = case[rows], z[rows], label[rows]
-    names.check_people(shown, entries, split, case)
-    split, made = names.carve(shown, split, case, label, seed)
-    keys = zip(case.tolist(), z.tolist(), strict=True)
-    mask_of = {(numbers.get(name), index): entry for entry, _, name, index, _ in masks}
+    case, scan, z, label = case[rows], scan[rows], z[rows], label[rows]
+    named = {number: name for name, number in numbers.items()}
+    people.check_people(shown, entries, split, case, named)
+    split, made = people.carve(shown, split, case, label, seed)
+    masks = {(row.person, row.scan, row.z): row.entry for row in listing.masks}
+    keys = ((row.entry, (row.person, row.scan, row.z)) for row in listing.rows)
     return Source(
         path=shown,
-        kind=kind,
+        kind=listing.kind,
         store=store,
         seed=seed,
         entries=entries,
@@ -332,17 +322,18 @@ def _make_table(shown: str, kind: str, store, rows: list, masks: list, seed: int
         z=z,
         label=label,
         case=case,
+        scan=scan,
         label_names=labels,
-        case_names={number: name for name, number in numbers.items()},
-        masks={entry: mask_of[key] for entry, key in zip(entries, keys, strict=True) if key in mask_of},
+        case_names=named,
+        masks={entry: masks[key] for entry, key in keys if key in masks},
         made=made,
+        listing=listing,
+        person=person,
         covariates=columns,
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------------------------------
 
 
 def make_dataset(
@@ -388,7 +379,7 @@ def make_dataset(
         DataError: an empty split, a slice that cannot be decoded, or masks where there are none. What shows only while
             a split larger than `cache_bytes` is read comes out of the iteration: put `data_errors(source)` around it.
     """
-    names.check_seed(seed)
+    people.check_seed(seed)
     source = open_source(source, seed)
     rows = source.select(split)
     if image_size < 1 or batch_size < 1:
@@ -456,32 +447,21 @@ def covariates_of(source: Source, case: np.ndarray, columns: dict[str, dict]) ->
     Raises:
         DataError: for a column that the table does not have, or a value that the column did not have then.
     """
-    covariates = np.full((len(case), len(columns)), np.nan, np.float32)
-    for k, (name, about) in enumerate(columns.items()):
-        if name not in source.covariates:
-            raise DataError(f"{source.path}: nothing says the {name} of its people; give a table with that column.")
-        for row, who in enumerate(case.tolist()):
-            try:
-                covariates[row, k] = table.encode(
-                    source.covariates[name].get(table.person(source.case_names[who])), about
-                )
-            except ValueError as error:
-                raise DataError(f"{source.path}: the {name} of case {source.case_names[who]}: {error}.") from error
-    return covariates
+    people_named = [source.case_names[number] for number in case.tolist()]
+    return table.encode_all(source.covariates, people_named, columns, source.path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def _describe(source: Source) -> None:
-    """Prints the manifest for people: one line per fact, one per split."""
+    """Prints the manifest for people: one line per fact, one per split; then what was understood of the names."""
     manifest = source.manifest()
     print(f"{manifest['source']}: {manifest['kind']}, {manifest['images']} slices, {manifest['bytes']:,} bytes")
     print(f"labels: {', '.join(manifest['labels']) or 'none'}; masks: {manifest['masks']}; z: {manifest['z']}")
     for split, facts in manifest["splits"].items():
         print(f"{split:>8}: {facts['people']:5} people {facts['images']:7} slices  ({facts['made']})")
+    print("\n".join(people.describe(source)))
 
 
 def main(argv=None) -> int:
@@ -497,13 +477,17 @@ def main(argv=None) -> int:
     describe.add_argument("data", nargs="+", help="a zip, a folder, or NIfTI volumes")
     describe.add_argument("--seed", type=int, default=0, help="of splits that are carved (default: %(default)s)")
     describe.add_argument("--axis", type=int, default=2, help="of volumes: 0 sagittal, 1 coronal, 2 axial")
+    describe.add_argument("--labels", help="table of people, with the columns case, label, person, ...")
+    describe.add_argument("--person", help="'each', or a regular expression with the group (?P<person>...)")
+    describe.add_argument("--contrast", help="of several: t1 (default), t2, flair, ...")
     describe.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
     flags = parser.parse_args(argv)
     try:
         if flags.command == "phantom":
             write_phantoms(flags.out, flags.people, flags.image_size, flags.seed)
         else:
-            source = open_source(flags.data, flags.seed, flags.axis)
+            options = {"labels": flags.labels, "person": flags.person, "contrast": flags.contrast}
+            source = open_source(flags.data, flags.seed, flags.axis, **options)
             print(json.dumps(source.manifest(), indent=2)) if flags.json else _describe(source)
     except DataError as error:
         print(f"dataset.py: {error}", file=sys.stderr)

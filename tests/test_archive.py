@@ -6,10 +6,11 @@ import tracemalloc
 import zipfile
 import zlib
 
+import numpy as np
 import pytest
 from small_archives import THREE, brain, encode, oasis_entries, refuse, take, volume, write
 
-from dataset import make_dataset, open_source
+from dataset import DataError, data_errors, make_dataset, open_source
 
 
 @pytest.fixture
@@ -135,3 +136,37 @@ def test_large_archive_opens_fast(tmp_path):
     seconds = time.perf_counter() - start
     assert len(source.entries) == 50_000
     assert seconds < 5, f"{seconds:.1f} s for 50,000 slices"  # 200,000 take 2.5 s; slack for busy machines
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path):
+    """Slices behind a link to another folder count once, those behind a link to a folder above not again."""
+    entries = {f"{p}_{z}.png": encode(brain(0)) for p in range(1, 5) for z in (0, 1)}
+    folder = write(tmp_path / "a", entries)
+    other = write(tmp_path / "b", {"9_0.png": encode(brain(0))})
+    (folder / "inner").mkdir()
+    (folder / "inner" / "back").symlink_to(folder)
+    (folder / "aside").symlink_to(other)
+    assert sorted(open_source(folder).entries) == [*entries, "aside/9_0.png"]
+
+
+def test_a_table_declares_its_size(tmp_path):
+    path = write(tmp_path / "a.zip", oasis_entries(THREE) | {"labels.csv": bytes(20 * 2**20)}, zipfile.ZIP_DEFLATED)
+    refuse(path, "'labels.csv' declares 20,971,520 bytes", "no table of people")
+    refuse(write(tmp_path / "b", oasis_entries(THREE) | {"labels.csv": bytes(20 * 2**20)}), "no table of people")
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm_and_half_of_one_does(tmp_path):
+    entries = {f"{case}_{z}.jpg": encode(brain(9 * case, 64), "JPEG") for case in range(4) for z in range(2)}
+    whole = entries["2_1.jpg"]
+    for tail in (bytes(500), b"\xff\xd8 a thumbnail"):
+        source = open_source(write(tmp_path / f"tail{len(tail)}", entries | {"2_1.jpg": whole + tail}))
+        assert len(source.entries) == 8
+    scan = whole.index(b"\xff\xda")
+    half = whole[: (scan + len(whole)) // 2] + b"\xff\xd9"
+    refuse(write(tmp_path / "half", entries | {"2_1.jpg": half}), "2_1.jpg", "half a JPEG")
+    source = open_source(tmp_path / "half", check=False)  # not looked at when opened: named when it is read
+    split = str(source.split[source.entries.index("2_1.jpg")])
+    with pytest.raises(DataError, match="'2_1.jpg' cannot be decoded"), data_errors(source):
+        take(make_dataset(source, split, 16, 2, False, cache_bytes=0), 9)
+    grey = encode(np.full((64, 64), 128, np.uint8), "JPEG")  # what a decoder paints where nothing is: here it is meant
+    assert len(open_source(write(tmp_path / "grey", entries | {"2_1.jpg": grey})).entries) == 8

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from small_archives import REAL, THREE, assert_same, needs_real, oasis_entries, take, write
+from small_archives import REAL, THREE, assert_same, brain, encode, needs_real, oasis_entries, take, write
 
 import dataset
 from dataset import DataError, make_dataset, open_source
@@ -107,6 +107,57 @@ def test_manifest_is_json_and_names_everybody(course):
     assert open_source(course).manifest()["sha256"] != before
 
 
+def test_an_archive_is_hashed_once(course, monkeypatch):
+    calls = []
+    monkeypatch.setattr(dataset.archive, "fingerprint", lambda files: calls.append(files) or "0" * 64)
+    source = open_source(course)
+    assert not calls  # who writes nothing down does not pay for it
+    assert source.manifest() == source.manifest() and source.manifest()["sha256"] == "0" * 64
+    assert len(calls) == 1
+
+
+def test_describe_says_what_was_understood(tmp_path, capsys):
+    stacks = [f"set/train/{'AD' if p % 2 else 'NC'}/sub-{p}_ses-1" for p in range(9)]
+    entries = {f"{stack}_{z}.png": encode(brain(z)) for stack in stacks for z in (7, 8)}
+    entries |= {"set/cover.png": encode(brain(0)), "set/labels.csv": b"case,age\n1,70\n"}
+    path = str(write(tmp_path / "a.zip", entries))
+    assert dataset.main(["describe", path]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "class folders, 18 slices",
+        "'set/train/NC/sub-0_ses-1_7.png': person sub-0, scan ses-1, slice 7, label NC, split train",
+        "train, AD: 3 people, 6 slices",
+        "left out, the name says no person: 1, such as 'set/cover.png'",
+        "column age: number, known of 1 of 9 people",
+    ):
+        assert line in said, said
+    assert dataset.main(["describe", path, "--person", r"sub-(?P<person>\d)"]) == 2
+    assert "finds nobody in 'set/cover.png'" in capsys.readouterr().err
+    assert dataset.main(["describe", path, "--person", "each", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["person"] == "each"
+
+
+def test_tables_are_read_strictly(tmp_path):
+    path, table = write(tmp_path / "a.zip", oasis_entries({"train": range(1, 11)}, slices=1)), tmp_path / "people.csv"
+    rows = "".join(f"{case},{60 + case}\n" for case in range(1, 9))
+    for text, said in (
+        (f"case,age\n{rows}9,about 70\n", "numbers in the column 'age', but also 'about 70' of case 9"),
+        ("case,sex\n1,f\n2,F\n", "both 'f' and 'F' in the column 'sex'"),
+        ("case,sex\n1,f,70\n", "more cells than columns"),
+        ("case,sex,sex\n1,f,f\n", "'sex' twice"),
+        ('case,sex\n1,"f\n2,m\n', "quote"),
+    ):
+        table.write_text(text)
+        with pytest.raises(DataError, match=said):
+            open_source(path, labels=table)
+    table.write_text("case,site\n1,1\n2,A\n3,2\n4,B\nsub-05,null\n")  # names of places, some of them numbers
+    assert open_source(path, labels=table).columns()["site"]["values"] == ["1", "2", "A", "B"]
+    with open(table, "wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(DataError, match="no table of people"):
+        open_source(path, labels=table)
+
+
 @pytest.mark.parametrize("cache_bytes", [2**30, 0])
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_one_pass_in_table_order(tmp_path, cache_bytes, compression):
@@ -158,6 +209,24 @@ def test_element_n_does_not_depend_on_the_batch_size(course):
         return [{key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}]
 
     assert_same(elements(1), elements(5))
+
+
+def test_augmentation_is_a_function_of_the_seed_and_the_element(course):
+    """Every element is changed in its own way: within a batch, in the next one, the next epoch, under another seed."""
+
+    def changes(seed):
+        """{(case, z): what the 1st, 2nd, 3rd epoch shows}; the conditions say which slice it is."""
+        seen = {}
+        for batch in take(make_dataset(course, "train", 24, 4, True, seed=seed), 9):  # 3 epochs of 12
+            for case, z, image in zip(batch["case"].tolist(), batch["z"].tolist(), batch["image"], strict=True):
+                seen.setdefault((case, z), []).append(image)
+        return seen
+
+    one, other = changes(1), changes(2)
+    for key, images in one.items():
+        assert len({image.tobytes() for image in [*images, *other[key]]}) == 6, key
+    shapes = {(images[0][..., 0] > -0.9).tobytes() for images in one.values()}  # all slices are the same square
+    assert len(shapes) > 8
 
 
 def test_cache_changes_nothing(course):

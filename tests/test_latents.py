@@ -85,8 +85,8 @@ def test_resumed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(path):
                 np.testing.assert_array_equal(one[key], other[key])
 
 
-def shown(source, number, with_masks=False, **options):
-    batches = make_dataset(source, "train", 24, 5, training=False, masks=with_masks)
+def shown(source, number, with_masks=False, batch_size=5, **options):
+    batches = make_dataset(source, "train", 24, batch_size, training=False, masks=with_masks)
     parts = list(latents.view(batches, number, **options))
     return {key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in parts[0]}
 
@@ -101,9 +101,9 @@ def test_view_0_is_the_slice_and_the_others_are_augmented_each_in_its_own_way(so
         for other in views[number + 1 :]:
             assert (view["image"] != other["image"]).any(axis=(1, 2, 3)).all()
         assert np.abs(view["image"] - plain["image"]).mean() < 0.1  # still the same slice
-    grey = {image.tobytes() for image in (views[1]["image"] > -0.9)}
-    assert len(grey) > COUNT // 2  # slices of a view are not all changed alike
-    np.testing.assert_array_equal(shown(source, 1, seed=4)["image"], views[1]["image"])
+    for batch_size in (1, 5):  # a slice's change does not depend on its neighbours
+        again = shown(source, 1, batch_size=batch_size, seed=4)["image"]
+        np.testing.assert_allclose(again, views[1]["image"], atol=1e-6)
     assert (shown(source, 1, seed=5)["image"] != views[1]["image"]).any()
     weak = shown(source, 1, seed=4, strength=0.2)["image"]
     assert np.abs(weak - plain["image"]).mean() < np.abs(views[1]["image"] - plain["image"]).mean()

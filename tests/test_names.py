@@ -57,21 +57,6 @@ def test_class_folders_without_split_folders_are_carved_with_both_labels(tmp_pat
     assert [len(np.unique(source.case[source.select(s)])) for s in dataset.SPLITS] == [29, 5, 6]
 
 
-@pytest.mark.parametrize(
-    ("name", "case", "z"),
-    [
-        ("case_007_slice_12.png", "007", 12),
-        ("201739_83.jpeg", "201739", 83),
-        ("sub-ann_t1_s4.png", "sub-ann_t1_s", 4),
-        ("ann5_axial.png", "ann_axial", 5),
-        ("ann.png", "ann", 0),
-        ("scan_20240101123456.png", "scan_20240101123456", 0),
-    ],
-)
-def test_case_and_slice_from_file_names(name, case, z):
-    assert names._case_and_slice(name) == (case, z)
-
-
 def test_flat_folder_passes_over_other_files(tmp_path):
     entries = {f"case_{case}_slice_{z}.png": encode(brain(case)) for case in range(1, 9) for z in range(2)}
     entries |= {"readme.txt": b"hello", ".hidden.png": b"x", "__MACOSX/._case_1_slice_0.png": b"x"}
@@ -106,6 +91,18 @@ def test_missing_splits_are_carved_by_case_with_the_seed(tmp_path):
     assert source.manifest()["splits"]["test"]["made"] == "carved by case, seed 3"
 
 
+def test_carved_splits_have_the_labels_in_the_proportion_of_the_whole(tmp_path):
+    """10 people of 40 have AD: of 6 or 5 carved ones, whatever the seed, 1 or 2."""
+    image = encode(brain(0, 8))
+    entries = {f"{'AD' if case < 10 else 'NC'}/{case}_{z}.png": image for case in range(40) for z in range(2)}
+    path = write(tmp_path / "a.zip", entries)
+    for seed in range(10):
+        source = open_source(path, seed=seed)
+        for split in ("validate", "test"):
+            people = np.unique(source.case[source.select(split)])
+            assert 1 <= (people < 10).sum() <= 2, (seed, split)
+
+
 def test_only_what_is_missing_is_carved(tmp_path):
     source = open_source(write(tmp_path / "a.zip", oasis_entries({"train": range(1, 21), "validate": [30]})))
     assert set(source.case[source.select("validate")].tolist()) == {30}
@@ -129,7 +126,7 @@ def test_few_people(tmp_path):
 
 
 def test_case_in_two_splits(tmp_path):
-    refuse(write(tmp_path / "a.zip", oasis_entries({"train": [1, 2], "test": [2]})), "case 2", "two splits", "_test/")
+    refuse(write(tmp_path / "a.zip", oasis_entries({"train": [1, 2], "test": [2]})), "002 is in two splits", "_test/")
 
 
 def test_masks_offered_as_images(tmp_path):
@@ -137,3 +134,139 @@ def test_masks_offered_as_images(tmp_path):
     refuse(write(tmp_path / "a.zip", entries), "masks only", "seg_001")
     folder = write(tmp_path / "b", entries)
     refuse(folder / "keras_png_slices_data" / "keras_png_slices_seg_train", "masks only", "seg_001")
+
+
+# ---- names seen together ---------------------------------------------------------------------------------------------
+
+PEOPLE = (1, 2, 3, 4)
+LABEL = ("AD", "NC")
+
+
+def people_of(found, volumes=False, **options):
+    """Sorted people and labels of these names."""
+    listing = names.understand(found, "here", volumes=volumes, **options)
+    return sorted({row.person for row in listing.rows}), sorted({row.label for row in listing.rows} - {""})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "first", "labels"),
+    [
+        ("{label}/00{p}_S_029{p}_{z}.png", "001_S_0291", 2),
+        ("train/{label}/sub-0{p}_ses-1_{z}.png", "sub-01", 2),
+        ("{label}/train/p{p}_{z}.png", "p1", 2),
+        ("{label}/patient{p}/img_{z}.png", "patient1", 2),
+        ("{label}/01{p}/{z}.png", "011", 2),
+        ("data/Subject {p}/Slice {z}.png", "Subject 1", 0),
+        ("s0{p}/im_{z}.png", "s01", 0),
+        ("sub-0{p}/ses-1/slice_{z}.png", "sub-01", 0),
+        ("TCGA_CS_494{p}_19960909/TCGA_CS_494{p}_19960909_{z}.png", "TCGA_CS_4941_19960909", 0),
+        ("p{p}_{z}_224.png", "p1", 0),
+        ("CDR0{l}/1{p}_{z}.png", "11", 2),
+    ],
+)
+def test_people_and_labels_of_many_layouts(pattern, first, labels):
+    found = [pattern.format(label=LABEL[p % 2], l=5 * (p % 2), p=p, z=z) for p in PEOPLE for z in (80, 81)]
+    people, called = people_of(found)
+    assert people[0] == first and len(people) == 4 and len(called) == labels
+
+
+def test_scans_in_the_folder_of_their_person_count_anew():
+    """001/1_80 and 002/1_80 are two people, as their folders say."""
+    assert people_of([f"00{p}/{scan}_{z}.png" for p in PEOPLE for scan in (1, 2) for z in (80, 81)])[0] == [
+        "001",
+        "002",
+        "003",
+        "004",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "first"),
+    [
+        ("sub-0{p}/anat/sub-0{p}_T1w.nii.gz", "sub-01"),
+        ("study/p{p}/T1.nii.gz", "p1"),
+        ("IXI00{p}-Guys-0828-T1.nii.gz", "IXI001-Guys-0828"),
+        ("OAS1_000{p}_MR1/RAW/OAS1_000{p}_MR1_mpr-1_anon.nii", "OAS1_0001"),
+    ],
+)
+def test_people_of_volumes(pattern, first):
+    people, _ = people_of([pattern.format(p=p) for p in PEOPLE], volumes=True)
+    assert people[0] == first and len(people) == 4
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{label}/{label}{n}.jpg", "{label}/{n}.png", "{label}/{n} ({n}).png", "{label}/IMG_{n}.png", "fold_01/{n}.png"],
+)
+def test_names_that_say_nobody_are_refused_with_a_way_out(pattern):
+    found = [pattern.format(label=label, n=n) for label in LABEL for n in range(9)]
+    with pytest.raises(DataError, match="--person REGEX.*--person each"):
+        people_of(sorted(set(found)))
+
+
+def test_person_by_a_regular_expression():
+    found = [f"{LABEL[p % 2]}/scan{p}of{q}at{z}.png" for p in PEOPLE for q in (1, 2) for z in (7, 8)]
+    rule = r"(?P<label>\w+)/scan(?P<person>\d)of(?P<scan>\d)at(?P<slice>\d)"
+    rows = names.understand(found, "here", person=rule).rows
+    assert rows[3] == names.Row("NC/scan1of2at8.png", "", "1", "2", 8, "NC")
+    for wrong, said in (
+        ("(", "no regular expression"),
+        ("a", "no group"),
+        ("q(?P<person>x)", "finds nobody in 'NC/scan1"),
+    ):
+        with pytest.raises(DataError, match=said):
+            names.understand(found, "here", person=wrong)
+
+
+def test_strays_and_masks_are_left_out():
+    found = [f"set/{LABEL[p % 2]}/{p}_{z}.png" for p in range(100, 120) for z in (1, 2)]
+    strays = ["set/cover.png", "set/preview1.png"]
+    listing = names.understand([*found, *strays, "set/AD/101_1_mask.png", "masks/AD/101_1.png"], "here")
+    assert len(listing.rows) == len(found) and {row.label for row in listing.rows} == set(LABEL)
+    assert dict(listing.left_out) == {
+        "masks": ["set/AD/101_1_mask.png", "masks/AD/101_1.png"],
+        "the name says no person": sorted(strays),
+    }
+
+
+def test_dev_is_a_validation_split(tmp_path):
+    image = encode(brain(0))
+    people = {"train": (1, 2), "dev": (3,), "test": (4,)}
+    entries = {f"{split}/{case}_{z}.png": image for split in people for case in people[split] for z in (0, 1)}
+    source = open_source(write(tmp_path / "a.zip", entries))
+    assert set(source.made.values()) == {"archive"} and set(source.case[source.select("validate")]) == {3}
+
+
+@pytest.mark.parametrize("people", [4, 5, 9])
+def test_a_label_of_the_archive_stays_in_training(tmp_path, people):
+    """One person has the label MCI, two have AD: whatever the seed, somebody of each is trained on."""
+    image = encode(brain(0, 8))
+    label = ["MCI", "AD", "AD", *["NC"] * (people - 3)]
+    entries = {f"{label[case]}/{case}_{z}.png": image for case in range(people) for z in (0, 1)}
+    path = write(tmp_path / "a.zip", entries)
+    for seed in range(20):
+        source = open_source(path, seed=seed)
+        assert set(source.label[source.select("train")].tolist()) == {0, 1, 2}
+
+
+def test_a_table_says_who_was_scanned_twice(tmp_path):
+    """Scans join their person: one split, numbers averaged; a person in two splits stays in the later one."""
+    image = encode(brain(0, 8))
+    entries = {
+        f"train/{label}/{scan}_{z}.png": image for label, scan in (("AD", 1), ("NC", 2), ("NC", 3)) for z in (0, 1)
+    }
+    entries |= {f"test/NC/{scan}_{z}.png": image for scan in (8, 9) for z in (0, 1)}
+    table = tmp_path / "people.csv"
+    table.write_text("case,person,age\n1,ann,70\n2,ann,72\n3,ben,60\n8,cid,50\n9,ben,62\n")
+    source = open_source(write(tmp_path / "a.zip", entries | {"train/AD/4_0.png": image}), labels=table)
+    assert sorted(source.case_names.values()) == ["4", "ann", "ben", "cid"]
+    number = {name: case for case, name in source.case_names.items()}
+    assert set(source.split[source.case == number["ben"]]) == {"test"} and len(source.entries) == 9
+    assert source.listing.left_out[0][1] == ["train/NC/3_0.png", "train/NC/3_1.png"]
+    columns = source.columns()
+    np.testing.assert_array_equal(
+        dataset.covariates_of(source, np.array([number["ann"], number["4"]]), columns), [[0], [np.nan]]
+    )
+    table.write_text("case,person,sex\n1,ann,F\n2,ann,M\n")
+    with pytest.raises(DataError, match="scans of ann disagree in the column 'sex'"):
+        open_source(tmp_path / "a.zip", labels=table)

@@ -1,7 +1,10 @@
 """From bytes to pixels: levels, sizes, augmentation, the crop box."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 from small_archives import THREE, brain, encode, oasis_entries, take, undecodable, write
 
 import dataset
@@ -24,6 +27,28 @@ def test_colour_is_weighed(tmp_path):
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[..., 1] = 200
     assert one_picture(tmp_path, encode(pixels), 16)[0, 0] == pytest.approx(0.587 * 200 / 127.5 - 1, abs=0.01)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L"])
+def test_what_is_transparent_is_black(tmp_path, mode):
+    """White where nothing is to be seen, half seen in one row, 200 elsewhere."""
+    alpha = np.full((16, 16), 255, np.uint8)
+    alpha[:, 8:], alpha[4, :8] = 0, 128
+    light = np.where(alpha == 0, 255, 200).astype(np.uint8)
+    picture = Image.fromarray(light)
+    buffer = io.BytesIO()
+    if mode in ("LA", "RGBA"):
+        picture = picture.convert(mode)
+        picture.putalpha(Image.fromarray(alpha))
+        picture.save(buffer, "PNG")
+    else:  # one level or place of the palette is transparent
+        (picture.convert(mode) if mode == "L" else picture.quantize(2)).save(
+            buffer, "PNG", transparency=255 if mode == "L" else int(np.asarray(picture.quantize(2))[0, 12])
+        )
+        alpha[4, :8] = 255
+    image = one_picture(tmp_path, buffer.getvalue(), 16)
+    expected = np.where(alpha == 0, 0, 200 * (alpha / 255.0))
+    np.testing.assert_allclose((image + 1) * 127.5, expected, atol=1.01)
 
 
 def test_sixteen_bit_percentile_becomes_white(tmp_path):

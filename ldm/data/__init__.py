@@ -4,7 +4,9 @@ From bytes to what a network sees, in reading order:
 
     archive   the bytes of a named file in a zip or a folder; is it a picture
     volumes   NIfTI volumes as stacks of slices
-    names     which person, slice, label and split a file name speaks of; who goes into a split that is missing
+    words     what one file or folder name says of itself
+    names     what the names of an archive say together: person, scan, slice, label, split; what is left out
+    people    what names must not say; who goes into a split that is missing
     table     what labels.csv says of people
     pixels    a picture decoded, fitted to a square, augmented
     masks     tissue masks, and how much of each place of the latents each tissue covers

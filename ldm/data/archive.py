@@ -8,8 +8,11 @@ JPEG without decoding it, so that a damaged file is named before a training star
 Whatever is the user's mistake is raised as `DataError`.
 """
 
+import contextlib
+import gc
 import hashlib
 import os
+import re
 import struct
 import threading
 import zipfile
@@ -21,23 +24,61 @@ import numpy as np
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 MAX_ENTRY_BYTES = 64 * 2**20  # a slice is some 20 kB; an entry that declares more than this is an accident or an attack
-MAX_SIDE = 8192  # pixels; checked in the header, before a decoder allocates width x height
+MAX_TABLE_BYTES = 16 * 2**20  # a table of people has some bytes for each; more is an accident or an attack
+MAX_SIDE = 8192  # pixels; checked in the header, before a decoder allocates width x height,
+MAX_PIXELS = 2**25  # as is their product
 MAX_RATIO = 2000  # deflate cannot exceed ~1032 : 1, so anything beyond has a forged directory
 
 # What a decoder has to be told about an image, as returned by `probe`.
-GREY8, COLOUR8, GREY16, COLOUR16, JPEG, RAW = range(6)
+GREY8, COLOUR8, ALPHA8, GREY16, COLOUR16, ALPHA16, JPEG, RAW = range(8)
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
+JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 
 
 class DataError(ValueError):
     """The user's mistake about data: one sentence that names the file, entry or flag, and the way out."""
 
 
+@contextlib.contextmanager
+def collector_paused():
+    """A listing makes a million small objects that stay; looking for garbage among them takes 40 % of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def is_image(name: str) -> bool:
     """Whether an entry counts as a slice: an image suffix, and no hidden or resource-fork file (`._a.png`)."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and "/." not in name and not name.startswith((".", "__MACOSX/"))
+    return name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)
+
+
+def is_volume(name: str) -> bool:
+    """Whether an entry counts as a NIfTI volume, likewise."""
+    return name.lower().endswith(VOLUME_SUFFIXES) and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return "/." in name or name.startswith((".", "__MACOSX/"))
+
+
+def is_table(name: str) -> bool:
+    """Whether an entry is the table of people."""
+    return name.rsplit("/", 1)[-1] == "labels.csv"
+
+
+def _limit(name: str) -> float:
+    """The most bytes that an entry may have."""
+    return MAX_TABLE_BYTES if is_table(name) else MAX_ENTRY_BYTES if is_image(name) else float("inf")
+
+
+def _kind(name: str) -> str:
+    return "table of people" if is_table(name) else "brain slice"
 
 
 class ZipStore:
@@ -78,7 +119,7 @@ class ZipStore:
         for name, info in zip(self.names, infos, strict=True):
             if name.startswith("/") or name[1:3] == ":/" or (".." in name and ".." in name.split("/")):
                 raise DataError(f"{self.path}: entry {name!r} points outside the archive; remove it from the zip.")
-            if not is_image(name):
+            if not (is_image(name) or is_table(name)):
                 continue
             if info.flag_bits & 1:
                 raise DataError(f"{self.path}: entry {name!r} is encrypted; unpack it and zip it without a password.")
@@ -87,10 +128,10 @@ class ZipStore:
                     f"{self.path}: entry {name!r} is packed with a method other than deflate; zip it again with the "
                     "default method."
                 )
-            if info.file_size > MAX_ENTRY_BYTES or info.file_size > MAX_RATIO * info.compress_size + 1024:
+            if info.file_size > min(_limit(name), MAX_RATIO * info.compress_size + 1024):
                 raise DataError(
-                    f"{self.path}: entry {name!r} declares {info.file_size:,} bytes, which is no brain slice "
-                    f"(limit {MAX_ENTRY_BYTES:,}); remove it from the zip."
+                    f"{self.path}: entry {name!r} declares {info.file_size:,} bytes, which is no {_kind(name)} "
+                    f"(limit {_limit(name):,}); remove it from the zip."
                 )
 
     def _pread(self, count: int, offset: int) -> bytes:
@@ -140,27 +181,37 @@ class FolderStore:
 
     def __init__(self, path: Path):
         self.path = path
+        sizes = self._sizes()
+        self.names = sorted(sizes)
+        for name in self.names:
+            if sizes[name] > _limit(name):
+                raise DataError(
+                    f"{path / name} holds {sizes[name]:,} bytes, which is no {_kind(name)} (limit {_limit(name):,}); "
+                    "remove it from the folder."
+                )
+
+    def _sizes(self) -> dict[str, int]:
+        """File -> bytes. A folder is entered once, so that a link back to one above it is not followed."""
         sizes: dict[str, int] = {}
+        entered = set()
         pending = [""]
         while pending:
             below = pending.pop()
             try:
-                items = list(os.scandir(path / below))
+                place = os.stat(self.path / below)
+                if (place.st_dev, place.st_ino) in entered:
+                    continue
+                entered.add((place.st_dev, place.st_ino))
+                items = sorted(os.scandir(self.path / below), key=lambda item: item.is_symlink())
+                for item in items:
+                    name = below + item.name
+                    if item.is_dir():
+                        pending.insert(0 if item.is_symlink() else len(pending), name + "/")  # links come last
+                    elif item.is_file():  # a dangling link is neither
+                        sizes[name] = item.stat().st_size
             except OSError as error:
-                raise DataError(f"{path / below} cannot be read ({error.strerror}).") from error
-            for item in items:
-                name = below + item.name
-                if item.is_dir():
-                    pending.append(name + "/")
-                elif item.is_file():  # a dangling link is neither
-                    sizes[name] = item.stat().st_size
-        self.names = sorted(sizes)
-        for name in self.names:
-            if is_image(name) and sizes[name] > MAX_ENTRY_BYTES:
-                raise DataError(
-                    f"{path / name} holds {sizes[name]:,} bytes, which is no brain slice "
-                    f"(limit {MAX_ENTRY_BYTES:,}); remove it from the folder."
-                )
+                raise DataError(f"{self.path / below} cannot be read ({error.strerror}).") from error
+        return sizes
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises DataError when it cannot be read."""
@@ -193,7 +244,7 @@ def probe(data: bytes) -> int:
         data: the bytes of a PNG or JPEG file.
 
     Returns:
-        GREY8, COLOUR8, GREY16, COLOUR16 (PNG, by bit depth and colour type) or JPEG.
+        GREY8, COLOUR8, ALPHA8, GREY16, COLOUR16, ALPHA16 (PNG, by bit depth and colour type) or JPEG.
 
     Raises:
         ValueError: with a fragment ("is truncated", ...) that the caller puts behind the entry's name.
@@ -211,6 +262,7 @@ def _probe_png(data: bytes) -> int:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     _check_side(width, height)
     place = len(PNG_SIGNATURE)
+    alpha = colour in (4, 6)
     while True:
         if place + 12 > len(data):
             raise ValueError("is a truncated PNG")
@@ -223,34 +275,44 @@ def _probe_png(data: bytes) -> int:
             raise ValueError("is a damaged PNG (a chunk's checksum differs)")
         if kind == b"IEND":
             break
+        alpha |= kind == b"tRNS"
         place = end
-    grey = colour in (0, 4)  # grey, grey with alpha
+    if alpha:
+        return ALPHA16 if depth == 16 else ALPHA8
+    grey = colour == 0
     if depth == 16:
         return GREY16 if grey else COLOUR16
     return GREY8 if grey else COLOUR8
 
 
 def _probe_jpeg(data: bytes) -> int:
-    place = 2
-    while place + 9 < len(data):
-        marker = data[place + 1]
-        if data[place] != 0xFF:
+    """Goes from marker to marker, to the end marker; some writers leave bytes behind it."""
+    place, framed, scanned = 2, False, False
+    while True:
+        # Between a scan and the next marker lie its pixels, in which FF 00 and FF D0 ... D7 are no markers.
+        found = JPEG_MARKER.search(data, place) if scanned else JPEG_MARKER.match(data, place)
+        if not found:
             break
-        if marker == 0xFF:  # padding
-            place += 1
-            continue
+        marker = found[1][0]
+        if marker == 0xD9:
+            if framed and scanned:
+                return JPEG
+            break
+        place = found.end()
+        if place + 7 > len(data):
+            break
         # Start-of-frame markers hold the dimensions: C0..CF, without the tables C4, C8 and CC.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, place + 5)
+            height, width = struct.unpack_from(">HH", data, place + 3)
             _check_side(width, height)
-            # Some writers leave bytes behind the end marker.
-            if b"\xff\xd9" not in data[-64:]:
-                raise ValueError("is a truncated JPEG")
-            return JPEG
-        place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+            framed = True
+        scanned |= marker == 0xDA
+        place += struct.unpack_from(">H", data, place)[0]
     raise ValueError("is a truncated or damaged JPEG")
 
 
 def _check_side(width: int, height: int) -> None:
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
         raise ValueError(f"declares {width} x {height} pixels (limit {MAX_SIDE} a side)")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"declares {width} x {height} pixels (limit {MAX_PIXELS:,} in all)")

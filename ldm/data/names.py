@@ -1,143 +1,388 @@
-"""Names: who is in an archive. Which layout its names follow (`parse_names`), which person, slice, label and split each
-of them says, and who is moved into a split that the archive does not have (`carve`).
+"""Names: who is in an archive. Which person, scan, slice, label and split each name speaks of, and what is left out
+and why (`understand`).
+
+What one name says of itself is read in `ldm.data.words`. Here names are seen together: a folder is a split, a person, a
+label or nothing; who nobody can tell apart is refused; nothing is guessed where two people could become one, or one
+person two.
 """
 
+import collections
+import dataclasses
+import functools
 import re
+from typing import NamedTuple
 
-import numpy as np
+from ldm.data import archive, people, words
 
-from ldm.data import archive
-
-SPLITS = ("train", "validate", "test")
-SPLIT_NAMES = {  # folder -> split
-    "train": "train",
-    "training": "train",
-    "validate": "validate",
-    "validation": "validate",
-    "valid": "validate",
-    "val": "validate",
-    "test": "test",
-    "testing": "test",
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
-HELD_OUT = 0.15  # part of the people that a missing split is carved with
+STRAYS = 0.1  # up to this part of the pictures may say no person, and is left out; more, and all are refused
 
 OASIS_FOLDER = re.compile(r"keras_png_slices_(seg_)?(train|validate|test)$")
-MASK_NAME = re.compile(r"seg_.*_slice_\d+\.[^.]*(\.[^.]*)?$")
-CASE_SLICE = re.compile(r"(?:case|seg)_(.+)_slice_(\d{1,9})$")
-LAST_INTEGER = re.compile(r"(.*?)(\d+)(\D*)$")
+OASIS_MASK = re.compile(r"seg_.*_slice_\d+")
+MASK_FOLDERS = words.MASK | {
+    "label",
+    "labels",
+    "labelstr",
+    "labelsts",
+    "roi",
+    "annotations",
+    "groundtruth",
+    "ground_truth",
+}
+PLAIN_FOLDERS = set(  # say nothing
+    "images image imgs img imagestr imagests pictures slices data dataset png pngs jpg jpgs jpeg jpegs anat raw nifti "
+    "nii volumes mri scans axial coronal sagittal".split()
+)
+NO_PERSON = set("cdr mmse grade stage class label group score site fold batch part cluster day month year".split())
+SIDES = {64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448, 512, 1024}  # that pictures often have
+OFFER = (
+    "say `--person REGEX` (a regular expression with the group (?P<person>...), and (?P<slice>...) if there is one) "
+    "or `--person each` to take every slice for itself"
+)
 
 
-def _case_and_slice(name: str) -> tuple[str, int]:
-    """Reads person and slice index out of a file name.
+class Row(NamedTuple):
+    """What is known of one slice, volume or mask: `split` and `label` are "" where the archive does not say."""
 
-    `case_001_slice_10.nii.png` -> ("001", 10); `200000_78.jpeg` -> ("200000", 78); `ann-t1-s7.png` -> ("ann-t1-s", 7);
-    a name without an integer is a person of its own, slice 0.
+    entry: str
+    split: str
+    person: str
+    scan: str
+    z: int
+    label: str
+
+
+@dataclasses.dataclass
+class Listing:
+    """What was understood of an archive.
+
+    Attributes:
+        kind: "oasis", "class folders", "flat" or "volumes".
+        rows: of the slices, or of the volumes.
+        masks: of tissue masks that belong to slices.
+        left_out: (reason, names) of what is not used.
+        notes: sentences that say what was decided.
+        contrast: that is used, if names say several.
     """
-    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0].removesuffix(".nii")
-    found = CASE_SLICE.search(stem)
-    if found:
-        return found[1], int(found[2])
-    found = LAST_INTEGER.match(stem)
-    if not found or len(found[2]) > 9:  # ten digits and more are dates or identifiers, not slice indices
-        return stem, 0
-    return (found[1] + found[3]).strip("_-. "), int(found[2])
+
+    kind: str
+    rows: list[Row]
+    masks: list[Row] = dataclasses.field(default_factory=list)
+    left_out: list[tuple[str, list[str]]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    contrast: str | None = None
+
+    def leave_out(self, reason: str, names: list[str]) -> None:
+        if names:
+            self.left_out.append((reason, names))
 
 
-def parse_names(names: list[str], shown: str):
-    """Recognises the layout of a zip or folder from its names alone. Returns kind, rows, masks."""
-    folders: dict[str, list[str]] = {}  # a layout shows in its folders, which are few however many slices there are
-    for name in names:
-        if archive.is_image(name):
-            folders.setdefault(name.rpartition("/")[0], []).append(name)
-    found = {folder: OASIS_FOLDER.search(folder) for folder in folders}
-    pairs = {folder: folder.split("/")[-2:] for folder in folders if folder}
-    straight = any(pair[-1].lower() in SPLIT_NAMES for pair in pairs.values())  # train/a_1.png: no class folder
-    in_split = any(pair[0].lower() in SPLIT_NAMES for pair in pairs.values())
-    kind = "class folders" if not straight and (in_split or len(folders) > 1) else "flat"
-    if any(found.values()):
-        kind = "oasis"
-    rows, masks = [], []
-    for folder, members in folders.items():
-        split, label = "", ""
-        if kind == "oasis":
-            if not found[folder]:  # previews and the like beside the slices
-                continue
-            split = found[folder][2]
-        elif folder:
-            split = SPLIT_NAMES.get(pairs[folder][-1 if straight else 0].lower(), "")
-            label = pairs[folder][-1] if kind == "class folders" else ""
-        for name in members:
-            mask = found[folder][1] if kind == "oasis" else MASK_NAME.match(name.rpartition("/")[2])
-            (masks if mask else rows).append((name, split, *_case_and_slice(name), label))
-    if not rows and masks:
+class _Folder(NamedTuple):
+    """What the folders above a file say."""
+
+    split: str = ""
+    person: str = ""  # by a keyword or a known pattern
+    scan: str = ""
+    contrast: str = ""
+    mask: bool = False
+    inside: tuple[str, ...] = ()  # other folders below that of the split, which may be labels or people
+    above: tuple[str, ...] = ()  # other folders, if there is no split or they are above it
+
+
+class _Name(NamedTuple):
+    """What one name says, and its folders."""
+
+    entry: str
+    folder: _Folder
+    said: words.Words
+
+
+def understand(
+    names: list[str], shown: str, person: str | None = None, contrast: str | None = None, volumes: bool = False
+) -> Listing:
+    """Says who is in a zip, a folder or a list of volumes, from the names alone.
+
+    Args:
+        names: of all files, with `/` between folders.
+        shown: what was opened, for messages.
+        person: None, "each" (every picture is somebody else) or a regular expression that is searched in every name;
+            its groups person, scan, slice and label say what they are called.
+        contrast: the one to use of several ("t1", "t2", "flair", ...); without it T1, if there is one.
+        volumes: whether it is about volumes, not pictures.
+
+    Raises:
+        DataError: one sentence, if the names cannot be meant or nobody can be told apart.
+    """
+    listing, read, course = _read_all(names, shown, volumes)
+    masks = [name for name in read if name.folder.mask or (name.said.mask and not course)]
+    read = [name for name in read if not (name.folder.mask or (name.said.mask and not course))]
+    if not read:
+        _refuse_nothing(shown, names, masks)
+    read = _one_contrast(listing, read, contrast, shown)
+    if person:
+        listing.rows = _by_rule(read, person, shown)
+        used = ()
+    else:
+        listing.rows, used = _by_names(listing, read, shown)
+        # Tissue masks are those of the course archive; what others call a mask may be anything.
+        tissue = [name for name in masks if course or OASIS_MASK.fullmatch(_stem(name.entry.rpartition("/")[2]))]
+        listing.masks = [_row(name) for name in tissue]
+        masks = [name for name in masks if name not in set(tissue)] if len(tissue) < len(masks) else []
+    listing.leave_out("masks", [name.entry for name in masks])
+    if not course and not any(row.label for row in listing.rows):
+        listing.rows = _with_labels(listing.rows, {name.entry: name.folder for name in read}, used)
+    if listing.kind == "flat" and any(row.label for row in listing.rows):
+        listing.kind = "class folders"
+    people.check(listing.rows, shown, "volume" if listing.kind == "volumes" else "slice")
+    return listing
+
+
+def _read_all(names: list[str], shown: str, volumes: bool) -> tuple[Listing, list[_Name], bool]:
+    """Reads every name and its folders. Returns an empty listing, the names, and whether it is the course archive."""
+    found = list(filter(archive.is_volume if volumes else archive.is_image, names))
+    if volumes:
+        _refuse_twins(sorted(found), shown)
+    listing = Listing("volumes" if volumes else "flat", [])
+    folders: dict[str, _Folder] = {}
+    course = not volumes and any(map(OASIS_FOLDER.search, {name.rpartition("/")[0] for name in found}))
+    if course:
+        listing.kind = "oasis"
+        inside = [name for name in found if OASIS_FOLDER.search(name.rpartition("/")[0])]
+        listing.leave_out("beside the folders of slices", sorted(set(found) - set(inside)))
+        found = inside
+    read = []
+    for entry in found:
+        path, _, file = entry.rpartition("/")
+        if path not in folders:
+            folders[path] = _course_folder(path) if course else _read_folders(path)
+        read.append(_Name(entry, folders[path], words.read(_stem(file), not volumes)))
+    return listing, read if volumes else _without_size(read), course
+
+
+def _stem(file: str) -> str:
+    """`case_001_slice_0.nii.png` -> `case_001_slice_0`, `a.nii.gz` -> `a`."""
+    stem = file.rpartition(".")[0]
+    return stem[:-4] if stem[-4:].lower() == ".nii" else stem
+
+
+def _without_size(read: list[_Name]) -> list[_Name]:
+    """`p1_80_224` and so on throughout: 224 is no slice but the side of the pictures."""
+    if len({name.said.z for name in read}) > 1 or len(read) < 2 or read[0].said.z not in SIDES:
+        return read
+    ending = re.compile(rf"(.*\d.*)[_\- ]{read[0].said.z}")
+    stems = [ending.fullmatch(_stem(name.entry.rpartition("/")[2])) for name in read]
+    return [n._replace(said=words.read(stem[1])) if stem else n for n, stem in zip(read, stems, strict=True)]
+
+
+def _course_folder(path: str) -> _Folder:
+    found = OASIS_FOLDER.search(path)
+    return _Folder(split=found[2], mask=bool(found[1]))
+
+
+def _read_folders(path: str) -> _Folder:
+    """Gives each folder of a path its meaning."""
+    split, person, scan, contrast, mask, inside, above = "", "", [], "", False, [], []
+    for name in path.split("/") if path else ():
+        plain, said = name.lower(), words.read_folder(name)
+        if plain in SPLIT_FOLDERS:
+            split, above, inside = SPLIT_FOLDERS[plain], [*above, *inside], []
+        elif plain in MASK_FOLDERS:
+            mask = True
+        elif plain in words.CONTRAST:
+            contrast = words.CONTRAST[plain]
+        elif said.sure:
+            person = person or said.person  # the outermost: people may be counted anew inside
+            scan += [said.scan] if said.scan else []
+        elif said.scan and not said.person:
+            scan.append(said.scan)
+        elif plain not in PLAIN_FOLDERS:
+            inside.append(name)
+    if not split:
+        above, inside = inside, []
+    return _Folder(split, person, "_".join(scan), contrast, mask, tuple(inside), tuple(above))
+
+
+def _refuse_nothing(shown: str, names: list[str], masks: list[_Name]):
+    if masks:
         raise archive.DataError(
-            f"--data {shown} holds segmentation masks only (such as {masks[0][0]!r}); point --data at the archive with "
-            "the brain slices (keras_png_slices_train, ...)."
+            f"--data {shown} holds segmentation masks only (such as {masks[0].entry!r}); point --data at the archive "
+            "with the brain slices (keras_png_slices_train, ...)."
         )
-    if not rows:
-        hint = "expected are PNG or JPEG files, or a folder of NIfTI volumes"
-        inner = next((name for name in names if name.lower().endswith((".zip", *archive.VOLUME_SUFFIXES))), None)
-        if inner:
-            hint = f"point --data at {inner!r} inside it (unpacked, where it lies in a zip)"
-        raise archive.DataError(f"--data {shown} holds no brain slices; {hint}.")
-    return kind, rows, masks
+    hint = "expected are PNG or JPEG files, or a folder of NIfTI volumes"
+    inner = next((name for name in names if name.lower().endswith((".zip", *archive.VOLUME_SUFFIXES))), None)
+    if inner:
+        hint = f"point --data at {inner!r} inside it (unpacked, where it lies in a zip)"
+    raise archive.DataError(f"--data {shown} holds no brain slices; {hint}.")
 
 
-def number_cases(names) -> dict[str, int]:
-    """Person's name -> number: the name itself where all are integers, else the place in sorted order."""
-    names = sorted(set(names))
-    if all(name.isdecimal() and int(name) < 2**31 for name in names):
-        return {name: int(name) for name in names}
-    return {name: place for place, name in enumerate(names)}
+def _refuse_twins(volumes: list[str], shown: str):
+    by_stem = {}
+    for name in volumes:
+        if (other := by_stem.setdefault(_stem(name), name)) != name:
+            raise archive.DataError(f"--data {shown}: {other!r} and {name!r} are one volume twice; remove one of them.")
 
 
-def check_people(shown: str, entries: list[str], split: np.ndarray, case: np.ndarray) -> None:
-    """A person in two splits would let a model be tested on a brain that it was trained on."""
-    moved = np.flatnonzero((case[1:] == case[:-1]) & (split[1:] != split[:-1]))
-    if len(moved):
-        first, second = moved[0], moved[0] + 1
+def _one_contrast(listing: Listing, read: list[_Name], wanted: str | None, shown: str) -> list[_Name]:
+    """Keeps one contrast of several. Names without one stay, unless another was asked for."""
+
+    def of(name):
+        return name.said.contrast or name.folder.contrast
+
+    counts = collections.Counter(of(name) for name in read)
+    there = sorted(set(counts) - {""})
+    if there == ["pd"]:  # alone, it is as likely a diagnosis
+        return read
+    wanted = words.CONTRAST.get(wanted.lower(), wanted.lower()) if wanted else None
+    if wanted and wanted not in there:
         raise archive.DataError(
-            f"--data {shown}: case {case[first]} is in two splits ({entries[first]!r} and {entries[second]!r}); keep "
-            "every person in one split only."
+            f"--contrast {wanted}: the names in {shown} say {' and '.join(there) or 'no contrast'}; leave it out or "
+            "choose one of them."
         )
+    if not wanted and (len(there) < 2 and (not counts[""] or there in ([], ["t1"]))):
+        return read
+    chosen = wanted or ("t1" if "t1" in there else "" if counts[""] else max(there, key=lambda name: counts[name]))
+    kept = {chosen} if wanted else {chosen, ""}
+    for other in there:
+        if other not in kept:
+            listing.leave_out(f"contrast {other}", [name.entry for name in read if of(name) == other])
+    if chosen:
+        listing.contrast = chosen
+        listing.notes.append(f"of the contrasts {', '.join(there)}, {chosen} is used (--contrast chooses another)")
+    return [name for name in read if of(name) in kept]
 
 
-def carve(shown: str, split: np.ndarray, case: np.ndarray, label: np.ndarray, seed: int):
-    """Fills in missing splits, by person. Returns split (N,) and split -> how it was made."""
-    split = np.where(split == "", "train", split)
-    made = {name: "archive" if name in split else "missing" for name in SPLITS}
-    missing = [name for name in ("test", "validate") if name not in split]
-    if not missing or "train" not in split:
-        return split, made
-    cases, first = np.unique(case[split == "train"], return_index=True)
-    if len(cases) < 2 and "validate" in missing:
+def _by_rule(read: list[_Name], rule: str, shown: str) -> list[Row]:
+    """Rows as `--person` says."""
+    if rule == "each":
+        return [Row(n.entry, n.folder.split, n.entry, "", n.said.z or 0, "") for n in read]
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise archive.DataError(f"--person {rule!r} is no regular expression ({error}).") from error
+    if "person" not in pattern.groupindex:
         raise archive.DataError(
-            f"--data {shown} holds one person only ({case[0]}), but training and validation need two people at least; "
-            "add another (names such as case_002_slice_0.png or 002_0.png tell people apart)."
+            f"--person {rule!r} has no group (?P<person>...): say which part of a name is the person."
         )
-    people = _interleave(cases, label[split == "train"][first], np.random.default_rng(seed))
-    for name in missing:
-        # Training keeps one person, and validation, which is carved after the test split, gets one before it does.
-        spare = len(people) - 1 - ("validate" in missing and name == "test")
-        count = min(max(1, round(HELD_OUT * len(people))), spare)
-        split = np.where(np.isin(case, people[:count]), name, split)
-        people = people[count:]
-        made[name] = f"carved by case, seed {seed}"
-    return split, made
+    rows = []
+    for name in read:
+        found = pattern.search(name.entry)
+        if not found or not found["person"]:
+            raise archive.DataError(
+                f"--person {rule!r} finds nobody in {name.entry!r} of {shown}; mend the expression."
+            )
+        groups = {key: value or "" for key, value in found.groupdict().items()}
+        number = groups.get("slice", "" if name.said.z is None else str(name.said.z))
+        if number and not (number.isdecimal() and len(number) <= words.LONGEST):
+            raise archive.DataError(f"--person {rule!r}: the slice {number!r} of {name.entry!r} is no number.")
+        scan, label = groups.get("scan", ""), groups.get("label", "")
+        rows.append(Row(name.entry, name.folder.split, groups["person"], scan, int(number or 0), label))
+    return rows
 
 
-def _interleave(cases: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shuffles people such that every stretch of the result has the labels in about the proportion of the whole."""
-    order = rng.permutation(len(cases))
-    cases, labels = cases[order], labels[order]
-    place = np.empty(len(cases))
-    for label in np.unique(labels):
-        member = labels == label
-        place[member] = (np.arange(member.sum()) + 0.5) / member.sum()
-    return cases[np.argsort(place, kind="stable")]
+def _row(name: _Name, person: str | None = None, scan: str = "") -> Row:
+    said, folder = name.said, name.folder
+    person = said.person if person is None else person
+    outer = "" if folder.scan in said.scan else folder.scan
+    scan = "_".join(filter(None, (outer, scan, said.scan)))
+    return Row(name.entry, folder.split, person, scan, said.z or 0, "")
 
 
-def check_seed(seed: int) -> None:
-    """Raises DataError for a seed that NumPy's generators do not take."""
-    if seed < 0:
-        raise archive.DataError(f"--seed {seed} is negative; give 0 or more.")
+def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row], set[str]]:
+    """Rows as the names say, and the names of folders that are people.
+
+    A keyword or a known pattern says who it is; else a folder with two digits or more, if the file says nobody or the
+    same people in each of these folders; else the file. A word without digits that is alone in its folder is nobody.
+    """
+    numbered = [_numbered_folder(name.folder) for name in read]
+    seen = collections.defaultdict(set)
+    for name, folder in zip(read, numbered, strict=True):
+        if folder and not name.said.sure and name.said.person:
+            seen[name.said.person].add(folder)
+    recur = any(len(folders) > 1 for folders in seen.values())
+    members = collections.defaultdict(set)
+    for name in read:
+        members[name.entry.rpartition("/")[0]].add(name.said.person)
+    sizes = collections.Counter(name.entry.rpartition("/")[0] for name in read)
+    rows, nobody, used = [], [], set()
+    for name, folder in zip(read, numbered, strict=True):
+        said, path = name.said, name.entry.rpartition("/")[0]
+        vague = not any(map(str.isdigit, said.person))
+        if name.folder.person:
+            other = "" if vague or said.person == name.folder.person else said.person
+            rows.append(_row(name, name.folder.person, other))
+        elif said.sure:
+            rows.append(_row(name))
+        elif folder and (vague or recur):
+            used.add(folder)
+            rows.append(_row(name, folder, said.person))
+        elif not said.person and listing.kind == "volumes" and (name.folder.inside + name.folder.above):
+            rows.append(_row(name, (name.folder.above + name.folder.inside)[-1]))  # sub_a/t1.nii
+            used.add(rows[-1].person)
+        elif not said.person or (vague and len(members[path]) == 1 and sizes[path] > 1):
+            nobody.append(name.entry)
+        else:
+            rows.append(_row(name))
+    strays = _strays(read, rows) if listing.kind != "volumes" else set()
+    rows = [row for row in rows if row.entry not in strays]
+    if not rows or len(nobody) > STRAYS * len(read):
+        raise archive.DataError(
+            f"--data {shown}: names such as {nobody[0]!r} do not say whose picture it is, so that one person could be "
+            f"in two splits; {OFFER}."
+        )
+    listing.leave_out("the name says no person", nobody + sorted(strays))
+    return rows, used
+
+
+@functools.lru_cache(maxsize=4096)
+def _numbered_folder(folder: _Folder) -> str:
+    """The innermost folder that has two digits or more side by side, as `001` and `TCGA_01`, but not `fold_01`."""
+    for name in reversed(folder.above + folder.inside):
+        if re.search(r"\d\d", name) and re.match(r"[a-z]*", name.lower())[0] not in NO_PERSON:
+            return name
+    return ""
+
+
+def _strays(read: list[_Name], rows: list[Row]) -> set[str]:
+    """Pictures such as `cover.png`: no number in the name, where nearly all others have one; or a word and a number
+    in a folder above those where nearly all others are.
+    """
+    paths = {name.entry.rpartition("/")[0] for name in read}
+    above = {path[:i] for path in paths for i, char in enumerate(path) if char == "/"}
+    above |= {""} if len(paths) > 1 else set()
+    found = set()
+    for name in read:
+        path, _, file = name.entry.rpartition("/")
+        vague = not name.said.sure and not any(map(str.isdigit, name.said.person))
+        if vague and (not any(map(str.isdigit, file)) or path in above):
+            found.add(name.entry)
+    found &= {row.entry for row in rows}
+    return found if len(found) <= max(STRAYS * len(read), 2) and 2 * len(found) < len(read) else set()
+
+
+def _with_labels(rows: list[Row], folders: dict[str, _Folder], used: set[str]) -> list[Row]:
+    """The label of each row: its innermost folder that is no split and no person, if such folders hold several people.
+
+    A folder above the split is a label only if there are two of them at least.
+    """
+    inside = [[name for name in folders[row.entry].inside if name not in used] for row in rows]
+    above = [[name for name in folders[row.entry].above if name not in used] for row in rows]
+    for chains, least in ((inside, 1), (above, 2)):
+        longer = {tuple(chain[:length]) for chain in chains for length in range(len(chain))}
+        chains = [[] if tuple(chain) in longer else chain for chain in chains]  # a folder of labels is none
+        while any(chains):
+            people = collections.defaultdict(set)
+            for row, chain in zip(rows, chains, strict=True):
+                if chain:
+                    people[chain[-1]].add(row.person)
+            several = any(len(members) > 1 for members in people.values())
+            if several and len(people) >= least:
+                return [row._replace(label=chain[-1] if chain else "") for row, chain in zip(rows, chains, strict=True)]
+            deepest = max(map(len, chains))
+            for chain in chains:
+                if len(chain) == deepest:
+                    chain.pop()
+    return rows

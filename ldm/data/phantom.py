@@ -34,7 +34,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ldm import files, tissue
-from ldm.data import archive, names
+from ldm.data import archive
+from ldm.data.people import SPLITS, check_seed
 
 SLICES = 32
 LABELS = ("AD", "NC")  # label 0 = AD, 1 = NC: the order of sorted class folders
@@ -433,8 +434,8 @@ def write(out, people: int, image_size: int = 256, seed: int = 0) -> None:
         DataError: a negative seed, too few people, an image size that phantoms do not have, or a folder that cannot be
             written.
     """
-    names.check_seed(seed)
-    if people < len(names.SPLITS):
+    check_seed(seed)
+    if people < len(SPLITS):
         raise archive.DataError(
             f"--people {people} is too few: train, validate and test need one each, so give 3 or more."
         )

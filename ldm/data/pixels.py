@@ -5,16 +5,19 @@ to batches of pixels, `decoded` keeps those of a small split in memory.
 """
 
 import contextlib
+import io
 import re
 
 import numpy as np
 import tensorflow as tf
 from einops import rearrange
+from PIL import Image
 from tqdm import tqdm
 
 from ldm.data import archive
 
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
+MISSING = 128  # the grey that decoders paint where a JPEG has no more pixels
 DEEP_WHITE = 99.9  # percentile of a 16-bit slice's non-zero pixels that becomes white
 SHARPEN = np.outer(*2 * [[-0.112, 1.224, -0.112]]).astype(np.float32)  # a = (sqrt(3 / 2) - 1) / 2; see `augment`
 
@@ -23,7 +26,8 @@ def decode(data, code, shape):
     """One encoded slice -> (H, W, 1) uint8 grey levels.
 
     8-bit files keep their levels. In 16-bit files the DEEP_WHITE-th percentile of the non-zero pixels becomes white, as
-    nothing in the file says what its largest value means. In JPEGs levels up to JPEG_NOISE become black.
+    nothing in the file says what its largest value means. What is transparent becomes black, and so do levels up to
+    JPEG_NOISE in JPEGs.
     """
 
     def grey(image):  # integer weights with the sum 256, so that grey stored as colour comes back exactly
@@ -38,8 +42,15 @@ def decode(data, code, shape):
         white = tf.concat([positive, [1.0]], 0)[tf.cast(tf.round(tf.maximum(last, 0.0) * DEEP_WHITE / 100), tf.int32)]
         return eight_bit(tf.minimum(image * (255.0 / white), 255.0))
 
+    def opaque(kind):
+        image = tf.io.decode_png(data, channels=4, dtype=kind)
+        return grey(image[..., :3]) * (tf.cast(image[..., 3:], tf.float32) / float(kind.max))
+
     def jpeg():
         image = tf.io.decode_jpeg(data, channels=1, dct_method="INTEGER_ACCURATE")
+        suspect = tf.reduce_all(image[-8:, -8:] == MISSING)
+        whole = tf.cond(suspect, lambda: tf.numpy_function(_check_whole, [data], tf.bool), lambda: True)
+        image = tf.where(tf.ensure_shape(whole, []), image, tf.zeros_like(image))
         return tf.where(image <= JPEG_NOISE, tf.zeros_like(image), image)
 
     return tf.switch_case(
@@ -47,12 +58,37 @@ def decode(data, code, shape):
         {
             archive.GREY8: lambda: tf.io.decode_png(data, channels=1),
             archive.COLOUR8: lambda: eight_bit(grey(tf.io.decode_png(data, channels=3))),
+            archive.ALPHA8: lambda: eight_bit(opaque(tf.uint8)),
             archive.GREY16: lambda: deep(tf.cast(tf.io.decode_png(data, channels=1, dtype=tf.uint16), tf.float32)),
             archive.COLOUR16: lambda: deep(grey(tf.io.decode_png(data, channels=3, dtype=tf.uint16))),
+            archive.ALPHA16: lambda: deep(opaque(tf.uint16)),
             archive.JPEG: jpeg,
             archive.RAW: lambda: tf.reshape(tf.io.decode_raw(data, tf.uint8), [shape[0], shape[1], 1]),
         },
     )
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG ends before its pixels do, although it has an end marker.
+
+    A decoder paints what is missing grey. That alone may be a picture of a grey corner; so other bytes are put before
+    the end marker: a decoder that still needed pixels takes them, one that had all passes over them.
+    """
+    with contextlib.suppress(OSError, SyntaxError):  # other damage is found by others
+        image = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+        if (image[-8:, -8:] != MISSING).any():
+            return False
+        end = data.rindex(b"\xff\xd9")
+        noise = np.random.default_rng(0).integers(0, 255, 4096, dtype=np.uint8).tobytes()
+        return bool((np.asarray(Image.open(io.BytesIO(data[:end] + noise + data[end:])).convert("L")) != image).any())
+    return False
+
+
+def _check_whole(data) -> bool:
+    """Raises ValueError for half a JPEG; `data` is what `tf.numpy_function` makes of a string."""
+    if is_cut_off(np.asarray(data, dtype=object).item()):
+        raise ValueError("this JPEG is cut off")
+    return np.True_
 
 
 def fit(image, size: int):
@@ -207,7 +243,7 @@ def data_errors(source=None):
                 data, code = source.read(name)
                 try:
                     decode(data, tf.constant(code), (0, 0))
-                except tf.errors.OpError as inner:
+                except (tf.errors.OpError, ValueError) as inner:
                     raise archive.DataError(
                         f"{source.path}: {name!r} cannot be decoded; replace it or remove it."
                     ) from inner

@@ -4,19 +4,23 @@ sex, ...).
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 
-from ldm.data import archive
+from ldm.data import archive, words
 
-UNKNOWN = ("", "?", "na", "n/a", "nan", "none", "unknown")
+UNKNOWN = ("", "?", "-", ".", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "unknown", "missing")
+PERSON_WORD = re.compile(rf"(?:{'|'.join(sorted(words.PERSON))})[-_ ]?(?=\d)", re.IGNORECASE)
+MIXED = 0.4  # a column with fewer texts than this part of its cells, beside numbers, is meant to be numbers
 
 
 def person(name: str):
-    """A person's name as tables and archives both may write it: "1" and "001" are the same."""
+    """A person's name as tables and archives both may write it: "1", "001" and "sub-01" are the same."""
     name = name.strip()
-    return int(name) if name.isdecimal() else name
+    number = name[found.end() :] if (found := PERSON_WORD.match(name)) else name
+    return int(number) if number.isdecimal() and len(number) <= 18 else name
 
 
 def read(data: bytes) -> dict[str, dict]:
@@ -32,15 +36,19 @@ def read(data: bytes) -> dict[str, dict]:
         ValueError: one clause that says what is wrong with the table.
     """
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
         names, lines = [name.strip() for name in reader.fieldnames or ()], list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"is not a CSV table ({error}); write it as UTF-8 text") from error
+        raise ValueError(f"is not a CSV table ({error}); write it as UTF-8 text, and close every quote") from error
     if "case" not in names or len(names) < 2:
         raise ValueError("needs a column case and another, such as label, separated by commas")
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ValueError(f"has the column {twice[0]!r} twice; keep one")
     found = {name: {} for name in names if name != "case"}
     rows = {}
     for line in lines:
+        if None in line:
+            raise ValueError(f"has a row with more cells than columns (case {line[reader.fieldnames[0]]}); mend it")
         row = {name: (line[written] or "").strip() for name, written in zip(names, reader.fieldnames, strict=True)}
         who = person(row.pop("case"))
         if rows.setdefault(who, row) != row:
@@ -48,7 +56,63 @@ def read(data: bytes) -> dict[str, dict]:
         for name, value in row.items():
             if value.lower() not in UNKNOWN:
                 found[name][who] = value
+    for name, column in found.items():
+        _check_column(name, column)
     return found
+
+
+def _check_column(name: str, column: dict) -> None:
+    """Refuses what is almost a column of numbers, and values that differ in case only.
+
+    Raises:
+        ValueError: naming the cells.
+    """
+    if name == "person":
+        return
+    texts = {who: value for who, value in column.items() if not _is_number(value)}
+    if texts and len(texts) < MIXED * len(column) and name != "label":
+        some = ", ".join(f"{value!r} of case {who}" for who, value in list(texts.items())[:3])
+        raise ValueError(
+            f"has numbers in the column {name!r}, but also {some}; write numbers, or leave the cells empty"
+        )
+    same: dict[str, str] = {}
+    for value in texts.values():
+        if (other := same.setdefault(value.casefold(), value)) != value:
+            raise ValueError(f"writes both {other!r} and {value!r} in the column {name!r}; choose one")
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def by_person(columns: dict[str, dict], people: dict, shown) -> dict[str, dict]:
+    """What a table says of scans, as said of the people scanned: numbers are averaged, the rest must agree.
+
+    Args:
+        columns: column -> {scan: what it says}.
+        people: {scan: person}; a scan that is missing is a person of its own.
+        shown: the table, for messages.
+
+    Raises:
+        DataError: two scans of one person that disagree.
+    """
+    joined = {}
+    for name, column in columns.items():
+        values: dict = {}
+        for scan, value in column.items():
+            values.setdefault(person(people[scan]) if scan in people else scan, []).append(value)
+        joined[name] = {}
+        for who, said in values.items():
+            if len(set(said)) > 1 and not all(map(_is_number, said)):
+                raise archive.DataError(f"{shown}: the scans of {who} disagree in the column {name!r}; keep one value.")
+            joined[name][who] = (
+                said[0] if len(set(said)) == 1 else repr(float(np.mean([float(value) for value in said])))
+            )
+    return joined
 
 
 def find(store, path, people: set[str]) -> dict[str, dict]:
@@ -70,6 +134,8 @@ def find(store, path, people: set[str]) -> dict[str, dict]:
         return {}
     shown = f"{store.path}: {inside[0]!r}" if path is None else f"--labels {path}"
     try:
+        if path is not None and Path(path).stat().st_size > archive.MAX_TABLE_BYTES:
+            raise ValueError(f"has more than {archive.MAX_TABLE_BYTES:,} bytes: it is no table of people")
         found = read(store.read(inside[0]) if path is None else Path(path).read_bytes())
     except OSError as error:
         raise archive.DataError(f"{shown} cannot be read: {error.strerror}.") from error
@@ -93,10 +159,9 @@ def describe(column: dict, train: set) -> dict:
         {"kind": "number", "mean", "std"} over the training people, where all that is said are numbers; else {"kind":
         "category", "values": sorted}.
     """
-    try:
-        values = {who: float(value) for who, value in column.items()}
-    except ValueError:
+    if not all(map(_is_number, column.values())):
         return {"kind": "category", "values": sorted(set(column.values()))}
+    values = {who: float(value) for who, value in column.items()}
     known = [value for who, value in values.items() if who in train and np.isfinite(value)]
     mean, spread = (float(np.mean(known)), float(np.std(known))) if known else (0.0, 0.0)
     return {"kind": "number", "mean": mean, "std": spread if spread > 1e-6 * max(1.0, abs(mean)) else 1.0}
@@ -118,3 +183,27 @@ def encode(value: str | None, about: dict) -> float:
     if value not in about["values"]:
         raise ValueError(f"{value} is none of {', '.join(about['values'])}")
     return float(about["values"].index(value))
+
+
+def encode_all(known: dict[str, dict], people: list[str], columns: dict[str, dict], shown: str) -> np.ndarray:
+    """What a table says of people, as a network gets it: (N, K) float32, NaN = unknown.
+
+    Args:
+        known: as `read` gives it.
+        people: names of N people.
+        columns: K columns -> their kinds, as `describe` gives them.
+        shown: what was opened, for messages.
+
+    Raises:
+        DataError: for a column that the table does not have, or a value that the column did not have.
+    """
+    encoded = np.full((len(people), len(columns)), np.nan, np.float32)
+    for k, (name, about) in enumerate(columns.items()):
+        if name not in known:
+            raise archive.DataError(f"{shown}: nothing says the {name} of its people; give a table with that column.")
+        for row, who in enumerate(people):
+            try:
+                encoded[row, k] = encode(known[name].get(person(who)), about)
+            except ValueError as error:
+                raise archive.DataError(f"{shown}: the {name} of case {who}: {error}.") from error
+    return encoded

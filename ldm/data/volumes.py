@@ -1,5 +1,7 @@
 """NIfTI volumes: read as stacks of slices (`VolumeStore`), and written (`save_volume`)."""
 
+import gzip
+import os
 import threading
 import zlib
 from collections import OrderedDict
@@ -7,6 +9,9 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from scipy import ndimage
 from tqdm import tqdm
 
 from ldm.data import archive
@@ -14,6 +19,9 @@ from ldm.data import archive
 WHITE = 99.8  # percentile of a volume's positive voxels that becomes white
 DARK = 12  # grey levels up to this do not count as brain
 MIN_AREA = 0.15  # slices with less brain than this part of the fullest slice are left out
+BELOW = 0.05  # so many of the voxels that are not background below it: it is no zero of a scale
+MAX_VOXELS = 2**29
+INTERCEPT = slice(116, 120)  # of a NIfTI-1 header
 MEMORY = 2**30  # bytes of decoded volumes that are kept
 
 
@@ -21,17 +29,19 @@ class VolumeStore:
     """Slices of NIfTI volumes, as 8-bit grey levels.
 
     A volume is brought into RAS orientation, so that slices look alike whichever way it was stored: axial ones have
-    anterior up and the patient's left at the left of the picture, as `numpy.rot90` of the array lays them. 0 and below
-    becomes black, the WHITE-th percentile of the positive voxels white, one scale for the whole volume. Every
-    volume is read once to find the slices that hold brain; later reads keep MEMORY bytes of volumes decoded.
+    anterior up and the patient's left at the left of the picture, as `numpy.rot90` of the array lays them. Where voxels
+    are not square in the plane of the slices, the coarser side is resampled. One scale for the whole volume: the
+    background becomes black, the WHITE-th percentile of the voxels above it white (see `_grey`). Every volume is read
+    once to find the slices that hold brain; later reads keep MEMORY bytes of volumes decoded.
 
     Args:
-        paths: .nii or .nii.gz files, one person each.
+        paths: .nii or .nii.gz files.
         axis: 0 sagittal, 1 coronal, 2 axial.
 
     Attributes:
         names: every slice that holds brain, `<file>#<voxel index>`.
-        slices: (name, case name, voxel index along the axis) of each.
+        notes: sentences about volumes whose header had to be guessed at.
+        slices: (name, path of the volume, voxel index along the axis) of each.
 
     Raises:
         DataError: names the file that cannot be read or is not three-dimensional.
@@ -41,25 +51,26 @@ class VolumeStore:
         if axis not in (0, 1, 2):
             raise archive.DataError(f"--axis {axis} does not exist; choose 0 (sagittal), 1 (coronal) or 2 (axial).")
         self.axis = axis
-        self.slices: list[tuple[str, str, int]] = []
+        self.slices: list[tuple[str, Path, int]] = []
+        self.notes: list[str] = []
         self._places: dict[str, tuple[Path, int]] = {}
         self._volumes: OrderedDict[Path, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
-        for case, path in tqdm(_name_volumes(paths).items(), desc="volumes", delay=5, leave=False):
-            area = (self._volume(path) > DARK).sum((1, 2))
+        for path in tqdm(paths, desc="volumes", delay=5, leave=False, disable=None):
+            area = (self._volume(path, self.notes) > DARK).sum((1, 2))
             if not area.any():
-                raise archive.DataError(f"{path} is black: it holds no voxel above zero; remove it.")
+                raise archive.DataError(f"{path} is black: it holds no voxel above its background; remove it.")
             for z in np.flatnonzero(area >= MIN_AREA * area.max()).tolist():
                 name = f"{path}#{z}"
-                self.slices.append((name, case, z))
+                self.slices.append((name, path, z))
                 self._places[name] = (path, z)
         self.names = list(self._places)
 
-    def _volume(self, path: Path) -> np.ndarray:
+    def _volume(self, path: Path, notes=None) -> np.ndarray:
         """(slices, H, W) uint8, from memory where possible."""
         with self._lock:  # a thread that waits for a volume another one is loading finds it afterwards
             if path not in self._volumes:
-                self._volumes[path] = _load_volume(path, self.axis)
+                self._volumes[path] = _load_volume(path, self.axis, [] if notes is None else notes)
                 while len(self._volumes) > 1 and sum(v.nbytes for v in self._volumes.values()) > MEMORY:
                     self._volumes.popitem(last=False)
             self._volumes.move_to_end(path)
@@ -80,13 +91,17 @@ class VolumeStore:
         return list(dict.fromkeys(path for path, _ in self._places.values()))
 
 
-def _name_volumes(paths: list[Path]) -> dict[str, Path]:
-    """Person -> file. The name is the file's; where two files share it (sub-1/t1.nii, sub-2/t1.nii), their path."""
+def name_files(paths: list[Path]) -> dict[str, Path]:
+    """Files by their names below the folder that holds all of them; of a single file, its folder may be the person.
+
+    Raises:
+        DataError: one is named twice.
+    """
     if len({path.resolve() for path in paths}) < len(paths):
-        raise archive.DataError("--data names the same volume twice; give every person's volume once.")
-    stems = [path.name.lower().removesuffix(".gz").removesuffix(".nii") for path in paths]
-    unique = len(set(stems)) == len(stems)
-    return {stem if unique else path.as_posix(): path for stem, path in zip(stems, paths, strict=True)}
+        raise archive.DataError("--data names the same volume twice; give every volume once.")
+    above = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    above = above.parent if len(paths) == 1 else above
+    return {path.absolute().relative_to(above).as_posix(): path for path in paths}
 
 
 def save_volume(path: Path, slices: np.ndarray, voxel: tuple[float, float, float], axis: int = 2) -> None:
@@ -102,23 +117,100 @@ def save_volume(path: Path, slices: np.ndarray, voxel: tuple[float, float, float
     volume = np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, axis)
     affine = np.diag([*voxel, 1.0])
     affine[:3, 3] = -np.array(voxel) * (np.array(volume.shape) - 1) / 2
-    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(volume), affine), path)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume), affine)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
 
 
-def _load_volume(path: Path, axis: int) -> np.ndarray:
-    """Reads a volume as (slices, H, W) uint8; see `VolumeStore` for orientation and grey levels."""
+def _load_volume(path: Path, axis: int, notes: list[str]) -> np.ndarray:
+    """Reads a volume as (slices, H, W) uint8; see `VolumeStore` for orientation and grey levels.
+
+    Raises:
+        DataError: naming the file that is damaged or no single three-dimensional volume of numbers.
+    """
     try:
-        volume = nibabel.as_closest_canonical(nibabel.load(path))
-        voxels = np.asarray(volume.dataobj, dtype=np.float32)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        _check_gzip(path)
+        volume = _open(path, notes)
+        shape = tuple(length for place, length in enumerate(volume.shape) if place < 3 or length > 1)
+        if len(shape) != 3 or max(shape) > archive.MAX_SIDE or np.prod(shape, dtype=float) > MAX_VOXELS:
+            raise archive.DataError(f"{path} has the shape {volume.shape}, but one three-dimensional volume is needed.")
+        if volume.get_data_dtype().kind not in "iuf":
+            raise archive.DataError(f"{path} holds {volume.get_data_dtype()}, but one number per voxel is needed.")
+        volume = nibabel.as_closest_canonical(volume)
+        voxels = np.asarray(volume.dataobj, dtype=np.float32).reshape(volume.shape[:3])
+    except archive.DataError:
+        raise
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
         raise archive.DataError(f"{path} cannot be read as a NIfTI volume ({error}); fetch it again.") from error
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    if voxels.ndim != 3 or max(voxels.shape) > archive.MAX_SIDE:
-        raise archive.DataError(f"{path} has the shape {voxels.shape}, but one three-dimensional volume is needed.")
-    voxels = np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
-    positive = voxels[voxels > 0]
-    white = np.percentile(positive, WHITE) if positive.size else 1.0
-    grey = np.rint(np.clip(voxels / white, 0.0, 1.0) * 255.0).astype(np.uint8)
+    grey = _grey(np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0))
     # (x, y, z) -> (slice, column, row) -> (slice, row, column) with the last axis, superior or anterior, upwards.
-    return np.ascontiguousarray(np.rot90(np.moveaxis(grey, axis, 0), axes=(1, 2)))
+    slices = np.rot90(np.moveaxis(grey, axis, 0), axes=(1, 2))
+    column, row = (float(size) for place, size in enumerate(volume.header.get_zooms()[:3]) if place != axis)
+    return np.ascontiguousarray(_square(slices, row, column))
+
+
+def _check_gzip(path: Path) -> None:
+    """Reads a .gz to its end, where its checksum is, which nibabel does not."""
+    if path.name.lower().endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(2**22):
+                pass
+
+
+def _open(path: Path, notes: list[str]):
+    """The image of a file, not yet read, with a scale and an orientation even if its header has none."""
+    try:
+        image = nibabel.load(path)
+    except HeaderDataError:
+        # A slope without an intercept: 0 then. The four bytes are the same in either byte order.
+        opener = gzip.open if path.name.lower().endswith(".gz") else open
+        with opener(path, "rb") as file:
+            data = bytearray(file.read())
+        data[INTERCEPT] = bytes(4)
+        image = nibabel.Nifti1Image.from_bytes(bytes(data))
+        notes.append(f"{path}: its intercept is no number, and counts as 0")
+    if image.affine is None or not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
+        affine = image.get_qform() if int(image.header["qform_code"]) else image.header.get_base_affine()
+        if not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
+            affine = np.eye(4)
+        image = nibabel.Nifti1Image(image.dataobj, affine)
+        notes.append(f"{path}: its sform says no orientation; the qform or the order of the voxels is used")
+    return image
+
+
+def _grey(voxels: np.ndarray) -> np.ndarray:
+    """Grey levels of a volume, uint8.
+
+    The background is the value that most of the border has, else 0. Voxels are scaled from there to the WHITE-th
+    percentile of those above. If many lie below the background (as in volumes scaled to mean 0), all that is not
+    background is scaled from its lowest to its highest percentile instead, and nothing of it becomes black.
+    """
+    border = np.concatenate([side.ravel() for axis in range(3) for side in np.take(voxels, [0, -1], axis)], axis=None)
+    values, counts = np.unique(border, return_counts=True)
+    background = values[counts.argmax()] if counts.max() > len(border) / 2 else 0.0
+    inside = voxels[voxels != background]
+    if inside.size and (inside < background).mean() > BELOW:
+        black, white = np.percentile(inside, (100 - WHITE, WHITE))
+        light = DARK + 1 + (254 - DARK) * np.clip((voxels - black) / max(white - black, 1e-30), 0.0, 1.0)
+        return np.where(voxels == background, 0, np.rint(light)).astype(np.uint8)
+    above = inside[inside > background] - background
+    white = np.percentile(above, WHITE) if above.size else 1.0
+    return np.rint(np.clip((voxels - background) / white, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _square(slices: np.ndarray, height: float, width: float) -> np.ndarray:
+    """Resamples (N, H, W) slices whose pixels are not square, so that both sides are as fine as the finer one.
+
+    Args:
+        height, width: of a pixel, mm.
+    """
+    fine = min(height, width)
+    if not (fine > 0 and np.isfinite(height) and np.isfinite(width)) or max(height, width) < 1.01 * fine:
+        return slices
+    shape = [round(length * size / fine) for length, size in zip(slices.shape[1:], (height, width), strict=True)]
+    if max(shape) > archive.MAX_SIDE:
+        return slices
+    factors = [new / old for new, old in zip(shape, slices.shape[1:], strict=True)]
+    return np.stack([ndimage.zoom(one, factors, order=1, grid_mode=True, mode="nearest") for one in slices])

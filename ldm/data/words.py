@@ -1,0 +1,260 @@
+"""Words: what one file or folder name says of itself: person, scan, slice, contrast, or that it is a mask.
+
+A name is cut into tokens at every `_`, `-`, `.` and blank. Some tokens are keywords wherever they stand (`sub`,
+`patient`; `ses`, `run`; `slice`, `z`; `t1`; `mask`), most of them with a value in the same token or the next. Picture
+sizes and marks of copies or augmentation are neither person nor slice. What is left is the person, but for the last
+number, which is the slice.
+
+    sub-01_ses-02_T1w         person sub-01, scan ses-02, contrast t1
+    OAS1_0028_MR1_mpr-3_100   person OAS1_0028, scan MR1_mpr-3, slice 100
+    patient_007_z12_flip      person patient_007, scan flip, slice 12
+    200000_78                 person 200000, slice 78
+"""
+
+import functools
+import re
+from typing import NamedTuple
+
+KNOWN = re.compile(r"(?<![A-Za-z0-9])(?:OAS[12]_\d{4}|OAS[34]\d{4}|\d{3}_S_\d{4,5})(?![0-9])", re.IGNORECASE)
+NUMBERED = re.compile(r"(.*[_\- ])([0-9]{1,9})", re.DOTALL)
+TOKEN = re.compile(r"\([^()]*\)|[^\s_.,()\-]+")
+PARTS = re.compile(r"([a-z]*)(\d*)([a-z0-9]*)")  # of a token: a word, a number, and what comes after it
+PERSON = {"sub", "subj", "subject", "patient", "pat", "case", "person", "participant", "volunteer"}
+SCAN = {
+    "ses",
+    "sess",
+    "session",
+    "run",
+    "mpr",
+    "acq",
+    "visit",
+    "timepoint",
+    "mr",
+    "task",
+    "space",
+    "desc",
+    "rec",
+    "echo",
+}
+SLICE = {word: rank for rank, word in enumerate(("slice", "slices", "slc", "z", "img", "image"))}
+COPY = set(
+    "copy copies kopie copia duplicate dup aug augmented augmentation flip flipped hflip vflip fliplr flipud mirror "
+    "mirrored rot rotate rotated rotation noise noisy blur blurred bright brightness gamma shift shifted zoom zoomed "
+    "crop cropped scale scaled elastic jitter resized resize".split()
+)
+MASK = set("seg segm segmentation segmentations mask masks msk dseg probseg aseg labelmap".split())
+MASK_AT_AN_END = {"label", "labels", "roi"}
+CONTRAST = {
+    **dict.fromkeys(("t1", "t1w", "t1n"), "t1"),
+    **dict.fromkeys(("t1c", "t1ce", "t1gd"), "t1c"),
+    **dict.fromkeys(("t2", "t2w"), "t2"),
+    **dict.fromkeys(("flair", "t2f"), "flair"),
+    **{word: word for word in ("pdw", "dwi", "swi", "bold", "asl", "t2star")},
+}
+SIZE = re.compile(r"\d{2,4}x\d{2,4}(?:x\d{1,4})?(?:px)?|\d{2,4}px")
+ROBOFLOW = re.compile(r"_(?:png|jpe?g)\.rf\.[0-9a-f]+$")
+LONGEST = 9  # digits of a slice index; ten and more are dates or identifiers
+
+
+class Words(NamedTuple):
+    """What a name says; "" and None where it says nothing."""
+
+    person: str = ""
+    sure: bool = False  # whether a keyword or a known pattern says who it is
+    scan: str = ""
+    z: int | None = None
+    contrast: str = ""
+    mask: bool = False
+
+
+def read(stem: str, sliced: bool = True) -> Words:
+    """Reads a name without its suffix.
+
+    Args:
+        stem: of a file, or the name of a folder.
+        sliced: whether the file is one slice; a volume has no slice index.
+    """
+    numbered = NUMBERED.fullmatch(stem) if sliced else None
+    stack = _read_stack(numbered[1], len(numbered[2])) if numbered else None
+    return stack._replace(z=int(numbered[2])) if stack else _Reader(stem, sliced).words()
+
+
+@functools.lru_cache(maxsize=2**16)
+def _read_stack(start: str, digits: int) -> Words | None:
+    """Reads all names at once that differ in a last number of so many digits; None where that number is no slice."""
+    one, other = (_Reader(start + digits * digit, sliced=True).words() for digit in "07")
+    return one if one.z == 0 and one._replace(z=other.z) == other and other.z == int(digits * "7") else None
+
+
+class _Reader:
+    """Gives every token of one name its meaning: `role[i]` is "person", "scan", "slice", "" (not yet known), ..."""
+
+    def __init__(self, stem: str, sliced: bool):
+        self.stem, self.sliced = ROBOFLOW.sub("", stem), sliced
+        found = list(TOKEN.finditer(self.stem))
+        self.spans = [match.span() for match in found]  # of what is left of each token
+        self.ends = [match.end() for match in found]
+        self.text = [match[0] for match in found]
+        self.parts = [PARTS.fullmatch(text.lower()) for text in self.text]
+        self.role = [""] * len(found)
+        self.sure, self.z, self.contrast, self.mask = False, None, "", False
+
+    def words(self) -> Words:
+        self._known_pattern()
+        self._marks()
+        self._keywords(SCAN, "scan")
+        if self.sliced:
+            self._slice_keywords()
+        self._person_keyword()
+        if self.sliced and self.z is None:
+            self._last_number()
+        person, scan = self._person()
+        return Words(person, self.sure, scan, self.z, self.contrast, self.mask)
+
+    def free(self):
+        """Places of tokens whose meaning is not known yet."""
+        return [i for i, role in enumerate(self.role) if not role]
+
+    def word(self, i: int) -> str:
+        """The word that a token starts with, if nothing but a number follows it; "" otherwise."""
+        parts = self.parts[i]
+        return parts[1] if parts and not parts[3] else ""
+
+    def number(self, i: int) -> str:
+        """The digits that a token consists of, up to LONGEST; "" for other tokens."""
+        return self.text[i] if self.text[i].isdecimal() and len(self.text[i]) <= LONGEST else ""
+
+    def _known_pattern(self):
+        if found := KNOWN.search(self.stem):
+            for i, (start, end) in enumerate(self.spans):
+                if start >= found.start() and end <= found.end():
+                    self.role[i], self.sure = "person", True
+
+    def _marks(self):
+        """Sizes, copies, contrasts, masks: they are what they are wherever they stand (but `PD` only at the end)."""
+        ends = {0, max((i for i, text in enumerate(self.text) if re.search("[A-Za-z]", text)), default=0)}
+        numbers = {i for i in self.free() if self.number(i)}
+        for i in self.free():
+            if self.role[i]:
+                continue
+            text, word = self.text[i].lower(), self.word(i)
+            if SIZE.fullmatch(text):
+                self.role[i] = "size"
+            elif text.startswith("(") or word in COPY:
+                self.role[i] = "copy"
+                if not text.startswith("(") and i + 1 in numbers and len(numbers) > 1:  # aug_3
+                    self.role[i + 1] = "copy"
+                    numbers.remove(i + 1)
+            elif text in CONTRAST or (text == "pd" and i == len(self.text) - 1):
+                self.role[i], self.contrast = "contrast", CONTRAST.get(text, text)
+            elif word in MASK or (word in MASK_AT_AN_END and i in ends):
+                self.role[i], self.mask = "mask", True
+
+    def _keywords(self, words, role):
+        """Keywords with their values: `run-1`, `run_1`, `run1`."""
+        for i in self.free():
+            if self.role[i] or self.word(i) not in words:
+                continue
+            if self.parts[i][2]:
+                self.role[i] = role
+            elif i + 1 < len(self.text) and not self.role[i + 1]:
+                bound = self.stem[self.spans[i][1] : self.spans[i + 1][0]] == "-"
+                if bound or self.number(i + 1):
+                    self.role[i] = self.role[i + 1] = role
+
+    def _slice_keywords(self):
+        """The slice after a keyword; of several, that of the first in SLICE, and the others belong to the scan."""
+        ranked = []
+        for i in self.free():
+            word = self.word(i)
+            if word not in SLICE:
+                continue
+            if self.parts[i][2]:
+                ranked.append((SLICE[word], i, i, self.parts[i][2]))
+            elif i + 1 < len(self.text) and not self.role[i + 1] and self.number(i + 1):
+                ranked.append((SLICE[word], i, i + 1, self.text[i + 1]))
+        ranked = [item for item in sorted(ranked) if len(item[3]) <= LONGEST]
+        for rank, (_, first, last, digits) in enumerate(ranked):
+            self.role[first] = self.role[last] = "scan" if rank else "slice"
+            self.z = self.z if rank else int(digits)
+
+    def _person_keyword(self):
+        """`sub-01`, `patient007`, `case_ann_b`: the value ends with the first token that has a digit."""
+        if self.sure:
+            return
+        for i in self.free():
+            if self.word(i) not in PERSON:
+                continue
+            if self.parts[i][2]:
+                self.role[i], self.sure = "person", True
+                return
+            value = []
+            for k in range(i + 1, len(self.text)):
+                if self.role[k] or (value and self.number(k) and self.sliced and self.z is None):
+                    break
+                value.append(k)
+                bound = self.stem[self.spans[k - 1][1] : self.spans[k][0]] == "-"
+                if any(char.isdigit() for char in self.text[k]) or (k == i + 1 and bound):
+                    break
+            if value:
+                # the course archive calls its people by the number alone
+                named = value if self.text[i].lower() == "case" else [i, *value]
+                self.role[i] = "keyword"
+                for k in named:
+                    self.role[k] = "person"
+                self.sure = True
+                return
+
+    def _last_number(self):
+        """The slice is the last number that is a token of its own, else the last that a token ends or begins with."""
+        numbers = [i for i in self.free() if self.number(i)]
+        if numbers:
+            self.z = int(self.text[numbers[-1]])
+            self.role[numbers[-1]] = "slice"
+            return
+        for i in reversed(self.free()):
+            found = re.search(r"\d+$", self.text[i][-LONGEST - 1 :]) or re.match(r"\d+", self.text[i][: LONGEST + 1])
+            if found and len(found[0]) <= LONGEST:
+                self.z = int(found[0])
+                start, end = self.spans[i]
+                if self.sure:  # the rest of the token says nothing
+                    self.role[i] = "slice"
+                elif self.text[i].endswith(found[0]):
+                    self.spans[i] = start, end - len(found[0])
+                else:
+                    self.spans[i] = start + len(found[0]), end
+                return
+
+    def _person(self):
+        """(person, scan) from the tokens: what a keyword says, else whatever is left over."""
+        if self.sure:
+            chosen = [i for i, role in enumerate(self.role) if role == "person"]
+            others = ("", "scan", "copy")
+        else:
+            chosen = self.free()
+            if "slice" in self.role:  # what stands before the slice; after it, if nothing does
+                place = self.role.index("slice")
+                chosen = [i for i in chosen if i < place] or chosen
+            others = ("scan", "copy")
+        taken = set(chosen)
+        rest = [i for i, role in enumerate(self.role) if role in others and i not in taken]
+        return self._spell(chosen), self._spell(rest)
+
+    def _spell(self, places) -> str:
+        """Tokens as they stand in the name; those that are no neighbours are joined by `_`."""
+        out, before = "", None
+        for i in places:
+            start, end = self.spans[i]
+            if start == end:
+                continue
+            gap = self.stem[self.ends[before] : start] if before is not None and before == i - 1 else "_"
+            out += (gap if out else "") + self.stem[start:end]
+            before = i
+        return out.strip("_-., ")
+
+
+@functools.lru_cache(maxsize=4096)
+def read_folder(name: str) -> Words:
+    """Reads the name of a folder: it names a person or a scan only with a keyword and digits, or in a known pattern."""
+    words = read(name, sliced=False)
+    return words if words.sure and any(char.isdigit() for char in words.person) else words._replace(sure=False)
