@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 from keras import layers, ops
 
-register = keras.saving.register_keras_serializable("ldm")
+from ldm.nets.saving import register
 
 MASKED = -1e9  # exp(MASKED - anything) is exactly 0 in float32
 

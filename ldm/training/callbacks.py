@@ -139,7 +139,7 @@ class CodebookHealth(keras.callbacks.Callback):
 
     def __init__(self, run, autoencoder):
         super().__init__()
-        self.run, self.usage = run, autoencoder.usage
+        self.run, self.usage = run, autoencoder.bottleneck.usage
 
     def on_test_begin(self, logs=None):  # the metrics are still those of training
         names = {"foreground": "usage_foreground", "background": "usage_background"}

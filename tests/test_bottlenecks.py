@@ -1,4 +1,4 @@
-"""ldm/nets/quantizers.py: nearest code, straight-through gradient, moving averages in closed form, revival, usage."""
+"""ldm/nets/bottlenecks.py: nearest code, straight-through gradient, moving averages in closed form, revival, usage."""
 
 import keras
 import numpy as np
