@@ -3,8 +3,8 @@
     VQVAE, VAE       first stage: images <-> latents, through a codebook or through a Gaussian
     DiffusionModel   second stage: a U-Net with its schedule and its prediction, and denoise(x_t, t) -> x_0
 
-The networks inside them are built in `ldm.nets`, the `UNet` in `ldm.nets.unet`. Two more models are trained elsewhere: a
-first stage against a discriminator in `ldm.training.adversary`, and the transformer over codes in `ldm.training.prior`.
+Their networks are built in `ldm.nets`, the `UNet` in `ldm.nets.unet`. Two more models have a `train_step` elsewhere:
+a first stage against a discriminator in `ldm.training.adversary`, the transformer over codes in `ldm.training.prior`.
 
 Networks are built of `keras.ops` and run on every Keras backend; `train_step` and `test_step` are TensorFlow's.
 A batch is {"image" (B, H, W, C), "z" (B,), "label" (B,), "case" (B,)}; its "image" may be latents.

@@ -32,7 +32,8 @@ from ldm.data import masks as tissue_masks
 from ldm.diffusion import guidance, samplers, schedules
 from ldm.drawing import charts, figures
 from ldm.judging import metrics
-from ldm.training import adversary, callbacks, distribution, rules, runs
+from ldm.nets import networks
+from ldm.training import adversary, callbacks, distribution, prior, rules, runs
 from ldm.training.presets import DEFAULTS, PRESETS, merged
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
@@ -309,7 +310,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
     epochs, steps = settings["epochs"], settings["steps_per_epoch"]
     with model.distribute_strategy.scope():
         optimizers = {"optimizer": callbacks.make_optimizer(settings, epochs * steps, averaged)}
-        if isinstance(model, modules.AdversarialTraining):
+        if isinstance(model, adversary.AdversarialTraining):
             optimizers["discriminator_optimizer"] = callbacks.make_optimizer(settings, epochs * steps, beta_1=0.5)
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
         model.compile(**optimizers, jit_compile=on_gpu)  # on CPUs XLA's convolutions are slower than oneDNN's
@@ -429,8 +430,8 @@ def make_autoencoder(settings, num_labels):
 def with_adversary(autoencoder, stage):
     """The training of an autoencoder against a discriminator of the same conditions; its ramp takes one epoch."""
     conditions = {"condition_on_z": autoencoder.condition_on_z, "num_labels": autoencoder.num_labels}
-    discriminator = modules.Discriminator(autoencoder.crop_box[2:], autoencoder.patch, **conditions)
-    return modules.AdversarialTraining(
+    discriminator = networks.Discriminator(autoencoder.crop_box[2:], autoencoder.patch, **conditions)
+    return adversary.AdversarialTraining(
         autoencoder,
         discriminator,
         weight=stage["adversarial_weight"],
@@ -583,7 +584,7 @@ def train_prior(run, settings, source, strategy):
     names = ("width", "depth", "heads", "dropout")
     options = {name: stage[name] for name in names} | {"num_labels": len(source.label_names), "seed": settings["seed"]}
     with strategy.scope():
-        model = modules.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
+        model = prior.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
         model.start_from(stored)  # the transformer learns what the histogram per place does not know
 
     def batches(split, training, start_step=0):

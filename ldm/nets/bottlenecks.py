@@ -24,9 +24,9 @@ class Bottleneck(layers.Layer):
     Args:
         latent_shape: (h, w, C) of one slice's latents.
 
-    Call arguments: encoded (B, h, w, outputs C), the encoder's output; normal, a callable that draws standard normal
-    noise of a shape, or None for no noise -> (latents for the decoder (B, h, w, C), {name: loss, a scalar}, state, which
-    is what `update` and `watch` are to be called with).
+    Call arguments: encoded (B, h, w, outputs C), the encoder's output; normal, a callable (shape) -> standard normal
+    noise, or None for no noise -> (latents for the decoder (B, h, w, C), {name: loss, a scalar}, state). The state is
+    {name: tensor (B, ...)}, for `update` and `watch`.
     """
 
     outputs = 1  # channels that the encoder must give for each channel of the latents
@@ -177,7 +177,7 @@ class Codes(Bottleneck):
             self.usage[name].update_state(counts)
 
     def shows_brain(self, images):
-        """(B, H, W, 1) in [-1, 1] -> (B, *code_shape): 1.0 for codes whose patch has a pixel that is not black, else 0.0.
+        """(B, H, W, 1) in [-1, 1] -> (B, *code_shape): 1.0 for codes whose patch is not all black, else 0.0.
 
         Black is what is no brighter than 0.05 of the range.
         """

@@ -4,7 +4,6 @@
 in a cache. The two are the same function, and a test holds them to it. Attention weights are float32.
 """
 
-import keras
 import numpy as np
 from einops import rearrange
 from keras import layers, ops

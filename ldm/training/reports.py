@@ -1,6 +1,5 @@
 """How our models report on an epoch: which numbers, averaged over what, in training and in validation."""
 
-import keras
 from keras import ops
 
 
