@@ -39,9 +39,9 @@ def filled(size, top, left, height, width):
 
 
 def test_a_box_holds_the_brain_with_room_on_every_side_in_whole_steps():
-    """80 pixels leave room of 2: 20 + 4 rows make 24, and 31 + 4 columns make 40, in steps of 8; both centred."""
-    box = CropBox.around(filled(80, 30, 25, 20, 31), step=8)
-    assert box == (28, 20, 24, 40) and all(type(side) is int for side in box)
+    """80 pixels leave room of 2: 21 + 4 rows make 32, and 31 + 4 columns make 40, in steps of 8; both centred."""
+    box = CropBox.around(filled(80, 30, 25, 21, 31), step=8)
+    assert box == (24, 20, 32, 40) and all(type(side) is int for side in box)
 
 
 def test_a_box_does_not_leave_the_picture():

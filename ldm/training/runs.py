@@ -91,12 +91,12 @@ def load_model(path):
         raise RunError(f"{path} is not there yet: run `python train.py {stage} --run {path.parent.name}` first")
     from ldm.training import prior  # noqa: F401  (a .keras file may name its class)
 
-    with _of_today(path, old_runs.modernised(path)) as today:
+    with of_today(path, old_runs.modernised(path)) as today:
         return keras.saving.load_model(today, compile=False)
 
 
 @contextlib.contextmanager
-def _of_today(path, modern):
+def of_today(path, modern):
     """The path of a file, or, where its contents with today's names are given, of a temporary one that holds them."""
     if modern is None:
         yield path
@@ -176,7 +176,7 @@ def resume(model, run, stage, steps_per_epoch):
         if is_chief():
             history.unlink(missing_ok=True)
         return 0
-    with _of_today(path, old_runs.modern_weights(path)) as today:
+    with of_today(path, old_runs.modern_weights(path)) as today:
         model.load_weights(today)
     epochs = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
     if history.exists():
