@@ -31,7 +31,8 @@ from ldm.data.masks import tissue_fractions
 from ldm.diffusion import schedules
 from ldm.drawing import charts, figures
 from ldm.judging import fidelity, metrics
-from ldm.training import adversary, callbacks, distribution, records, runs
+from ldm.nets import networks
+from ldm.training import adversary, callbacks, distribution, prior, records, runs
 from ldm.training.settings import arguments, attention_rows, latent_shape, merged
 
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
@@ -127,7 +128,7 @@ def compile_for_training(model, learning_rate, steps, averaged):
     """Give a model the optimizer of a training of so many steps; a discriminator gets its own."""
     with model.distribute_strategy.scope():
         optimizers = {"optimizer": callbacks.make_optimizer(learning_rate, steps, averaged)}
-        if isinstance(model, modules.AdversarialTraining):
+        if isinstance(model, adversary.AdversarialTraining):
             optimizers["discriminator_optimizer"] = callbacks.make_optimizer(learning_rate, steps, beta_1=0.5)
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
         model.compile(**optimizers, jit_compile=on_gpu)  # on CPUs XLA's convolutions are slower than oneDNN's
@@ -165,7 +166,7 @@ def train_autoencoder(run, settings, source, manifest, strategy):
         def draw_codes(**counts):
             charts.codebook_health(history(), run / "codebook.png", **counts)
 
-        watchers.append(callbacks.CodebookHealth(run, autoencoder.usage, draw_codes))
+        watchers.append(callbacks.CodebookHealth(run, autoencoder.bottleneck.usage, draw_codes))
     train, picture = functools.partial(slices, "train", True), reconstructions(spread(validation, SHOWN))
     fit(model, run, "autoencoder", stage, train, validation, picture, watchers=watchers)
     best = runs.load_model(run / "autoencoder.keras")
@@ -196,8 +197,8 @@ def make_autoencoder(settings, num_labels):
 def with_adversary(autoencoder, stage):
     """The training of an autoencoder against a discriminator of the same conditions; its ramp takes one epoch."""
     conditions = {"condition_on_z": autoencoder.condition_on_z, "num_labels": autoencoder.num_labels}
-    discriminator = modules.Discriminator(autoencoder.crop_box[2:], autoencoder.patch, **conditions)
-    return modules.AdversarialTraining(
+    discriminator = networks.Discriminator(autoencoder.crop_box[2:], autoencoder.patch, **conditions)
+    return adversary.AdversarialTraining(
         autoencoder,
         discriminator,
         weight=stage["adversarial_weight"],
@@ -441,7 +442,7 @@ def train_prior(run, settings, source, manifest, strategy):
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         options = {"num_labels": len(source.label_names), "seed": seed, **arguments(settings, "CodePrior")}
-        model = modules.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
+        model = prior.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
         with np.load(run / "latents" / "train.npz") as file:
             model.start_from(file["codes"][0])  # the transformer learns what the histogram per place does not know
 

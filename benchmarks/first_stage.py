@@ -98,7 +98,7 @@ def run_row(run, source):
     usage = about.get("codebook", {}).get("usage")
     quantized = {"ema": "VQ-VAE", "fsq": "FSQ"}
     return {
-        "kind": "KL-VAE" if isinstance(autoencoder, modules.VAE) else quantized[autoencoder.kind],
+        "kind": "KL-VAE" if isinstance(autoencoder, modules.VAE) else quantized[autoencoder.quantizer],
         "pixels": autoencoder.image_size,
         "latents": shape,
         "bits": f"{bits:,.0f}" if bits else "",

@@ -1,4 +1,4 @@
-"""Side by side: drawing codes from `modules.CodePrior`, and from a plain PyTorch loop with a key-value cache.
+"""Side by side: drawing codes from our `CodePrior`, and from a plain PyTorch loop with a key-value cache.
 
     python benchmarks/prior.py --peers PYTHON              # a Python that has PyTorch; minutes on 2 cores
     python benchmarks/prior.py --rows 1 8 32 --rounds 5
@@ -25,10 +25,10 @@ def ours(flags):
     import numpy as np
     import tensorflow as tf
 
-    import modules
+    from ldm.training.prior import CodePrior
 
     keras.mixed_precision.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[flags.precision])
-    model = modules.CodePrior(flags.num_codes, flags.code_shape, flags.width, flags.depth, flags.heads)
+    model = CodePrior(flags.num_codes, flags.code_shape, flags.width, flags.depth, flags.heads)
     rng = np.random.default_rng(0)  # a fresh prior knows nothing, and a constant could be folded
     model.head.kernel.assign(rng.normal(size=model.head.kernel.shape) * 0.1)
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"train", "predict", "evaluate"}
 LIBRARY = ROOT / "ldm"
 WINGS = {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
-GROUND = {"ldm.files", "ldm.batches", "ldm.tissue"}  # rooms that every other one may import
+GROUND = {"ldm.files", "ldm.batches", "ldm.tissue", "ldm.cropping"}  # rooms that every other one may import
 
 
 def files():
@@ -31,8 +31,13 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     **{room: wing(room.split(".")[1]) for room in ROOMS - GROUND},  # its own wing, and what is added below
     **{room: set() for room in GROUND},
     "dataset": wing("data"),
-    "modules": {"ldm.diffusion.schedules", "ldm.training.losses", "ldm.training.distribution", "ldm.training.adversary"}
+    "modules": {"ldm.diffusion.schedules"}
+    | {f"ldm.training.{room}" for room in ("losses", "distribution", "reports", "corruption")}
     | wing("nets"),
+    # both train networks: they are handed none, or build them of layers, and never import `modules`
+    "ldm.training.adversary": wing("training") | {"ldm.nets.networks", "ldm.nets.saving"},
+    "ldm.training.prior": wing("training")
+    | {"ldm.nets.layers", "ldm.nets.networks", "ldm.nets.saving", "ldm.nets.transformer"},
     "features": {"dataset", "ldm.data.pixels", "ldm.training.losses", "ldm.training.runs"} | wing("nets"),
     "generator": {"modules", "ldm.training.runs", "ldm.data.masks"} | wing("diffusion"),
     "conditions": {"dataset", "ldm.data.table", "ldm.training.runs"},

@@ -54,8 +54,8 @@ def batch_of(count=4, seed=1):
 
 
 def output_of(model, x, t, batch):
-    told = {"z": batch["z"], "label": batch["label"], "keep": tf.ones(len(t))}
-    return np.asarray(model.unet({"x": tf.constant(x, "float32"), "t": t, **told}), "float64")
+    conditions = {"z": batch["z"], "label": batch["label"], "keep": tf.ones(len(t))}
+    return np.asarray(model.unet({"x": tf.constant(x, "float32"), "t": t, **conditions}), "float64")
 
 
 def moment(model, count=4):
@@ -191,11 +191,11 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch():
         return [np.asarray(value) for value in (*model.weights, *model.optimizer.variables)], reports
 
     whole, reports = trained(1, 1)
-    for others, told in (trained(1, 4), trained(2, 2)):
+    for others, history in (trained(1, 4), trained(2, 2)):
         for ours, theirs in zip(whole, others, strict=True):
             np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
         for name, values in reports.items():
-            np.testing.assert_allclose(told[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(history[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_a_tenth_sees_no_condition_and_another_tenth_no_label(monkeypatch):

@@ -131,6 +131,45 @@ def test_global_rows_are_the_same_noise_on_one_replica_and_two():
     assert np.abs(two[0] - two[1]).max() > 0.1
 
 
+def test_normal_noise_is_one_draw_for_the_global_batch():
+    def noise(part):
+        return distribution.normal((tf.shape(part)[0], 3), (1, 2))
+
+    (one,), (two,) = everywhere(1, noise, normal(8)), everywhere(2, noise, normal(8))
+    np.testing.assert_array_equal(one[0], tf.random.stateless_normal((8, 3), (1, 2)))
+    np.testing.assert_array_equal(np.concatenate(two), one[0])
+
+
+def test_random_rows_are_the_same_on_one_replica_and_on_each_of_two():
+    flat = normal(8, 3)
+
+    def pick(part, seed=(3, 4)):
+        return distribution.random_rows(part, 64, seed)
+
+    (one,), (two,) = everywhere(1, pick, flat), everywhere(2, pick, flat)
+    for picked in two:
+        np.testing.assert_array_equal(picked, one[0])
+    assert len(np.unique(one[0], axis=0)) == 8 and {tuple(row) for row in one[0]} == {tuple(row) for row in flat}
+    ((other,),) = everywhere(1, lambda part: pick(part, (3, 5)), flat)
+    assert np.abs(other - one[0]).max() > 0.1
+
+
+def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole_and_never_more_than_a_part_at_a_time():
+    weight, x, seen = tf.Variable(normal(3)), tf.constant(normal(12, 3)), []
+
+    def learn(part, parts):
+        seen.append(part.shape[0])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(tf.linalg.matvec(part, weight))) / parts
+        return loss, [tape.gradient(loss, weight)]
+
+    whole = distribution.accumulated(lambda part: learn(part, 1), (x,), 1, [weight])
+    again = distribution.accumulated(lambda part: learn(part, 4), (x,), 4, [weight])
+    assert seen[0] == 12 and set(seen[1:]) == {3}
+    np.testing.assert_allclose(again[0], whole[0], rtol=1e-5)
+    np.testing.assert_allclose(again[1][0], whole[1][0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_picked_rows_are_those_of_the_global_batch(replicas):
     flat, picks = normal(8, 3), np.array([7, 0, 3, 4, 4])

@@ -229,6 +229,39 @@ def test_dropped_condition_leaves_no_trace_and_kept_one_is_untouched():
     np.testing.assert_array_equal(mixed[1], layer.null)
 
 
+def randomised_covariate(values):
+    layer = layers.Covariate(6, values)
+    layer.build((None,))
+    return randomised(layer)
+
+
+def test_each_category_and_the_unknown_have_tokens_of_their_own():
+    layer = randomised_covariate(3)
+    table = np.asarray(layer.embedding.embeddings)
+    np.testing.assert_array_equal(layer(np.array([np.nan, 0.0, 1.0, 2.0], "float32")), table)
+
+
+def test_a_number_is_embedded_and_the_unknown_has_a_token_of_its_own():
+    """The unknown is not the mean, 0; and a known number is what `Embedding` makes of it, whatever the others are."""
+    layer = randomised_covariate(0)
+    tokens = np.asarray(layer(np.array([0.0, np.nan, 0.7], "float32")))
+    np.testing.assert_array_equal(tokens[1], layer.known.null)
+    known = layer.embedding(np.array([0.0, 0.7], "float32"))
+    np.testing.assert_allclose(tokens[[0, 2]], known, rtol=1e-6)
+    assert np.abs(tokens[0] - tokens[1]).max() > 1e-2 and np.abs(tokens[0] - tokens[2]).max() > 1e-2
+
+
+def test_tokens_are_the_vectors_in_their_order():
+    vectors = [normal(2, 5, seed=seed) for seed in range(3)]
+    np.testing.assert_array_equal(layers.Tokens()(vectors), np.stack(vectors, axis=1))
+
+
+def test_agreement_is_the_inner_product_of_pixel_and_vector():
+    x, direction = normal(2, 4, 3, 5), normal(2, 5, seed=1)
+    expected = np.einsum("bhwc,bc->bhw", x, direction)[..., None] / np.sqrt(5)
+    np.testing.assert_allclose(layers.Agreement()(x, direction), expected, rtol=1e-5)
+
+
 # ---- blocks ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,31 +327,6 @@ def test_depth_to_space_undoes_space_to_depth(size):
     np.testing.assert_array_equal(layers.DepthToSpace(size)(folded), x)
 
 
-@pytest.mark.parametrize(
-    ("layer", "shapes"),
-    [
-        (lambda: layers.GroupNorm(2, "silu", epsilon=1e-3), [(8, 8, 6), (12,)]),
-        (lambda: layers.ResBlock(6, dropout=0.2), [(8, 8, 4), (5,)]),
-        (lambda: layers.AttentionBlock(2), [(4, 4, 6), (3, 5)]),
-        (lambda: layers.Attention(3), [(7, 6)]),
-        (lambda: layers.Embedding(8, scale=1000.0, autocast=False), [()]),
-        (lambda: layers.NullableEmbedding(), [(6,), ()]),
-        (lambda: layers.SpaceToDepth(2), [(8, 8, 1)]),
-        (lambda: layers.DepthToSpace(2), [(4, 4, 8)]),
-    ],
-    ids=lambda value: None if isinstance(value, list) else "layer",
-)
-def test_layer_comes_back_from_disk_with_its_arguments(layer, shapes, tmp_path):
-    inputs = [keras.Input(shape) for shape in shapes]
-    model = keras.Model(inputs, layer()(*inputs))
-    randomised(model)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    values = [abs(normal(2, *shape, seed=i)) for i, shape in enumerate(shapes)]
-    np.testing.assert_array_equal(loaded(values), model(values))
-    assert model(values).shape == (2, *model.output_shape[1:])
-
-
 def test_upsample_doubles_and_downsample_halves():
     x = keras.Input((8, 12, 4))
     assert layers.upsample(x, 6).shape == (None, 16, 24, 6)
@@ -356,21 +364,21 @@ def test_gate_weighs_pixels_between_0_and_1_by_both_its_inputs():
 def test_recomputed_blocks_have_the_same_gradients(make):
     rng = np.random.default_rng(0)
     x = tf.constant(rng.normal(size=(2, 4, 4, 6)), "float32")
-    told = tf.constant(rng.normal(size=(2, 8)), "float32")
+    vector = tf.constant(rng.normal(size=(2, 8)), "float32")
     found = []
     for recompute in (False, True):
         block = make(recompute=recompute)
-        told_so = told if isinstance(block, layers.ResBlock) else told[:, None, :]
-        block(x, told_so)
+        condition = vector if isinstance(block, layers.ResBlock) else vector[:, None, :]
+        block(x, condition)
         draw = np.random.default_rng(1)
         block.set_weights([draw.normal(size=w.shape) for w in block.get_weights()])
         calls, once = [], block.transform
         block.transform = lambda *inputs, calls=calls, once=once: calls.append(0) or once(*inputs)
         with tf.GradientTape() as tape:
-            tape.watch([x, told_so])
-            loss = tf.reduce_sum(tf.square(block(x, told_so, training=True)))
+            tape.watch([x, condition])
+            loss = tf.reduce_sum(tf.square(block(x, condition, training=True)))
         forward = len(calls)
-        found.append([loss, *tape.gradient(loss, [x, told_so, *block.trainable_variables])])
+        found.append([loss, *tape.gradient(loss, [x, condition, *block.trainable_variables])])
         assert len(calls) - forward == recompute  # on the way back it is computed once more
     for plain, again in zip(*found, strict=True):
         np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-3)

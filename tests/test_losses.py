@@ -43,6 +43,47 @@ def test_foreground_ssim_is_that_of_the_metrics():
     np.testing.assert_allclose(ours[:2], metrics.foreground_ssim(real, fake)[:2], atol=1e-5)
 
 
+def plain_dissimilarity(real, fake):
+    """1 - the mean of Wang et al. 2004, eq. 13, window by window; pixels in [0, 2], so L = 2 in both constants."""
+    c1, c2, found = (0.01 * 2) ** 2, (0.03 * 2) ** 2, []
+    for x, y in zip(real[..., 0].astype("float64") + 1, fake[..., 0].astype("float64") + 1, strict=True):
+        for top in range(0, x.shape[0] - 6, 2):
+            for left in range(0, x.shape[1] - 6, 2):
+                a, b = (image[top : top + 7, left : left + 7] for image in (x, y))
+                covariance = np.mean((a - a.mean()) * (b - b.mean()))
+                luminance = (2 * a.mean() * b.mean() + c1) / (a.mean() ** 2 + b.mean() ** 2 + c1)
+                found.append(luminance * (2 * covariance + c2) / (a.var() + b.var() + c2))
+    return 1.0 - np.mean(found)
+
+
+def pair_of_unlike_contrast():
+    """Smooth pictures; the second has a third of the first one's contrast, as a blurred reconstruction has."""
+    rng = np.random.default_rng(3)
+    real = np.clip(rng.normal(0.0, 0.15, (2, 13, 11, 1)), -1, 1).astype("float32")
+    return real, (0.1 + 0.3 * real + rng.normal(0.0, 0.03, real.shape)).astype("float32")
+
+
+def test_structural_dissimilarity_is_the_formula():
+    """At contrasts whose variances, 0.02 and 0.003, are as small as c2 = 0.0036, so that every term of it is seen."""
+    real, fake = pair_of_unlike_contrast()
+    for x, y in ((real, fake), (fake, real)):
+        np.testing.assert_allclose(losses.structural_dissimilarity(x, y), plain_dissimilarity(x, y), rtol=1e-4)
+
+
+def test_gradient_of_structural_dissimilarity_is_that_of_finite_differences():
+    real, fake = pair_of_unlike_contrast()
+    fake = tf.constant(fake)
+    with tf.GradientTape() as tape:
+        tape.watch(fake)
+        loss = losses.structural_dissimilarity(real, fake)
+    gradient = np.asarray(tape.gradient(loss, fake))
+    for place in ((0, 6, 5, 0), (0, 2, 8, 0), (1, 4, 3, 0)):
+        step = np.zeros(fake.shape)
+        step[place] = 1e-4
+        slope = (plain_dissimilarity(real, fake.numpy() + step) - plain_dissimilarity(real, fake.numpy() - step)) / 2e-4
+        np.testing.assert_allclose(gradient[place], slope, rtol=1e-2, atol=1e-6)
+
+
 def test_structural_dissimilarity_is_0_for_equal_images_only():
     rng = np.random.default_rng(1)
     image = rng.uniform(-1, 1, (2, 16, 16, 1)).astype("float32")

@@ -1,5 +1,6 @@
 """Runs made by an earlier version load, and their models answer as they did then (`tests/old_runs`)."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,20 @@ def test_a_file_of_today_is_left_alone(tmp_path):
     model = runs.load_model(OLD / "vqvae" / "diffusion.keras")
     model.save(tmp_path / "diffusion.keras")
     assert old_runs.modernised(tmp_path / "diffusion.keras") is None
+
+
+@pytest.mark.parametrize("run", ["vqvae", "fsq"])
+def test_weights_of_before_are_read_with_todays_names(run, tmp_path):
+    """So an interrupted training of before goes on; a file of today's weights is left alone."""
+    path = tmp_path / "autoencoder.last.weights.h5"
+    with zipfile.ZipFile(OLD / run / "autoencoder.keras") as file:
+        path.write_bytes(file.read("model.weights.h5"))
+    model = runs.load_model(OLD / run / "autoencoder.keras")
+    expected = model.get_weights()
+    model.set_weights([np.zeros_like(weight) for weight in expected])
+    with runs.of_today(path, old_runs.modern_weights(path)) as today:
+        model.load_weights(today)
+    for weight, then in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(weight, then)
+    model.save_weights(path)
+    assert old_runs.modern_weights(path) is None

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import modules
-from ldm.nets.transformer import draw_tokens, dropout
+from ldm.nets.networks import conditions_of
+from ldm.nets.transformer import draw_tokens, dropout, lengthen
 from ldm.training import distribution, runs
+from ldm.training.prior import CodePrior
 
 SHAPE, CODES = (4, 4), 8
 TRAINED = {"width": 32, "depth": 2, "heads": 2, "dropout": 0.0}
@@ -20,7 +21,7 @@ PEERS = Path(__file__).parents[1] / "benchmarks" / ".venv" / "bin" / "python"
 
 def make_prior(**options):
     arguments = {"width": 16, "depth": 2, "heads": 2, "num_labels": 2, "seed": 4}
-    return modules.CodePrior(CODES, SHAPE, **{**arguments, **options})
+    return CodePrior(CODES, SHAPE, **{**arguments, **options})
 
 
 def randomised(model, seed=0):
@@ -66,7 +67,7 @@ def test_logits_of_a_code_depend_on_the_codes_before_it_and_on_no_other():
         assert np.all(moved > 1e-4), f"place {place} is not seen by all that follow"
 
 
-def test_slice_index_label_row_and_column_are_told():
+def test_slice_index_label_row_and_column_reach_the_network():
     model, batch = randomised(make_prior()), batch_of(2) | {"codes": np.zeros((2, *SHAPE), "int32")}
     logits = np.asarray(model.logits(**batch | {"label": [0, 0]}))
     for other in ({"z": batch["z"] + 1, "label": [0, 0]}, {"label": [1, 1]}, {"label": None}):
@@ -139,11 +140,11 @@ def test_loss_is_the_mean_of_minus_log_p_over_all_codes():
 
 def test_cached_and_uncached_logits_agree():
     model, batch = randomised(make_prior()), batch_of(3)
-    condition = model.condition(modules.told(batch["z"], batch["label"]))
+    condition = model.condition(conditions_of(batch["z"], batch["label"]))
     codes = batch["codes"].reshape(3, 16)
     previous = np.concatenate([np.full((3, 1), CODES), codes[:, :-1]], axis=1)
     caches = [block.attention.empty_cache(3) for block in model.blocks]
-    caches = [modules.lengthen(modules.lengthen(cache, 10), 6) for cache in caches]
+    caches = [lengthen(lengthen(cache, 10), 6) for cache in caches]
     expected = np.asarray(model.logits(**batch)).reshape(3, 16, CODES)
     for place in range(16):
         x = model.features(previous[:, place : place + 1], condition, place)
@@ -154,7 +155,7 @@ def test_cached_and_uncached_logits_agree():
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 5)])  # 15 places are not divisible into four parts
 def test_greedy_codes_are_the_fixed_point_of_the_uncached_network(shape):
-    model = randomised(modules.CodePrior(CODES, shape, 16, 2, 2))
+    model = randomised(CodePrior(CODES, shape, 16, 2, 2))
     z = np.arange(5, dtype="int32")
     codes = model.sample(z, temperature=0.0)
     assert codes.shape == (5, *shape) and codes.dtype == tf.int32
@@ -233,7 +234,7 @@ def test_samples_depend_on_the_seed_and_on_no_other_row():
 
 def test_samples_are_distributed_as_the_network_says():
     """The first code of many slices against the softmax, by chi-square; 7 degrees of freedom."""
-    model = randomised(modules.CodePrior(CODES, (1, 2), 16, 1, 2))
+    model = randomised(CodePrior(CODES, (1, 2), 16, 1, 2))
     z = np.full(4000, 7, "int32")
     codes = np.asarray(model.sample(z, seed=3)).reshape(-1, 2)
     first = np.asarray(keras.ops.softmax(model.logits(np.zeros((1, 1, 2), "int32"), z[:1])))[0, 0, 0]

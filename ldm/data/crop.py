@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from ldm.batches import evenly
+from ldm.cropping import CropBox
 from ldm.data import pixels
 
 SAMPLE = 4_000  # so many training slices tell where brains lie
@@ -27,12 +28,5 @@ def brain_box(source, size: int, step: int) -> list[int] | None:
         batches = pixels.read(source, tf.data.Dataset.from_tensor_slices(rows).batch(64), size, 64)
         for batch in batches.as_numpy_iterator():
             seen = np.maximum(seen, batch.max(axis=0)[..., 0])
-    box = []
-    for axis in (1, 0):
-        filled = np.flatnonzero(seen.max(axis=axis))
-        first, last = (filled[0], filled[-1] + 1) if len(filled) else (0, size)
-        room = size // 40  # the padding of the first stage counts on it
-        length = min(-(-(last - first + 2 * room) // step) * step, size)
-        box.append((int(np.clip((first + last - length) // 2, 0, size - length)), int(length)))
-    (top, height), (left, width) = box
-    return None if height == width == size else [top, left, height, width]
+    box = CropBox.around(seen > 0, step)
+    return None if box.shape == (size, size) else list(box)

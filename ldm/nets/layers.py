@@ -10,8 +10,7 @@ from einops import rearrange
 from keras import layers, ops
 
 from ldm.nets.normalization import group_norm
-
-register = keras.saving.register_keras_serializable("ldm")
+from ldm.nets.saving import register
 
 
 def sinusoidal_embedding(position, size, max_period=10_000.0):

@@ -4,12 +4,11 @@
 in a cache. The two are the same function, and a test holds them to it. Attention weights are float32.
 """
 
-import keras
 import numpy as np
 from einops import rearrange
 from keras import layers, ops
 
-register = keras.saving.register_keras_serializable("ldm")
+from ldm.nets.saving import register
 
 MASKED = -1e9  # exp(MASKED - anything) is exactly 0 in float32
 

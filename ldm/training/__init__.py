@@ -7,7 +7,10 @@ In the order of a training:
     records        what a stage writes down of itself, and what may be made of a run that has such records
     losses         what training minimises and watches: comparisons of images, a GAN's terms, annealing
     distribution   what a train_step needs to be right on several replicas
-    adversary      when adversarial training starts and is turned down; the bank of codes it draws from
+    reports        which numbers an epoch reports
+    corruption     what a diffusion model's training takes away from a batch: noise, hidden conditions
+    adversary      a first stage against a discriminator: its training, when it starts, when it is turned down
+    prior          a transformer over the codes of a VQ-VAE
     callbacks      the optimizer and the callbacks that a training is run with
     runs           the run folder: names, checkpoints, resume, records
     old_runs       run folders of earlier versions, read as today's

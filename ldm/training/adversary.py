@@ -1,13 +1,163 @@
-"""What adversarial training needs besides its two networks: when it starts, when it is turned down, random codes.
+"""How a discriminator sharpens a first stage.
 
-AdversaryWatch     callback: begins once the reconstruction has settled, and turns down what goes wrong
-CodeBank           the code maps seen last, from which new ones are mixed
+    AdversarialTraining   the two, each with its optimizer
+    AdversaryWatch        callback: begins once the reconstruction has settled, and turns down what goes wrong
+    CodeBank              the code maps seen last, from which new ones are mixed
+
+The first stage itself comes as a value: any autoencoder of `modules` will do.
 """
 
 import keras
 import tensorflow as tf
 from einops import rearrange
-from keras import layers
+from keras import layers, ops
+
+from ldm.nets.networks import conditions_of
+from ldm.nets.saving import register
+from ldm.training import distribution, losses
+from ldm.training.reports import Reports
+
+
+@register
+class AdversarialTraining(Reports, keras.Model):
+    """An autoencoder and a discriminator that sharpens it (arXiv 2012.09841, section 3.1), each with its optimizer.
+
+    Until `begin` is called the autoencoder is trained as by itself. From then on the discriminator learns to tell the
+    autoencoder's pictures from real ones, and the autoencoder learns to deceive it, with a weight that rises from 0 to
+    its full value over `ramp_steps`. The weight is relative: it makes the adversarial gradient in the decoder's last
+    layer `weight` times as long as the reconstruction's (eq. 7 there). The adversarial loss itself never weighs more
+    than `cap`.
+
+    Args:
+        autoencoder: a `modules.VQVAE` or `modules.VAE`.
+        discriminator: a `ldm.nets.networks.Discriminator`.
+        weight: of the adversarial loss, relative to the reconstruction's.
+        cap: most that the loss itself may weigh.
+        ramp_steps: training steps over which the weight rises.
+        random_latents: show the discriminator pictures decoded from random latents as well (`random_pictures`).
+    """
+
+    names = ("adversarial", "adaptive_weight", "d_real", "d_fake", "d_loss")  # reported by training only
+
+    def __init__(self, autoencoder, discriminator, weight=0.1, cap=0.1, ramp_steps=500, random_latents=False, **kwargs):
+        super().__init__(**kwargs)
+        self.autoencoder, self.discriminator = autoencoder, discriminator
+        self.weight, self.cap, self.ramp_steps = weight, cap, ramp_steps
+        self.only_training = (*autoencoder.only_training, *self.names)
+        self.only_validation = autoencoder.only_validation
+        options = {"shape": (), "trainable": False, "aggregation": "only_first_replica"}
+        self.begun = self.add_weight(name="begun", initializer=keras.initializers.Constant(-1.0), **options)
+        self.strength = self.add_weight(name="strength", initializer="ones", **options)  # turned down by the callback
+        self.random_latents, self.bank = random_latents, None
+        if random_latents and autoencoder.bottleneck.num_codes:
+            self.bank = CodeBank(512, autoencoder.bottleneck.code_shape)
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in self.names}
+        self.active, self.built = False, True
+
+    def for_use(self):
+        return self.autoencoder
+
+    def learned(self):
+        return self.autoencoder.trainable_variables
+
+    @property
+    def metrics(self):
+        return [*self.trackers.values(), *self.autoencoder.metrics]
+
+    def compile(self, optimizer, discriminator_optimizer, **options):
+        super().compile(optimizer=optimizer, **options)
+        self.discriminator_optimizer = discriminator_optimizer
+        discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    def make_train_function(self, force=False):
+        self.active = float(ops.convert_to_numpy(self.begun)) >= 0  # which of the two steps is compiled
+        return super().make_train_function(force)
+
+    def begin(self):
+        """Start adversarial training with the next step; both learning rates are at the same place from then on."""
+        self.begun.assign(float(ops.convert_to_numpy(self.optimizer.iterations)))
+        self.discriminator_optimizer.iterations.assign(self.optimizer.iterations)
+        self.make_train_function(force=True)
+
+    def call(self, inputs, training=False):
+        return self.autoencoder(inputs, training=training)
+
+    def discriminate(self, pictures, batch):
+        """Logits of pictures (B, H, W, 1) with the conditions of the batch."""
+        return self.discriminator({"image": pictures, **conditions_of(batch["z"], batch["label"])}, training=True)
+
+    def random_pictures(self, batch, state, step):
+        """Pictures decoded from random latents, of the batch's slice indices and labels.
+
+        Where latents are named by codes, `CodeBank` mixes the codes of the slices of the same index seen last.
+        Elsewhere latents are Gaussian noise with the mean and the standard deviation of this batch's latents.
+        """
+        seed = tf.stack([self.autoencoder.seed + 1, tf.cast(step, tf.int32)])
+        rows = tf.shape(batch["z"])[0]
+        if self.bank is not None:
+            codes, everyone = (distribution.gather_rows(part) for part in (state["codes"], batch["z"]))
+            self.bank.remember(codes, everyone)
+            latents = self.autoencoder.bottleneck.latents_of(distribution.own_rows(self.bank.mix(everyone, seed), rows))
+        else:
+            mean, std = distribution.moments(state["latents"])
+            latents = mean + std * distribution.normal((rows, *self.autoencoder.latent_shape), seed)
+        return self.autoencoder.decoder(
+            {"latents": latents, **conditions_of(batch["z"], batch["label"])}, training=True
+        )["image"]
+
+    def adaptive_weight(self, tape, reconstruction, adversarial):
+        """Ratio of the two losses' gradients in the decoder's last layer (arXiv 2012.09841, eq. 7), at most the cap."""
+        last = self.autoencoder.decoder.get_layer("to_image").kernel
+        norms = [
+            tf.norm(distribution.sum_over_replicas(tape.gradient(loss, last))) for loss in (reconstruction, adversarial)
+        ]
+        return tf.minimum(self.weight * norms[0] / (norms[1] + 1e-8), self.cap)
+
+    def train_step(self, batch):
+        autoencoder, step = self.autoencoder, self.optimizer.iterations
+        batch = autoencoder.cropped(batch)
+        ramp = (tf.cast(step, tf.float32) + 1.0 - tf.convert_to_tensor(self.begun)) / self.ramp_steps
+        ramp = tf.clip_by_value(ramp, 0.0, 1.0)
+        own = dict.fromkeys(self.names, 0.0)
+        with tf.GradientTape(persistent=True) as tape:
+            values, fake, state = autoencoder.forward(batch, step, training=True)
+            parts, weights = [distribution.replica_loss(values["loss"])], [tf.constant(1.0)]
+            if self.active:
+                fakes = [fake, self.random_pictures(batch, state, step)] if self.random_latents else [fake]
+                adversarial = losses.hinge_generator([self.discriminate(picture, batch) for picture in fakes])
+                parts.append(distribution.replica_loss(adversarial))
+        if self.active:
+            own |= {"adversarial": ramp, "adaptive_weight": self.adaptive_weight(tape, *parts)}
+            weights.append(own["adaptive_weight"] * ramp * tf.convert_to_tensor(self.strength))
+        gradients = tape.gradient(parts, self.learned(), output_gradients=weights)
+        norm = distribution.apply_gradients(self.optimizer, gradients, self.learned(), autoencoder.clip_norm)
+        autoencoder.update_bottleneck(state, batch, step)
+        if self.active:
+            own |= self.train_discriminator(batch, fakes)
+        autoencoder.record({**values, "gradient_norm": norm})
+        self.record(own)
+        return distribution.for_logs(self.report(training=True))
+
+    def train_discriminator(self, batch, fakes):
+        """One step of the discriminator against pictures that are held fixed; returns what it reports.
+
+        The mean logit that is reported for fakes, "d_fake", is that of reconstructions alone: pictures from random
+        latents are so easy to tell from real ones that a mean over both would hide a discriminator that has given up
+        on the reconstructions.
+        """
+        variables = self.discriminator.trainable_variables
+        with tf.GradientTape() as tape:
+            real = self.discriminate(batch["image"], batch)
+            fake_logits = [self.discriminate(tf.stop_gradient(picture), batch) for picture in fakes]
+            loss = losses.hinge_discriminator(real, fake_logits)
+            part = distribution.replica_loss(loss)
+        gradients = tape.gradient(part, variables)
+        distribution.apply_gradients(self.discriminator_optimizer, gradients, variables, self.autoencoder.clip_norm)
+        return {"d_real": ops.mean(real), "d_fake": ops.mean(fake_logits[0]), "d_loss": loss}
+
+    def test_step(self, batch):
+        return self.autoencoder.test_step(batch)
+
 
 # Stated here, and named in the lines that are printed when they are crossed.
 SETTLED = 0.1  # the last two epochs lowered the best reconstruction by less than this share of the first one
@@ -80,9 +230,9 @@ class AdversaryWatch(keras.callbacks.Callback):
 
 
 class CodeBank(layers.Layer):
-    """The code maps seen last: a histogram of codes per position and slice index, kept as examples, and drawn from.
+    """The code maps seen last: a histogram of codes per position and slice index, kept as examples, and mixed.
 
-    To draw a code for a position is to take the one that a random example of the same slice index has there, each
+    A new map takes, at each position, the code that a random example of the same slice index has there, each
     position by itself: anatomy stays where it is, and nothing ties neighbours together. It is the weakest prior that
     knows about places.
 
@@ -110,11 +260,11 @@ class CodeBank(layers.Layer):
         self.z.assign(tf.tensor_scatter_nd_update(tf.convert_to_tensor(self.z), places, z))
         self.seen.assign(tf.convert_to_tensor(self.seen) + rows)
 
-    def draw(self, z, seed):
+    def mix(self, z, seed):
         """Slice indices (B,), of each of which an example is kept -> code maps (B, h, w) int32.
 
         Args:
-            seed: two integers; equal seeds draw equally.
+            seed: two integers; equal seeds mix equally.
         """
         kept = tf.range(self.capacity, dtype=tf.int64) < tf.convert_to_tensor(self.seen)
         same = kept & (tf.convert_to_tensor(self.z) == tf.cast(z, tf.int64)[:, None])

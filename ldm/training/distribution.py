@@ -11,6 +11,7 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
+from einops import rearrange
 
 
 def make_strategy(replicas=None):
@@ -126,6 +127,16 @@ def global_rows(draw, rows):
     return draw(rows * context.num_replicas_in_sync)[start : start + rows]
 
 
+def normal(shape, seed):
+    """Standard normal noise (rows, ...) for this replica's rows; all rows are those of one draw for the global batch.
+
+    Args:
+        shape: its first entry is the number of rows on this replica, the others are numbers.
+        seed: two integers.
+    """
+    return global_rows(lambda n: tf.random.stateless_normal((n, *shape[1:]), seed), shape[0])
+
+
 def gather_rows(part):
     """The rows of the global batch, in order, of which each replica holds a contiguous part; the same everywhere."""
     context = tf.distribute.get_replica_context()
@@ -165,6 +176,45 @@ def at_least_one_row(batch):
     return rows, {
         name: tf.pad(value, [[0, missing]] + [[0, 0]] * (value.shape.rank - 1)) for name, value in batch.items()
     }
+
+
+def random_rows(flat, count, seed):
+    """Rows drawn at random from those of all replicas, the same ones everywhere: flat (N, D) -> (count, D).
+
+    Args:
+        flat: (N, D), this replica's contiguous part of the rows.
+        count: number of rows to draw; one may come twice.
+        seed: two integers.
+    """
+    everywhere = tf.shape(flat)[0] * tf.distribute.get_replica_context().num_replicas_in_sync
+    picks = tf.random.stateless_uniform((count,), seed, 0, everywhere, dtype=tf.int32)
+    return sum_over_replicas(pick_rows(flat, picks))
+
+
+def accumulated(learn, batch, parts, variables):
+    """The loss and the gradients of a batch that goes through the network in parts, for less memory.
+
+    Args:
+        learn: callable (*part of the batch) -> (loss, gradients of the variables), both of which add up.
+        batch: nest of tensors (B, ...).
+        parts: their number; divides B.
+        variables: what the gradients are of.
+
+    Returns:
+        (loss, gradients), summed over the parts.
+    """
+    if parts == 1:
+        return learn(*batch)
+    split = tf.nest.map_structure(lambda value: rearrange(value, "(k b) ... -> k b ...", k=parts), batch)
+
+    def add(i, sums):
+        more = learn(*tf.nest.map_structure(lambda value: value[i], split))
+        return i + 1, tf.nest.map_structure(tf.add, sums, more)
+
+    nothing = (0.0, [tf.zeros(v.shape, v.dtype) for v in variables])
+    # strictly one after the other: side by side they would need the memory of the whole batch
+    _, sums = tf.while_loop(lambda i, _: i < parts, add, (0, nothing), parallel_iterations=1)
+    return sums
 
 
 def pick_rows(flat, indices):

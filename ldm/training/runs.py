@@ -89,13 +89,22 @@ def load_model(path):
     if not path.exists():
         stage = path.stem
         raise RunError(f"{path} is not there yet: run `python train.py {stage} --run {path.parent.name}` first")
-    modern = old_runs.modernised(path)
+    from ldm.training import prior  # noqa: F401  (a .keras file may name its class)
+
+    with of_today(path, old_runs.modernised(path)) as today:
+        return keras.saving.load_model(today, compile=False)
+
+
+@contextlib.contextmanager
+def of_today(path, modern):
+    """The path of a file, or, where its contents with today's names are given, of a temporary one that holds them."""
     if modern is None:
-        return keras.saving.load_model(path, compile=False)
+        yield path
+        return
     with tempfile.TemporaryDirectory() as folder:
         renamed = Path(folder) / path.name
         renamed.write_bytes(modern)
-        return keras.saving.load_model(renamed, compile=False)
+        yield renamed
 
 
 def load_first_stage(run):
@@ -180,7 +189,8 @@ def resume(model, run, stage, steps_per_epoch):
         if is_chief():
             history.unlink(missing_ok=True)
         return 0
-    model.load_weights(path)
+    with of_today(path, old_runs.modern_weights(path)) as today:
+        model.load_weights(today)
     epochs = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
     if history.exists():
         lines = history.read_text().splitlines(keepends=True)[: 1 + epochs]

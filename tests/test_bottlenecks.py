@@ -1,11 +1,11 @@
-"""ldm/nets/quantizers.py: nearest code, straight-through gradient, moving averages in closed form, revival, usage."""
+"""ldm/nets/bottlenecks.py: nearest code, straight-through gradient, moving averages in closed form, revival, usage."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ldm.nets.quantizers import CodebookUsage, FiniteScalarQuantizer, VectorQuantizer, count
+from ldm.nets.bottlenecks import ActiveUnits, Codebook, CodebookUsage, Gaussian, Grid, count
 
 
 def normal(*shape, seed=0):
@@ -13,8 +13,7 @@ def normal(*shape, seed=0):
 
 
 def made(num_codes=6, size=3, codebook=None, **options):
-    layer = VectorQuantizer(num_codes, size, **options)
-    layer.build((None, 4, 4, size))
+    layer = Codebook((4, 4, size), num_codes, **options)
     layer.codebook.assign(normal(num_codes, size, seed=9) if codebook is None else codebook)
     return layer
 
@@ -25,14 +24,23 @@ def settle(layer, counts):
     layer.average_sum.assign(np.asarray(layer.codebook) * np.asarray(counts)[:, None])
 
 
+def sums_of(layer, latents, codes):
+    """Sum of the latents that chose each code (K, D)."""
+    return np.stack([latents[np.asarray(codes) == code].sum(0) for code in range(layer.num_codes)])
+
+
+def grid(levels):
+    return Grid((4, 4, len(levels)), levels)
+
+
 def test_every_latent_takes_the_nearest_code():
     layer, latents = made(17, 5), normal(3, 4, 4, 5)
     distance = ((latents[..., None, :] - np.asarray(layer.codebook)) ** 2).sum(-1)
     codes = layer.encode(latents)
     np.testing.assert_array_equal(codes, distance.argmin(-1))
     assert codes.dtype == tf.int32 and codes.shape == (3, 4, 4)
-    vectors, same = layer(latents)
-    np.testing.assert_array_equal(same, codes)
+    vectors, _, state = layer(latents)
+    np.testing.assert_array_equal(state["codes"], codes)
     np.testing.assert_allclose(vectors, np.asarray(layer.codebook)[np.asarray(codes)], atol=1e-6)
 
 
@@ -47,8 +55,8 @@ def test_distances_are_float32_under_mixed_bfloat16(bfloat16):
     codebook = (8.0 + 0.01 * np.arange(6, dtype="float32"))[:, None] * np.ones(3, "float32")
     layer = made(codebook=codebook)
     np.testing.assert_array_equal(layer.encode(codebook[None, None])[0, 0], np.arange(6))
-    vectors, codes = layer(codebook[None, None])
-    np.testing.assert_array_equal(codes[0, 0], np.arange(6))
+    vectors, _, state = layer(codebook[None, None])
+    np.testing.assert_array_equal(state["codes"][0, 0], np.arange(6))
     assert vectors.dtype == tf.float32
 
 
@@ -56,7 +64,7 @@ def test_gradient_passes_straight_through_and_none_reaches_the_codebook():
     layer, latents, weight = made(), tf.Variable(normal(2, 4, 4, 3)), normal(2, 4, 4, 3, seed=1)
     with tf.GradientTape() as tape:
         tape.watch(layer.codebook.value)
-        vectors, _ = layer(latents)
+        vectors, _, _ = layer(latents)
         loss = tf.reduce_sum(weight * vectors)
     to_latents, to_codebook = tape.gradient(loss, [latents, layer.codebook.value])
     np.testing.assert_array_equal(to_latents, weight)
@@ -64,15 +72,25 @@ def test_gradient_passes_straight_through_and_none_reaches_the_codebook():
     assert layer.trainable_variables == []
 
 
-def test_statistics_are_counts_and_sums_per_code():
-    layer, latents = made(), normal(2, 4, 4, 3)
-    codes = np.asarray(layer.encode(latents))
-    counts, sums = count(codes, layer.num_codes), layer.sum(latents, codes)
-    for code in range(6):
-        chosen = latents[codes == code]
-        assert counts[code] == len(chosen)
-        np.testing.assert_allclose(sums[code], chosen.sum(0), atol=1e-5)
-    assert float(tf.reduce_sum(counts)) == 32
+def test_a_step_moves_the_codebook_by_what_all_replicas_counted_together():
+    """Counts and sums go through `total`, here of three replicas that saw the same; dead codes go where `pick` says."""
+    layer, other, latents = made(), made(), normal(2, 4, 4, 3)
+    _, _, state = layer(latents)
+    codes, picked = np.asarray(state["codes"]), normal(6, 3, seed=4) + 9.0
+
+    def total(nest):
+        return tf.nest.map_structure(lambda part: 3.0 * part, nest)
+
+    def pick(rows, number):
+        np.testing.assert_array_equal(rows, latents.reshape(-1, 3))
+        return picked[:number]
+
+    layer.update(state, total, pick)
+    counts, sums = np.bincount(codes.ravel(), minlength=6).astype("float32"), sums_of(layer, latents, codes)
+    revived = other.follow(3.0 * counts, 3.0 * sums, picked)
+    for ours, theirs in zip(layer.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert float(layer.revived.result()) == pytest.approx(float(revived) / 3) and float(revived) > 0
 
 
 def test_update_is_the_moving_average_of_the_paper():
@@ -84,7 +102,7 @@ def test_update_is_the_moving_average_of_the_paper():
     for _ in range(3):
         counts = rng.integers(10, 30, 6).astype("float32")
         sums = normal(6, 3, seed=int(counts[0])) * counts[:, None]
-        revived = layer.update(counts, sums, np.full((6, 3), 99.0, "float32"))
+        revived = layer.follow(counts, sums, np.full((6, 3), 99.0, "float32"))
         count, total = decay * count + (1 - decay) * counts, decay * total + (1 - decay) * sums
         assert float(revived) == 0
         np.testing.assert_allclose(layer.codebook, total / count[:, None], rtol=1e-5)
@@ -97,7 +115,7 @@ def test_dead_codes_move_onto_candidates_and_live_ones_stay():
     before = np.asarray(layer.codebook).copy()
     counts = np.array([10, 0, 10, 0, 10, 10], "float32")  # even share 40 / 6: below 0.67 is dead
     candidates = normal(6, 3, seed=5) + 50.0
-    revived = layer.update(counts, before * counts[:, None], candidates)
+    revived = layer.follow(counts, before * counts[:, None], candidates)
     after = np.asarray(layer.codebook)
     assert float(revived) == 2
     np.testing.assert_allclose(after[[1, 3]], candidates[[1, 3]], rtol=1e-6)
@@ -109,8 +127,8 @@ def test_a_revived_code_is_not_dead_at_once_again():
     settle(layer, np.array([0, 10, 10, 10, 10, 10], "float32"))
     counts = np.array([0, 10, 10, 10, 10, 10], "float32")
     sums = np.asarray(layer.codebook) * counts[:, None]
-    assert float(layer.update(counts, sums, normal(6, 3))) == 1
-    assert float(layer.update(counts, sums, normal(6, 3))) == 0
+    assert float(layer.follow(counts, sums, normal(6, 3))) == 1
+    assert float(layer.follow(counts, sums, normal(6, 3))) == 0
 
 
 def test_first_update_puts_every_code_among_the_data():
@@ -119,7 +137,7 @@ def test_first_update_puts_every_code_among_the_data():
     flat = latents.reshape(-1, 3)
     codes = layer.encode(latents)
     assert len(np.unique(codes)) < 6  # some would stay unused for ever
-    layer.update(count(codes, layer.num_codes), layer.sum(latents, codes), flat[:6])
+    layer.follow(count(codes, layer.num_codes), sums_of(layer, latents, codes), flat[:6])
     codebook = np.asarray(layer.codebook)
     assert np.all(codebook >= flat.min(0)) and np.all(codebook <= flat.max(0))
     assert len(np.unique(layer.encode(latents))) >= 5
@@ -127,17 +145,17 @@ def test_first_update_puts_every_code_among_the_data():
 
 def test_codebook_and_averages_come_back_from_disk(tmp_path):
     latents = keras.Input((4, 4, 3))
-    layer = VectorQuantizer(6, 3, decay=0.8, revival=0.2)
-    model = keras.Model(latents, layer(latents))
+    layer = Codebook((4, 4, 3), 6, decay=0.8, revival=0.2)
+    model = keras.Model(latents, layer(latents)[0])
     x = normal(2, 4, 4, 3)
     codes = layer.encode(x)
-    layer.update(count(codes, layer.num_codes), layer.sum(x, codes), normal(6, 3))
+    layer.follow(count(codes, layer.num_codes), sums_of(layer, x, codes), normal(6, 3))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     copy = loaded.layers[-1]
-    assert (copy.num_codes, copy.size, copy.decay, copy.revival) == (6, 3, 0.8, 0.2)
+    assert (copy.num_codes, copy.latent_shape, copy.decay, copy.revival) == (6, (4, 4, 3), 0.8, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +193,7 @@ LEVELS = [[3, 5, 4], [8, 5, 5, 5], [3, 3], [7], [256]]
 @pytest.mark.parametrize("levels", LEVELS)
 def test_codes_number_the_whole_grid(levels):
     """Every code stands for a point of the grid of its own, and comes back from it (arXiv 2309.15505, section 3)."""
-    layer = FiniteScalarQuantizer(levels)
+    layer = grid(levels)
     codes = np.arange(np.prod(levels), dtype="int32")
     vectors = np.asarray(layer.decode(codes))
     assert layer.num_codes == len(np.unique(vectors, axis=0)) == np.prod(levels)
@@ -187,9 +205,11 @@ def test_codes_number_the_whole_grid(levels):
 
 @pytest.mark.parametrize("levels", LEVELS)
 def test_bounded_latents_reach_every_level_and_no_other(levels):
-    layer = FiniteScalarQuantizer(levels)
+    layer = grid(levels)
     sweep = np.linspace(-8, 8, 40001, dtype="float32")
-    vectors, codes = layer(layer.bound(np.repeat(sweep[:, None], len(levels), axis=1)))
+    parts = layer.bound(np.repeat(sweep[:, None], len(levels), axis=1))
+    codes = layer.encode(parts)
+    vectors = layer.decode(codes)
     for channel, level in enumerate(levels):
         assert len(np.unique(np.round(np.asarray(vectors)[:, channel], 4))) == level
     assert 0 <= np.min(codes) and np.max(codes) < layer.num_codes
@@ -199,27 +219,28 @@ def test_bounded_latents_reach_every_level_and_no_other(levels):
 def test_zero_is_bounded_to_the_middle_of_a_channel():
     """An encoder that says nothing says 0, also where the number of levels is even."""
     for levels in LEVELS:
-        np.testing.assert_allclose(FiniteScalarQuantizer(levels).bound(np.zeros((1, len(levels)))), 0.0, atol=1e-6)
+        np.testing.assert_allclose(grid(levels).bound(np.zeros((1, len(levels)))), 0.0, atol=1e-6)
 
 
 def test_gradient_passes_rounding_straight_through():
-    layer, weight = FiniteScalarQuantizer([5, 4]), normal(2, 4, 4, 2)
-    latents = tf.constant(np.clip(normal(2, 4, 4, 2, seed=1) / 3, -1, 1))
-    with tf.GradientTape() as tape:
-        tape.watch(latents)
-        loss = tf.reduce_sum(weight * layer(latents)[0])
-    np.testing.assert_array_equal(tape.gradient(loss, latents), weight)
+    """Nothing but the derivative of `bound` is left of it."""
+    layer, encoded, weight = grid([5, 4]), tf.constant(normal(2, 4, 4, 2, seed=1)), normal(2, 4, 4, 2)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(encoded)
+        loss = tf.reduce_sum(weight * layer(encoded)[0])
+        smooth = tf.reduce_sum(weight * layer.bound(encoded))
+    np.testing.assert_allclose(tape.gradient(loss, encoded), tape.gradient(smooth, encoded), rtol=1e-6)
 
 
 def test_count_of_the_grid_is_a_histogram():
-    layer = FiniteScalarQuantizer([3, 3])
+    layer = grid([3, 3])
     np.testing.assert_array_equal(count(np.array([[0, 5, 5], [1, 5, 0]]), layer.num_codes), [2, 1, 0, 0, 0, 3, 0, 0, 0])
 
 
 @pytest.mark.parametrize("levels", [[8, 2], [257], [8] * 7])
 def test_levels_that_cannot_be_are_refused(levels):
     with pytest.raises(ValueError, match="levels must be 3 to 256 each"):
-        FiniteScalarQuantizer(levels)
+        grid(levels)
 
 
 def test_count_may_weigh_each_use():
@@ -228,8 +249,7 @@ def test_count_may_weigh_each_use():
 
 
 def test_cosine_codes_are_the_nearest_by_angle_and_stay_unit_vectors():
-    layer = VectorQuantizer(6, 3, cosine=True)
-    layer.build((None, 4, 4, 3))
+    layer = Codebook((4, 4, 3), 6, cosine=True)
     layer.codebook.assign(layer.bound(normal(6, 3, seed=1)))
     x = 5.0 * normal(2, 4, 4, 3)
     bound = np.asarray(layer.bound(x))
@@ -237,5 +257,69 @@ def test_cosine_codes_are_the_nearest_by_angle_and_stay_unit_vectors():
     cosine = np.einsum("bhwd,kd->bhwk", x, np.asarray(layer.codebook)) / np.linalg.norm(x, axis=-1, keepdims=True)
     codes = np.asarray(layer.encode(bound))
     np.testing.assert_array_equal(codes, cosine.argmax(-1))
-    layer.update(count(codes, 6), layer.sum(bound, codes), bound.reshape(-1, 3)[:6])
+    layer.follow(count(codes, 6), sums_of(layer, bound, codes), bound.reshape(-1, 3)[:6])
     np.testing.assert_allclose(np.linalg.norm(layer.codebook, axis=-1), 1.0, rtol=1e-5)
+
+
+def test_active_units_are_those_whose_mean_varies():
+    metric = ActiveUnits((1, 2, 2))
+    mean = np.zeros((4, 1, 2, 2), "float32")
+    mean[:, 0, 0, 0] = [0.3, -0.3, 0.3, -0.3]  # variance 0.09
+    mean[:, 0, 0, 1] = 7.0  # constant
+    mean[:, 0, 1, 0] = [0.05, -0.05, 0.05, -0.05]  # variance 0.0025
+    for part in (mean[:3], mean[3:]):
+        metric.update_state(part)
+    assert float(metric.result()) == 0.25
+
+
+# ---- product codes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: Codebook((2, 3, 4), 9, 2), lambda: Grid((2, 3, 4), [3, 5], 2)])
+def test_parts_of_a_latent_have_codes_of_their_own_side_by_side(make):
+    """Column 2 x and 2 x + 1 of the codes are those of the first and the second half of the channels of column x."""
+    layer, encoded = make(), normal(5, 2, 3, 4)
+    latents, codes = np.asarray(layer.latents(encoded)), np.asarray(layer.codes(layer.latents(encoded)))
+    assert layer.code_shape == (2, 6) and codes.shape == (5, 2, 6)
+    for part in (0, 1):
+        channels = slice(2 * part, 2 * part + 2)
+        np.testing.assert_array_equal(codes[:, :, part::2], layer.encode(latents[..., channels]))
+        np.testing.assert_allclose(layer.latents_of(codes)[..., channels], layer.decode(codes[:, :, part::2]))
+    decoded, _, state = layer(encoded)
+    np.testing.assert_array_equal(state["codes"], codes)
+    np.testing.assert_allclose(decoded, layer.quantized(latents), atol=1e-6)
+
+
+def test_channels_that_make_no_codes_are_refused():
+    with pytest.raises(ValueError, match="4 latent channels cannot be cut into 3 codes"):
+        Codebook((2, 3, 4), 9, 3)
+    with pytest.raises(ValueError, match="2 codes of 3 levels do not make 4 channels"):
+        Grid((2, 3, 4), [3, 3, 3], 2)
+
+
+def test_commitment_pulls_the_encoder_towards_its_codes():
+    """The loss is the mean squared distance to the nearest code; its gradient, 2 (z - e) / N, moves z alone."""
+    layer, latents = made(), tf.Variable(normal(2, 4, 4, 3))
+    with tf.GradientTape() as tape:
+        _, losses, _ = layer(latents)
+    distance = latents - layer.quantized(latents)
+    np.testing.assert_allclose(losses["commitment"], np.mean(np.square(distance)), rtol=1e-5)
+    np.testing.assert_allclose(tape.gradient(losses["commitment"], latents), 2 * distance / 96, atol=1e-6)
+    assert grid([3, 5])(normal(2, 4, 4, 2))[1] == {}
+
+
+# ---- Gaussian --------------------------------------------------------------------------------------------------------
+
+
+def test_gaussian_is_its_mean_or_a_sample_and_its_kl_is_the_closed_form():
+    layer = Gaussian((4, 4, 3))
+    encoded = tf.concat([tf.fill((2, 4, 4, 3), 1.5), tf.fill((2, 4, 4, 3), np.log(4.0).astype("float32"))], axis=-1)
+    latents, losses, _ = layer(encoded)
+    np.testing.assert_array_equal(latents, encoded[..., :3])
+    np.testing.assert_array_equal(layer.latents(encoded), encoded[..., :3])
+    each = 0.5 * (1.5**2 + 4.0 - 1.0 - np.log(4.0))  # KL(N(1.5, 4) || N(0, 1))
+    np.testing.assert_allclose(losses["kl"], each * 4 * 4 * 3, rtol=1e-5)
+    noise = normal(2, 4, 4, 3)
+    sample, same, _ = layer(encoded, normal=lambda shape: noise.reshape(shape))
+    np.testing.assert_allclose(sample, 1.5 + 2.0 * noise, rtol=1e-5)
+    np.testing.assert_array_equal(same["kl"], losses["kl"])
