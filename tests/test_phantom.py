@@ -43,6 +43,7 @@ def test_labels_are_balanced(people):
     labels = [item["label"] for item in phantom.slices(people, image_size=16) if item["z"] == 0]
     assert len(labels) == people
     assert abs(labels.count(AD) - labels.count(NC)) <= 1
+    assert labels == [NC if case % 2 else AD for case in range(1, people + 1)]
 
 
 def test_a_person_depends_on_seed_and_case_only():
@@ -142,6 +143,22 @@ def test_signal_is_that_of_the_tissue_times_gain_bias_field_and_texture(monkeypa
     assert abs(person.gain - 1) > 0.005 and np.ptp(bias) > 0.05
     found = phantom._acquire(person, white, x, y, 7.0, rng)
     np.testing.assert_allclose(found[9:-9, 9:-9], expected[9:-9, 9:-9], rtol=0.02)  # the blur smooths the texture
+
+
+def test_noise_where_there_is_no_signal_is_rayleigh():
+    """The magnitude of two Gaussians (a Rician without signal): mean sqrt(pi / 2) sigma, second moment 2 sigma^2."""
+    _, x, y, _ = phantom._grid(64)
+    person = phantom._person(np.random.default_rng(0), NC)
+    found = phantom._acquire(person, np.zeros((5, *x.shape)), x, y, 7.0, np.random.default_rng(0))
+    assert found.mean() / phantom.NOISE == pytest.approx(np.sqrt(np.pi / 2), rel=0.02)
+    assert np.mean(found**2) / phantom.NOISE**2 == pytest.approx(2, rel=0.03)
+
+
+def test_brain_is_never_0_however_dark(monkeypatch):
+    """The outline is read off the image."""
+    monkeypatch.setattr(phantom, "_acquire", lambda person, fractions, *more: np.zeros(fractions.shape[1:]))
+    item = next(phantom.slices(1, image_size=32))
+    np.testing.assert_array_equal(item["image"], item["mask"] > 0)
 
 
 def test_the_blur_has_one_width_in_millimetres(monkeypatch):
