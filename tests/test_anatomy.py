@@ -315,6 +315,16 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 86 <= held <= 99  # 95 %, less what a percentile bootstrap of 20 people loses; binomial noise is 2.2
 
 
+def test_the_interval_is_as_wide_as_95_percent_of_two_independent_groups():
+    """For d = 0 and many people the standard error is sqrt(2 / n): each label's people are drawn on their own."""
+    group = np.random.default_rng(0).normal(size=150)
+    values, labels = np.tile(group, 2), np.repeat([0, 1], 150)
+    found, (low, high) = anatomy.effect_size(values, labels, np.arange(300))
+    assert found == pytest.approx(0, abs=1e-12)
+    assert (high - low) / (2 * np.sqrt(2 / 150)) == pytest.approx(1.96, rel=0.08)
+    assert (high + low) / (high - low) == pytest.approx(0, abs=0.1)
+
+
 def test_effect_sizes_that_mean_nothing_are_refused():
     people = np.arange(8)
     labels, values = people % 2, people.astype(float)

@@ -322,3 +322,17 @@ def test_a_difference_of_kernel_distances_is_known_better_than_either(rng):
     assert back == pytest.approx(-value) and same == pytest.approx(error)
     found = np.array([fidelity.kernel_distance_difference(*draw(), people) for _ in range(60)])
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.35)
+
+
+def test_the_error_of_a_difference_is_that_of_leaving_out_every_person_and_every_block_of_pairs_in_turn(rng):
+    people, block = np.repeat(np.arange(5), [3, 2, 4, 3, 3]), np.arange(14) % 4  # pairs are dealt, one to each in turn
+    real, first, second = rng.normal(size=(15, 3)), rng.normal(size=(14, 3)), rng.normal(size=(14, 3)) + 0.4
+
+    def difference(real, first, second):
+        return fidelity.kernel_distance(real, second)[0] - fidelity.kernel_distance(real, first)[0]
+
+    of_people = [difference(real[people != person], first, second) for person in range(5)]
+    of_blocks = [difference(real, first[block != number], second[block != number]) for number in range(4)]
+    value, error = fidelity.kernel_distance_difference(real, first, second, people, blocks=4)
+    assert value == pytest.approx(difference(real, first, second))
+    assert error == pytest.approx(np.sqrt(4 * np.var(of_people) + 3 * np.var(of_blocks)))

@@ -92,6 +92,12 @@ def test_group_norm_of_nearly_constant_pictures_is_finite():
     assert np.all(np.isfinite(layers.GroupNorm(2)(x)))
 
 
+def test_group_norm_adds_the_epsilon_it_was_given():
+    x = 0.1 * normal(2, 4, 4, 8)
+    expected = plain_group_norm(x, 2, 1.0, 0.0, epsilon=0.5)
+    np.testing.assert_allclose(layers.GroupNorm(2, epsilon=0.5)(x), expected, atol=1e-5)
+
+
 def test_group_norm_lowers_the_number_of_groups_to_a_divisor_of_the_channels():
     x = normal(2, 4, 4, 12)
     layer = layers.GroupNorm(8)  # 6 is the largest divisor of 12 up to 8
@@ -316,6 +322,24 @@ def test_residual_block_drops_only_in_training():
     block.conv_out.kernel.assign(normal(3, 3, 8, 8))
     np.testing.assert_array_equal(block(x, training=False), block(x))
     assert np.abs(block(x, training=True) - block(x)).max() > 1e-2
+
+
+def test_what_is_dropped_is_0_and_never_normalised_again():
+    """Half of what the last convolution sees is 0, and the rest twice as large: dropout comes after norm and SiLU."""
+    x = normal(1, 6, 6, 8)
+    block = layers.ResBlock(8, dropout=0.5)
+    block.build(x.shape)
+    seen, convolve = [], block.conv_out
+    block.conv_out = lambda h: seen.append(np.asarray(h)) or convolve(h)
+    block(x, training=False), block(x, training=True)
+    whole, dropped = seen
+    assert 0.4 < np.mean(dropped == 0.0) < 0.6
+    np.testing.assert_allclose(dropped[dropped != 0.0], 2.0 * whole[dropped != 0.0], rtol=1e-5)
+
+
+def test_tokens_stand_in_the_order_of_the_list():
+    first, second = normal(2, 4), normal(2, 4, seed=1)
+    np.testing.assert_array_equal(layers.Tokens()([first, second]), np.stack([first, second], axis=1))
 
 
 @pytest.mark.parametrize("size", [2, 4])

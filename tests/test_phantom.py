@@ -43,6 +43,7 @@ def test_labels_are_balanced(people):
     labels = [item["label"] for item in phantom.slices(people, image_size=16) if item["z"] == 0]
     assert len(labels) == people
     assert abs(labels.count(AD) - labels.count(NC)) <= 1
+    assert labels == [NC if case % 2 else AD for case in range(1, people + 1)]
 
 
 def test_a_person_depends_on_seed_and_case_only():
@@ -112,6 +113,78 @@ def test_noise_in_the_ventricles_is_rician(person):
     assert inside.sum() > 1000
     assert values.std() == pytest.approx(phantom.NOISE, rel=0.25)
     assert np.mean(values**2) == pytest.approx(phantom.T1["csf"] ** 2 + 2 * phantom.NOISE**2, rel=0.25)
+
+
+def test_a_smooth_field_has_mean_0_and_variance_1_everywhere():
+    x, y = np.float32([0, 13]), np.float32([0, 40])
+    values = np.array([phantom.Waves(np.random.default_rng(k), 20, 10)(x, y, 5.0) for k in range(1500)]).reshape(
+        1500, 4
+    )
+    np.testing.assert_allclose(values.mean(axis=0), 0, atol=4 / np.sqrt(1500))
+    np.testing.assert_allclose(values.var(axis=0), 1, atol=0.15)
+    first = phantom.Waves(np.random.default_rng(0), 20, 10)
+    matrix = np.cos(first.k @ np.array([[0, 13, 0, 13], [0, 0, 40, 40], [5, 5, 5, 5]]) + first.phase[:, None])
+    np.testing.assert_allclose(first(x, y, 5.0).ravel(), matrix.sum(axis=0) * np.sqrt(2 / 10), atol=1e-4)
+
+
+def test_signal_is_that_of_the_tissue_times_gain_bias_field_and_texture(monkeypatch):
+    monkeypatch.setattr(phantom, "NOISE", 0.0)
+    _, x, y, _ = phantom._grid(64)
+    white = np.zeros((5, *x.shape))
+    white[4] = 1.0
+    rng = np.random.default_rng(0)
+    person = phantom._person(rng, NC)
+    u, v = x / 100, y / 100
+    bias = person.bias @ np.stack([u, v, u * v, u * u - 0.3, v * v - 0.3]).reshape(5, -1)
+    expected = phantom.T1["white"] * person.gain * np.exp(bias.reshape(x.shape))
+    expected = expected * (1 + 0.02 * person.texture(x[0], y[:, 0], 7.0))
+    assert abs(person.gain - 1) > 0.005 and np.ptp(bias) > 0.05
+    found = phantom._acquire(person, white, x, y, 7.0, rng)
+    np.testing.assert_allclose(found[9:-9, 9:-9], expected[9:-9, 9:-9], rtol=0.02)  # the blur smooths the texture
+
+
+def test_noise_where_there_is_no_signal_is_rayleigh():
+    """The magnitude of two Gaussians (a Rician without signal): mean sqrt(pi / 2) sigma, second moment 2 sigma^2."""
+    _, x, y, _ = phantom._grid(64)
+    person = phantom._person(np.random.default_rng(0), NC)
+    found = phantom._acquire(person, np.zeros((5, *x.shape)), x, y, 7.0, np.random.default_rng(0))
+    assert found.mean() / phantom.NOISE == pytest.approx(np.sqrt(np.pi / 2), rel=0.02)
+    assert np.mean(found**2) / phantom.NOISE**2 == pytest.approx(2, rel=0.03)
+
+
+def test_brain_is_never_0_however_dark(monkeypatch):
+    """The outline is read off the image."""
+    monkeypatch.setattr(phantom, "_acquire", lambda person, fractions, *more: np.zeros(fractions.shape[1:]))
+    item = next(phantom.slices(1, image_size=32))
+    np.testing.assert_array_equal(item["image"], item["mask"] > 0)
+
+
+def test_the_blur_has_one_width_in_millimetres(monkeypatch):
+    """White beside nothing: the signal reaches 16 % one standard deviation before the edge, at every picture size."""
+    monkeypatch.setattr(phantom, "NOISE", 0.0)
+    monkeypatch.setattr(phantom, "POINT_SPREAD", 4.0)
+    person = phantom._person(np.random.default_rng(0), NC)
+    for image_size in (96, 256):
+        _, x, y, _ = phantom._grid(image_size)
+        fractions = np.zeros((5, *x.shape))
+        fractions[4] = x > 0
+        found = phantom._acquire(person, fractions, x, y, 7.0, np.random.default_rng(0))
+        middle = found[len(found) // 2] / found[len(found) // 2, x[0] > 20].mean()
+        assert np.interp(-4.0, x[0], middle) == pytest.approx(0.159, abs=0.03)
+
+
+def test_the_forehead_is_up_and_left_is_left():
+    """Row 0 is the most anterior; and a brain is widest behind its middle."""
+    window, x, y, _ = phantom._grid(64)
+    assert (np.diff(y[:, 0]) < 0).all() and (np.diff(x[0]) > 0).all()
+    assert x.mean() == pytest.approx(0, abs=1e-3) and y.mean() == pytest.approx(0, abs=1e-3)
+    behind = []
+    for item in phantom.slices(6, image_size=64, seed=3):
+        if item["z"] == 28:
+            widths = (item["mask"] > 0).sum(axis=1)
+            rows = np.flatnonzero(widths)
+            behind.append(np.flatnonzero(widths >= widths.max() - 1).mean() - rows.mean())
+    assert np.mean(behind) > 1
 
 
 def test_anatomy_moves_smoothly_through_the_slices(person):
