@@ -345,7 +345,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
     if patience.spent:
         print(f"{stage}: stopped after {len(patience.seen)} epochs; the best was epoch {1 + np.argmin(patience.seen)}")
     if runs.is_chief():
-        charts.loss_curves(run / f"{stage}.csv", run / f"{stage}.png")
+        charts.loss_curves(runs.read_history(run / f"{stage}.csv"), run / f"{stage}.png")
     distribution.wait_for_all(model.distribute_strategy)
 
 

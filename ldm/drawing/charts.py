@@ -8,8 +8,6 @@ Every chart must be readable in grey print and 700 pixels wide on a telephone: w
 marker, dash or hatch.
 """
 
-import contextlib
-import csv
 import math
 import textwrap
 from collections.abc import Sequence
@@ -35,24 +33,15 @@ SPREAD = "mean; shaded: one standard deviation either way"
 # ------------------------------------------------------------------------------------------------ histories of training
 
 
-def _read_history(csv_path: str | Path) -> dict[str, dict[float, float]]:
-    """Read a Keras CSVLogger file into {column: {epoch: value}}, tolerant of what interrupted runs leave behind.
-
-    A resumed run may repeat an epoch (the later row replaces the lost one) or the header (skipped); a killed one may
-    end in half a row; "NA" marks a value not measured in that epoch. NaN and infinity are kept: they are results.
-    """
+def _by_column(rows: Sequence[dict]) -> dict[str, dict[float, float]]:
+    """Rows of a history, {column: number} each, turned into {column: {epoch: number}}, in the order of the columns."""
     history: dict[str, dict[float, float]] = {}
-    with open(csv_path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            numbers = {}
-            for column, cell in row.items():
-                with contextlib.suppress(TypeError, ValueError):
-                    numbers[column] = float(cell)
-            epoch = numbers.pop("epoch", None)
-            for column, value in numbers.items() if epoch is not None else ():
-                history.setdefault(column, {})[epoch] = value
+    for row in rows:
+        for column, value in row.items():
+            if column != "epoch":
+                history.setdefault(column, {})[row["epoch"]] = value
     if not history:
-        raise ValueError(f"{csv_path} holds no epoch with a number in it: nothing to draw")
+        raise ValueError("the history holds no epoch with a number in it: nothing to draw")
     return history
 
 
@@ -100,21 +89,20 @@ def _draw_metric(axes, name: str, series: list[tuple[str, dict, dict[float, floa
         axes.legend(fontsize=8, frameon=False)
 
 
-def loss_curves(csv_path: str | Path, png_path: str | Path) -> None:
+def loss_curves(rows: Sequence[dict], png_path: str | Path) -> None:
     """Draw the history of a training run as small multiples, one panel per metric, training and validation together.
 
     The vertical axis is logarithmic where all values are positive and span more than a decade.
 
     Args:
-        csv_path: file of `keras.callbacks.CSVLogger`: a column "epoch", then one per metric, "val_" before those of
-            the validation data. Files of one row, of resumed and of interrupted runs are welcome.
+        rows: the history, {"epoch": number, metric: number, ...} for each epoch; "val_" stands before the metrics of
+            the validation data. A metric that was not measured in an epoch is left out there; NaN is a result.
         png_path: PNG file to write.
 
     Raises:
-        FileNotFoundError: if there is no such history.
-        ValueError: if it holds no epoch yet.
+        ValueError: if there is no epoch yet.
     """
-    history = _read_history(csv_path)
+    history = _by_column(rows)
     names = list(dict.fromkeys(column.removeprefix("val_") for column in history))  # in the file's order, each once
     figure, panels = _panels(len(names))
     for panel, name in zip(panels, names, strict=True):
@@ -159,24 +147,23 @@ def _draw_ranks(axes, foreground, background) -> None:
     axes.legend(title=title, title_fontsize=8, fontsize=8, alignment="left", loc="upper right", frameon=False)
 
 
-def codebook_health(csv_path: str | Path, png_path: str | Path, foreground, background) -> None:
+def codebook_health(rows: Sequence[dict], png_path: str | Path, foreground, background) -> None:
     """Draw how the codebook of a VQ-VAE is used: usage, perplexity, revivals over the epochs, and its codes by rank.
 
     A panel whose columns the history lacks is left out; so are the revivals where there were none.
 
     Args:
-        csv_path: file of `keras.callbacks.CSVLogger` with the columns "epoch" and any of "usage", "usage_foreground",
-            "usage_background" (shares of the codes, in [0, 1]), "perplexity", "revived" (a sum over the epoch).
+        rows: the history, for each epoch {"epoch": number} and any of "usage", "usage_foreground", "usage_background"
+            (shares of the codes, in [0, 1]), "perplexity", "revived" (a sum over the epoch).
         png_path: PNG file to write.
         foreground: (K,) how often each code was used in the last epoch where latents show brain.
         background: (K,) likewise where they show none.
 
     Raises:
-        FileNotFoundError: if there is no such history.
-        ValueError: if it holds no epoch yet, or the counts are not two of one length K, finite and not negative.
+        ValueError: if there is no epoch yet, or the counts are not two of one length K, finite and not negative.
     """
     counts = _as_counts(foreground, background)
-    history = _read_history(csv_path)
+    history = _by_column(rows)
     size = counts.shape[1]
     parts = {
         "usage": ("whole", WHOLE),

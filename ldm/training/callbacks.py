@@ -153,7 +153,8 @@ class CodebookHealth(keras.callbacks.Callback):
         used = np.sum(list(self.counts.values()), axis=0)
         dead = np.flatnonzero(used == 0).tolist()
         runs.save_json(self.run / "codebook.json", {"epoch": epoch + 1, "dead": dead, **self.counts})
-        charts.codebook_health(self.run / "autoencoder.csv", self.run / "codebook.png", **self.counts)
+        history = runs.read_history(self.run / "autoencoder.csv")
+        charts.codebook_health(history, self.run / "codebook.png", **self.counts)
 
 
 class Picture(keras.callbacks.Callback):

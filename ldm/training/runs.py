@@ -12,6 +12,7 @@ Files are written whole or not at all: under a temporary name first, then rename
 off the optimiser's own step counter inside the checkpoint, so that weights and count cannot disagree.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -144,13 +145,24 @@ def copy_for_use(model, copy=None):
 
 
 def read_history(path):
-    """Rows of a CSVLogger file, as {column: float}; empty if there is no file."""
+    """Rows of a CSVLogger file, {column: float} each, in the order of the epochs; empty if there is no file.
+
+    What interrupted runs leave behind is understood: an epoch that was repeated counts as it came out last, a second
+    header is no epoch, the last row may be cut off. What is no number ("NA": not measured) is left out of its row; NaN
+    and infinity are results, and stay.
+    """
     if not Path(path).exists():
         return []
+    rows = {}
     with open(path, newline="") as file:
-        return [
-            {key: float(value) for key, value in row.items() if value not in ("", "NA")} for row in csv.DictReader(file)
-        ]
+        for row in csv.DictReader(file):
+            numbers = {}
+            for column, cell in row.items():
+                with contextlib.suppress(TypeError, ValueError):
+                    numbers[column] = float(cell)
+            if "epoch" in numbers:
+                rows[numbers["epoch"]] = numbers
+    return list(rows.values())
 
 
 def resume(model, run, stage, steps_per_epoch):
