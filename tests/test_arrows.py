@@ -37,6 +37,8 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     # for now: the charts of a training are drawn, and its samples judged, by its callbacks
     "ldm.training.callbacks": wing("training") | {"ldm.drawing.charts", "ldm.judging.fidelity"},
     "generator": {"modules", "ldm.training.runs", "ldm.data.masks"} | wing("diffusion"),
+    "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.training.runs", "ldm.judging.measures"}
+    | {"ldm.judging.metrics"},
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
 }
 
