@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, special, stats
 from scipy.spatial.distance import cdist
 
 from ldm.data import phantom
@@ -111,6 +111,27 @@ def test_planted_copies_of_real_people_are_found_and_no_two_splits_share_a_slice
     assert max(alarms.values()) <= 0.03, alarms
     assert audit.near_identical(baseline, train) == []
     assert audit.near_identical(recompressed(train[7:9]), train[::2]) == [(1, 4)]
+
+
+# -------------------------------------------------------------------------------------------------------------- shrunk
+
+
+@pytest.mark.parametrize("size", [130, 200, 208, 224, 256, 400, 448, 1024])
+def test_pictures_of_any_size_shrink_by_area(size):
+    image = np.random.default_rng(0).random((1, size, size, 1), np.float32)
+    small = audit.shrunk(image)
+    assert small.shape == (1, 128, 128) and small.mean() == pytest.approx(image.mean(), abs=1e-5)
+    fine = np.repeat(image[0, :, :, 0], 128, axis=0)[: size * 3]  # rows in 128ths of a pixel: a new pixel has `size`
+    rows = fine.reshape(3, size, size).mean(axis=1)  # the first three rows
+    columns = np.repeat(rows, 128, axis=1)[:, : size * 3].reshape(3, 3, size).mean(axis=2)
+    np.testing.assert_allclose(small[0, :3, :3], columns, atol=1e-5)
+
+
+def test_small_pictures_are_left_alone_and_halves_are_means_of_blocks():
+    images = np.random.default_rng(0).random((2, 256, 256, 1))
+    np.testing.assert_allclose(audit.shrunk(images)[1, 3, 5], images[1, 6:8, 10:12, 0].mean(), rtol=1e-6)
+    assert audit.shrunk(images[:, :64, :64]).shape == (2, 64, 64, 1)
+    assert audit.shrunk(images[:, :64, :200]).shape == (2, 64, 128)
 
 
 # -------------------------------------------------------------------------------------------------------------- nearest
@@ -226,6 +247,20 @@ def test_interval_holds_the_expected_share_when_people_differ(monkeypatch):
             low, high = audit.copy_rate(samples, baseline, groups=who, seed=seed)["interval"]
             held[name] += low <= 0.01 <= high
     assert held["people"] >= 30 and held["people"] > held["wilson"] + 4, held  # of 40
+
+
+def test_interval_over_people_is_that_of_a_sample_of_people():
+    """Two people: a bootstrap draws the one, both, or the other, 1/4, 1/2, 1/4; its variance is n / (n - 1) too small,
+    and Student's t has one degree of freedom. So many samples that their own chance does not count."""
+    samples = np.linspace(0, 1, 400_001)  # the share below a threshold is the threshold
+    people = [np.full(200, 0.020), np.full(200, 0.024)]
+    found = audit.copy_rate(samples, np.concatenate(people), percentile=50.0, groups=np.repeat([0, 1], 200))
+    logits = special.logit([0.020, 0.022, 0.024])  # with both, the median lies halfway
+    middle = logits @ [0.25, 0.5, 0.25]
+    spread = np.sqrt((logits - middle) ** 2 @ [0.25, 0.5, 0.25]) * np.sqrt(2 / 1) * stats.t.ppf(0.975, 1)
+    low, high = special.logit(found["interval"])
+    assert found["rate"] == pytest.approx(0.022, abs=1e-4)
+    assert (high - low) / 2 == pytest.approx(spread, rel=0.1) and (high + low) / 2 == pytest.approx(middle, abs=0.01)
 
 
 def test_interval_over_people_narrows_with_people_and_is_reproducible():

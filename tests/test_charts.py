@@ -27,33 +27,29 @@ def panels_of(figure) -> dict:
 # ---------------------------------------------------------------------------------------------------------- loss curves
 
 
-def test_history_of_a_resumed_and_interrupted_run(tmp_path):
-    path = tmp_path / "history.csv"
-    path.write_text(
-        "epoch,loss,val_loss,note\n0,3.0,NA,[1 2]\n1,2.0,2.5,x\n"
-        "epoch,loss,val_loss,note\n1,1.5,2.2,x\n2,nan,NA,x\n3,0.9"  # resumed at epoch 1; killed in the middle of a row
-    )
-    history = charts._read_history(path)
-    assert list(history) == ["loss", "val_loss"]
-    assert {epoch: value for epoch, value in history["loss"].items() if epoch != 2} == {0: 3.0, 1: 1.5, 3: 0.9}
-    assert np.isnan(history["loss"][2])
-    assert history["val_loss"] == {1: 2.2}
-
-
-def test_loss_curves_of_one_row_and_of_many(tmp_path):
+def test_loss_curves_of_one_row_and_of_many(tmp_path, drawn):
     sizes, contents = [], []
     for rows in (1, 50):
-        path = tmp_path / f"{rows}.csv"
-        lines = [f"{k},{10 ** (-k / 10)},{10 ** (-k / 12)},{k}" for k in range(rows)]
-        path.write_text("epoch,loss,val_loss,learning_rate\n" + "\n".join(lines) + "\n")
+        history = [
+            {"epoch": k, "loss": 10 ** (-k / 10), "val_loss": 10 ** (-k / 12), "learning_rate": k} for k in range(rows)
+        ]
         for copy in "ab":
-            charts.loss_curves(path, tmp_path / f"{rows}{copy}.png")
+            charts.loss_curves(history, tmp_path / f"{rows}{copy}.png")
         content = (tmp_path / f"{rows}a.png").read_bytes()
         assert content == (tmp_path / f"{rows}b.png").read_bytes()
         contents.append(content)
         sizes.append(iio.imread(tmp_path / f"{rows}a.png").shape)
     assert sizes[0] == sizes[1] == (250, 720, 4)  # two panels: loss with val_loss, learning_rate
     assert contents[0] != contents[1]
+
+
+def test_loss_curves_have_the_epochs_in_which_something_was_measured(tmp_path, drawn):
+    history = [{"epoch": 0, "loss": 3.0}, {"epoch": 1, "loss": 1.5, "val_loss": 2.2}, {"epoch": 3, "loss": 0.9}]
+    charts.loss_curves(history, tmp_path / "a.png")
+    (panel,) = panels_of(drawn[0]).values()
+    loss, validation = panel.lines
+    assert loss.get_xdata().tolist() == [0, 1, 3] and loss.get_ydata().tolist() == [3.0, 1.5, 0.9]
+    assert validation.get_xdata().tolist() == [1] and validation.get_ydata().tolist() == [2.2]
 
 
 def test_scale_legend_and_warning_of_a_panel():
@@ -71,12 +67,10 @@ def test_scale_legend_and_warning_of_a_panel():
     assert "1 not finite" in panel({0: np.nan}).get_title("left"), "nothing finite at all is still a panel"
 
 
-def test_a_missing_or_empty_history_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        charts.loss_curves(tmp_path / "none.csv", tmp_path / "a.png")
-    (tmp_path / "empty.csv").write_text("epoch,loss\n")
-    with pytest.raises(ValueError, match="empty.csv holds no epoch"):
-        charts.loss_curves(tmp_path / "empty.csv", tmp_path / "a.png")
+def test_an_empty_history_says_so(tmp_path):
+    for rows in ([], [{"epoch": 0.0}]):
+        with pytest.raises(ValueError, match="holds no epoch"):
+            charts.loss_curves(rows, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 
@@ -85,11 +79,9 @@ def test_a_missing_or_empty_history_says_so(tmp_path):
 RANKS = "how often each code was used, last epoch"
 
 
-def write_history(path, epochs=3, **columns):
+def history_of(epochs=3, **columns):
     """A history in which every column holds value, value / 2, value / 3, ..."""
-    rows = [",".join(map(str, [k, *(value / (k + 1) for value in columns.values())])) for k in range(epochs)]
-    path.write_text("\n".join([",".join(["epoch", *columns]), *rows]) + "\n")
-    return path
+    return [{"epoch": k, **{name: value / (k + 1) for name, value in columns.items()}} for k in range(epochs)]
 
 
 def test_dead_codes_are_those_used_neither_in_the_brain_nor_beside_it():
@@ -110,7 +102,7 @@ def test_dead_codes_are_those_used_neither_in_the_brain_nor_beside_it():
     ],
 )
 def test_what_is_not_a_pair_of_counts_is_refused(tmp_path, foreground, background, message):
-    history = write_history(tmp_path / "history.csv", usage=0.5)
+    history = history_of(usage=0.5)
     with pytest.raises(ValueError, match=message):
         charts.dead_codes(foreground, background)
     with pytest.raises(ValueError, match=message):
@@ -120,7 +112,7 @@ def test_what_is_not_a_pair_of_counts_is_refused(tmp_path, foreground, backgroun
 
 def test_codebook_health_shows_shares_codes_and_ranks(tmp_path, drawn):
     columns = dict(usage=0.9, usage_foreground=0.6, usage_background=0.3, perplexity=3, revived=7, val_usage=0.1)
-    history = write_history(tmp_path / "history.csv", **columns)
+    history = history_of(**columns)
     charts.codebook_health(history, tmp_path / "a.png", [0, 3, 9, 2, 0, 1], [0, 0, 0, 8, 0, 4])
     panels = panels_of(drawn[0])
     assert list(panels) == ["codes used (%)", "perplexity", "codes revived per epoch", RANKS]
@@ -148,18 +140,18 @@ def test_codebook_health_shows_shares_codes_and_ranks(tmp_path, drawn):
 )
 def test_columns_that_older_runs_lack_only_cost_their_panel(tmp_path, drawn, columns, titles):
     for epochs in (1, 30):
-        history = write_history(tmp_path / "history.csv", epochs, **columns)
+        history = history_of(epochs, **columns)
         charts.codebook_health(history, tmp_path / "a.png", np.zeros(16), np.zeros(16))
         assert list(panels_of(drawn[-1])) == titles
 
 
 def test_codebook_health_of_64_000_codes_has_the_same_bytes_twice(tmp_path):
-    history = write_history(tmp_path / "history.csv", usage=0.9, perplexity=4000)
+    history = history_of(usage=0.9, perplexity=4000)
     foreground, background = np.random.default_rng(0).poisson([[2.0], [0.1]], (2, 64_000))
     for name in "ab":
         charts.codebook_health(history, tmp_path / f"{name}.png", foreground, background)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png", "history.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 
 
 # ----------------------------------------------------------------------------------------------------------- rate curve

@@ -98,8 +98,22 @@ def test_a_history_that_goes_on_keeps_to_its_columns(tmp_path):
     model, x = tiny_model(), tf.ones((4, 1))
     history = runs.History(tmp_path / "history.csv", append=True)
     more = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(seconds=9.0, a_first=8.0))
-    model.fit(x, x, epochs=1, verbose=0, callbacks=[Validation([0.25]), more, history])
-    assert runs.read_history(tmp_path / "history.csv") == [{"epoch": 0, "val_loss": v} for v in (0.5, 0.25)]
+    model.fit(x, x, initial_epoch=1, epochs=2, verbose=0, callbacks=[Validation([0.25]), more, history])
+    expected = [{"epoch": epoch, "val_loss": value} for epoch, value in enumerate((0.5, 0.25))]
+    assert runs.read_history(tmp_path / "history.csv") == expected
+
+
+def test_a_history_of_a_resumed_and_interrupted_run_is_understood(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text(
+        "epoch,loss,val_loss,note\n0,3.0,NA,[1 2]\n1,2.0,2.5,x\n"
+        "epoch,loss,val_loss,note\n1,1.5,2.2,x\n2,nan,NA,x\n3,0.9"  # resumed at epoch 1; killed in the middle of a row
+    )
+    zero, one, two, three = runs.read_history(path)
+    assert zero == {"epoch": 0, "loss": 3.0} and one == {"epoch": 1, "loss": 1.5, "val_loss": 2.2}
+    assert two["epoch"] == 2 and np.isnan(two["loss"]) and list(two) == ["epoch", "loss"]
+    assert three == {"epoch": 3, "loss": 0.9}
+    assert runs.read_history(tmp_path / "none.csv") == []
 
 
 def test_a_first_stage_still_in_training_is_not_for_use(tmp_path):
