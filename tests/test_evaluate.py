@@ -16,7 +16,7 @@ import modules
 import study
 import train
 from generator import Generator
-from ldm.data import transforms
+from ldm.data import masks as tissue_masks
 from ldm.drawing import figures
 from ldm.judging import metrics
 from ldm.training import runs
@@ -199,7 +199,7 @@ def test_conditions_of_a_sample_are_those_of_one_training_slice(evaluated):
     record = {"data": {"columns": columns}, "settings": {"diffusion": {"condition_on_mask": True}}}
 
     def tissue_fractions(masks):
-        return np.asarray(transforms.tissue_fractions(masks, (8, 8), None))
+        return np.asarray(tissue_masks.tissue_fractions(masks, (8, 8), None))
 
     generator = SimpleNamespace(record=record, tissue_fractions=tissue_fractions)
     told = study.conditions_of(generator, replace(people, source=source), 50, seed=3)
