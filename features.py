@@ -10,9 +10,10 @@ import hashlib
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import dataset
+from ldm import batches
 from ldm.data import pixels
 from ldm.nets.layers import GroupNorm, ResBlock, SpaceToDepth, downsample, register
 from ldm.training import losses, runs
@@ -43,9 +44,9 @@ def of_run(run, source, image_size, steps=STEPS, progress=lambda: None):
         z_range = [int(source.z[rows].min()), int(source.z[rows].max())]
         keras.utils.set_random_seed(0)
         model = FeatureNet(image_size, len(source.label_names), z_range, trained_on=key)
-        batches = dataset.make_dataset(source, "train", image_size, BATCH, training=True, augment=0.0)
+        slices = dataset.make_dataset(source, "train", image_size, BATCH, training=True, augment=0.0)
         count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress())
-        model.learn(batches, steps, callbacks=[count])
+        model.learn(slices, steps, callbacks=[count])
         model.measure(dataset.read_split(source, "train", image_size)["image"])
         runs.write(path, model.save)
 
@@ -77,8 +78,7 @@ def inception(batch_size=BATCH):
         return network(2 * tf.image.grayscale_to_rgb(tf.image.resize(images, (299, 299))) - 1)
 
     def describe(images):
-        parts = [step(images[i : i + batch_size]).numpy() for i in range(0, len(images), batch_size)]
-        return np.concatenate(parts), None
+        return batches.in_batches(step, images, size=batch_size), None
 
     return describe
 
@@ -138,11 +138,11 @@ class FeatureNet(keras.Model):
         z = low + (high - low) * said["z"][:, 0]
         return {**said, "features": (said["features"] - self.mean) / self.std, "z": z}
 
-    def learn(self, batches, steps, learning_rate=1e-3, callbacks=()):
-        """Train for `steps` steps on an endless dataset of training slices as they are; it changes them itself."""
+    def learn(self, slices, steps, learning_rate=1e-3, callbacks=()):
+        """Train for `steps` steps on an endless dataset of training slices as they are: it changes them itself."""
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
         self.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-3), jit_compile=False)
-        self.fit(batches, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
+        self.fit(slices, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
 
     def measure(self, images):
         """Set the features' mean and deviation from training slices (N, H, W, 1)."""
@@ -152,7 +152,7 @@ class FeatureNet(keras.Model):
 
     def describe(self, images, batch_size=64):
         """As `call`, for any number of images, as NumPy arrays."""
-        parts = [self.compiled_call(tf.constant(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+        parts = [self.compiled_call(tf.constant(images[part])) for part in batches.parts(len(images), batch_size)]
         return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
 
     def train_step(self, batch):
@@ -180,9 +180,16 @@ class FeatureNet(keras.Model):
 
 
 def feature_network(image_size, width, size, num_labels):
-    """Image -> {"features" (size), "z" (1) in [0, 1] for what was seen, "label" (num_labels), "projection" (64)}."""
-    image = keras.Input((image_size, image_size, 1), name="image")
-    x = SpaceToDepth(max(image_size // 64, 1))(image)  # 64x64: detail goes into channels, nothing is thrown away
+    """Image -> {"features" (size), "z" (1) in [0, 1] for what was seen, "label" (num_labels), "projection" (64)}.
+
+    Any size will do. From 128 pixels on the picture is folded by `image_size // 64`; what is missing to a multiple of
+    that is background, added below and on the right, the same for every slice of a run, so that their features compare.
+    """
+    image = x = keras.Input((image_size, image_size, 1), name="image")
+    factor = max(image_size // 64, 1)
+    if missing := -image_size % factor:  # 224 pixels by 3: one row and one column of background make it 225
+        x = ops.pad(x, ((0, 0), (0, missing), (0, missing), (0, 0)), constant_values=-1.0)
+    x = SpaceToDepth(factor)(x)  # 64 to 95 pixels a side: detail goes into channels, nothing is thrown away
     for channels in (width, 2 * width, 4 * width):
         x = GroupNorm(activation="silu")(downsample(channels)(x))
         x = ResBlock(channels)(x, None)

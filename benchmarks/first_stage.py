@@ -25,12 +25,12 @@ from PIL import Image
 
 import dataset
 import modules
+from ldm import batches
 from ldm.drawing import charts
 from ldm.judging import metrics
 from ldm.training import callbacks, distribution, losses, runs
 
 HERE = Path(__file__).parent
-BATCH = 32
 
 
 def split_of(source, split, size):
@@ -82,8 +82,7 @@ def through(autoencoder, images, z, label):
     import tensorflow as tf
 
     step = tf.function(autoencoder.reconstruct, reduce_retracing=True)
-    parts = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
-    return np.concatenate([step(*(values[part] for values in (images, z, label))).numpy() for part in parts])
+    return batches.in_batches(step, images, z, label)
 
 
 def run_row(run, source):
@@ -124,8 +123,7 @@ def kept_rows(path, source):
 def trivial_rows(source, size):
     real, z, _ = split_of(source, "test", size)
     known, known_z, _ = split_of(source, "train", size)
-    mean = metrics.mean_image_prediction(metrics.mean_images([(metrics.to_unit(known), known_z)]), z)
-    guesses = {"mean image per slice index": mean[..., None], "black": np.zeros_like(real)}
+    guesses = metrics.trivial_predictions(metrics.mean_images([(metrics.to_unit(known), known_z)]), z)
     return {name: {"pixels": size, **rounded(scores(metrics.to_unit(real), guess))} for name, guess in guesses.items()}
 
 
@@ -170,7 +168,7 @@ def table(flags):
     for size in sizes:
         for name, row in trivial_rows(source, size).items():
             rows[f"{name}, {size}"] = row
-            if name != "black":
+            if name != metrics.BLACK:
                 references.append((f"{name}, {size} pixels", row["foreground SSIM"], row["PSNR"]))
     show(rows, columns)
     largest = sizes[-1]
@@ -303,8 +301,8 @@ def ablation(flags):
         model.compare = lambda real, fake, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
         model.compile(optimizer=callbacks.make_optimizer(8e-4, flags.steps))
         step = tf.function(model.train_step)
-        batches = dataset.make_dataset(source, "train", flags.image_size, flags.batch_size, training=True)
-        for batch in batches.take(flags.steps):
+        slices = dataset.make_dataset(source, "train", flags.image_size, flags.batch_size, training=True)
+        for batch in slices.take(flags.steps):
             step(batch)
         fake = through(model, real, z, label)
         rows[name] = rounded(scores(metrics.to_unit(real), metrics.to_unit(fake)))

@@ -24,14 +24,14 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import dataset
-import evaluate
+import study
 import train
 from conditions import real_slices, real_source
 from generator import Generator
 from ldm.batches import evenly
 from ldm.diffusion import samplers
 from ldm.drawing import charts, figures
-from ldm.judging import fidelity, metrics
+from ldm.judging import fidelity, measures, metrics
 from ldm.training import distribution, runs
 
 CALLS = (5, 10, 20, 50, 100, 250, 1000)
@@ -55,29 +55,24 @@ VARIANTS = {  # flags of train.py
 }
 
 
-def open_study(flags):
-    """What `evaluate.py` knows of the run, with the test people's features: (study, images -> (features, z)).
+def open_people(flags):
+    """The run's people with the features of those of no training: (`study.People`, images -> (features, z)).
 
     Raises:
         RunError: if there is nobody to compare with.
     """
-    fixed = ["--count", str(flags.count), "--feature-steps", str(flags.feature_steps)]
-    fixed += ["--run", flags.run] if flags.run else []
-    fixed += ["--data", *flags.data] if flags.data else []
-    study = evaluate.open_study(evaluate.parser().parse_args(fixed))
-    if "test" not in study.real:
-        raise runs.RunError(f"{study.source.path} has no test people to compare with")
-    describe = evaluate.own_features(study)
-    for split in ("validate", "test"):
-        if split in study.real:
-            study.real[split].features = describe(study.real[split].images)[0]
-    return study, describe
+    run = runs.folder(flags.run) if flags.run else runs.newest("diffusion", "autoencoder")
+    people = study.open_people(run, flags.data)
+    if "test" not in people.real:
+        raise runs.RunError(f"{people.source.path} has no test people to compare with")
+    describe = study.describer(people, steps=flags.feature_steps)
+    compared = {split: people.real[split].described(describe) for split in people.real if split != "train"}
+    return replace(people, real={**people.real, **compared}), describe
 
 
-def distances(study, slices):
+def distances(test, slices):
     """{"KID", "error", "Frechet distance"} of slices with features to the test people."""
-    test = study.real["test"]
-    many = len(np.unique(test.case)) >= evaluate.LEAST_PEOPLE
+    many = test.people >= measures.LEAST_PEOPLE
     groups = (test.case, slices.case) if many else (None, None)
     kid, error = fidelity.kernel_distance(test.features, slices.features, *groups)
     return {
@@ -99,32 +94,30 @@ def points(flags):
 
 def ladder(flags):
     """How many network calls does a good picture need?"""
-    study, describe = open_study(flags)
-    if not (study.run / "diffusion.keras").exists():
-        raise runs.RunError(f"{study.run} has no diffusion model: run `python train.py diffusion --run {study.run}`")
+    people, describe = open_people(flags)
+    if not (people.run / "diffusion.keras").exists():
+        raise runs.RunError(f"{people.run} has no diffusion model: run `python train.py diffusion --run {people.run}`")
+    generator, test = Generator(people.run), people.real["test"]
     rungs = points(flags)
     base = USUAL if USUAL in rungs else rungs[0]
     titles = ("sampler", "network calls", "KID", f"less {base[0]}, {base[1]}", "Frechet distance", "seconds per slice")
     print(f"| {' | '.join(titles)} |")
     print("| --- | --- | --- | --- | --- | --- |")
-    if "validate" in study.real:
-        row = distances(study, study.real["validate"])
+    if "validate" in people.real:
+        row = distances(test, people.real["validate"])
         kid = f"{row['KID']:.2f} ± {row['error']:.2f}"
         print(f"| floor: validation people | | {kid} | | {row['Frechet distance']:.1f} | |")
 
-    def draw(name, calls):
-        study.flags.sampler, study.flags.steps = name, calls
-        drawn = evaluate.draw_samples(study)
-        drawn.features = describe(drawn.images)[0]
-        return drawn
+    def drawn_by(name, calls):
+        slices, taken = study.draw_samples(people.run, generator, people, flags.count, name, calls, 0, people.run)
+        return slices.described(describe), taken["seconds per slice"]
 
-    curves, usual, test = {}, draw(*base), study.real["test"]
+    curves, (usual, _) = {}, drawn_by(*base)
     for name, calls in rungs:
-        drawn = draw(name, calls)
-        row, seconds = distances(study, drawn), study.facts["cost"]["seconds per slice"]
-        more = ""
-        if len(np.unique(test.case)) >= evaluate.LEAST_PEOPLE:
-            pair = fidelity.kernel_distance_difference(test.features, usual.features, drawn.features, test.case)
+        slices, seconds = drawn_by(name, calls)
+        row, more = distances(test, slices), ""
+        if test.people >= measures.LEAST_PEOPLE:
+            pair = fidelity.kernel_distance_difference(test.features, usual.features, slices.features, test.case)
             more = f"{pair[0]:.3f} ± {pair[1]:.3f}"
         curves.setdefault(name, []).append((calls, row["KID"], row["error"]))
         kid, distance = f"{row['KID']:.2f} ± {row['error']:.2f}", row["Frechet distance"]
@@ -155,22 +148,21 @@ def ablation(flags):
     per_epoch = flags.steps // epochs
     if flags.steps % epochs:
         raise runs.RunError(f"--steps {flags.steps} must be less than 200, or a multiple of {epochs}")
-    study, describe = open_study(flags)
-    if study.first_stage is None:
-        raise runs.RunError(f"{study.run} works in pixels: an ablation needs latents that all variants share")
-    rows = {}
-    if "validate" in study.real:
-        rows["floor: validation people"] = row_of(study, study.real["validate"])
+    people, describe = open_people(flags)
+    if people.in_pixels:
+        raise runs.RunError(f"{people.run} works in pixels: an ablation needs latents that all variants share")
+    rows, test = {}, people.real["test"]
+    if "validate" in people.real:
+        rows["floor: validation people"] = row_of(test, people.real["validate"])
     for name in flags.variants or VARIANTS:
-        home = on_the_same_ground(study.run, f"{flags.steps} steps, {name}")
+        home = on_the_same_ground(people.run, f"{flags.steps} steps, {name}")
         planned = ["--run", str(home.resolve()), "--epochs", str(epochs), "--steps-per-epoch", str(per_epoch)]
         planned += ["--patience", str(epochs)]  # equal steps for all
         planned += ["--data", *flags.data] if flags.data else []
         if status := train.main(["diffusion", *planned, *VARIANTS[name]]):
             sys.exit(status)  # it has said why
-        drawn = evaluate.draw_samples(replace(study, run=home, out=home))
-        drawn.features = describe(drawn.images)[0]
-        rows[name] = row_of(study, drawn)
+        slices, _ = study.draw_samples(home, Generator(home), people, flags.count, *USUAL, 0, home)
+        rows[name] = row_of(test, slices.described(describe))
         print(name, rows[name], file=sys.stderr, flush=True)
     show(rows, list(rows[name]))
 
@@ -181,11 +173,10 @@ def look(slices):
     return gradient(slices.images)[brain].mean(), slices.images[..., 0][brain].std()
 
 
-def row_of(study, slices):
+def row_of(test, slices):
     """One line of the ablation's table."""
-    test = study.real["test"]
-    near = fidelity.precision_recall(test.features, slices.features, evaluate.NEIGHBOURS)
-    row = distances(study, slices)
+    near = fidelity.precision_recall(test.features, slices.features, measures.NEIGHBOURS)
+    row = distances(test, slices)
     sharp, contrast = (fake / real for fake, real in zip(look(slices), look(test), strict=True))
     return {
         "KID": f"{row['KID']:.2f} ± {row['error']:.2f}",
@@ -292,8 +283,8 @@ def main(argv=None):
     )
     c.add_argument("--seed", type=int, default=0, help="of the places (default: 0)")
     flags = p.parse_args(argv)
-    if flags.command != "lesions" and flags.count < evaluate.LEAST:
-        p.error(f"--count must be at least {evaluate.LEAST}")
+    if flags.command != "lesions" and flags.count < measures.LEAST:
+        p.error(f"--count must be at least {measures.LEAST}")
     distribution.set_precision("auto")
     {"ladder": ladder, "ablation": ablation, "lesions": lesions}[flags.command](flags)
 
@@ -301,5 +292,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except (evaluate.dataset.DataError, runs.RunError) as mistake:
+    except (dataset.DataError, runs.RunError) as mistake:
         sys.exit(f"second_stage.py: {mistake}")

@@ -44,6 +44,8 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
     | wing("diffusion"),
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
+    "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.training.runs", "ldm.judging.measures"}
+    | {"ldm.judging.metrics"},
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, special, stats
 from scipy.spatial.distance import cdist
 
 from ldm.data import phantom
@@ -91,12 +91,23 @@ def test_planted_copies_of_phantoms_are_found(phantoms):
     assert max(alarms.values()) <= 0.03, alarms
 
 
-def oasis(split):
-    """Every second slice of a split, (N, 128, 128) in [0, 1]."""
+def oasis(split, people):
+    """Every second slice of every third training person, or of every second other person, (N, 128, 128) in [0, 1].
+
+    Args:
+        split: "train", "validate" or "test".
+        people: how many there are in the split.
+    """
+    folder = f"keras_png_slices_data/keras_png_slices_{split}/"
     pictures = []
     with zipfile.ZipFile(ARCHIVE) as archive:
-        for name in sorted(archive.namelist()):
-            if f"slices_{split}/case_" in name and int(name.split("_slice_")[1].split(".")[0]) % 2 == 0:
+        names = sorted(name for name in archive.namelist() if name.startswith(f"{folder}case_"))
+        persons = sorted({name.split("_slice_")[0] for name in names})
+        assert len(persons) == people
+        chosen = set(persons[:: 3 if split == "train" else 2])
+        for name in names:
+            person, slice_index = name.split("_slice_")
+            if person in chosen and int(slice_index.split(".")[0]) % 2 == 0:
                 picture = np.asarray(Image.open(io.BytesIO(archive.read(name))))
                 pictures.append(picture.reshape(128, 2, 128, 2).mean(axis=(1, 3), dtype=np.float32) / 255)
     return np.stack(pictures)
@@ -104,13 +115,34 @@ def oasis(split):
 
 @needs_real
 def test_planted_copies_of_real_people_are_found_and_no_two_splits_share_a_slice():
-    train, baseline, fresh = oasis("train"), oasis("test"), oasis("validate")
+    train, baseline, fresh = oasis("train", 120), oasis("test", 20), oasis("validate", 20)
     found, alarms = measure(train, baseline, fresh[::2], np.arange(0, len(train), 48))
     for kind, (recall, right_index, right_side) in found.items():
         assert min(recall, right_index, right_side) >= 0.95, kind
     assert max(alarms.values()) <= 0.03, alarms
     assert audit.near_identical(baseline, train) == []
     assert audit.near_identical(recompressed(train[7:9]), train[::2]) == [(1, 4)]
+
+
+# -------------------------------------------------------------------------------------------------------------- shrunk
+
+
+@pytest.mark.parametrize("size", [130, 200, 208, 224, 256, 400, 448, 1024])
+def test_pictures_of_any_size_shrink_by_area(size):
+    image = np.random.default_rng(0).random((1, size, size, 1), np.float32)
+    small = audit.shrunk(image)
+    assert small.shape == (1, 128, 128) and small.mean() == pytest.approx(image.mean(), abs=1e-5)
+    fine = np.repeat(image[0, :, :, 0], 128, axis=0)[: size * 3]  # rows in 128ths of a pixel: a new pixel has `size`
+    rows = fine.reshape(3, size, size).mean(axis=1)  # the first three rows
+    columns = np.repeat(rows, 128, axis=1)[:, : size * 3].reshape(3, 3, size).mean(axis=2)
+    np.testing.assert_allclose(small[0, :3, :3], columns, atol=1e-5)
+
+
+def test_small_pictures_are_left_alone_and_halves_are_means_of_blocks():
+    images = np.random.default_rng(0).random((2, 256, 256, 1))
+    np.testing.assert_allclose(audit.shrunk(images)[1, 3, 5], images[1, 6:8, 10:12, 0].mean(), rtol=1e-6)
+    assert audit.shrunk(images[:, :64, :64]).shape == (2, 64, 64, 1)
+    assert audit.shrunk(images[:, :64, :200]).shape == (2, 64, 128)
 
 
 # -------------------------------------------------------------------------------------------------------------- nearest
@@ -226,6 +258,20 @@ def test_interval_holds_the_expected_share_when_people_differ(monkeypatch):
             low, high = audit.copy_rate(samples, baseline, groups=who, seed=seed)["interval"]
             held[name] += low <= 0.01 <= high
     assert held["people"] >= 30 and held["people"] > held["wilson"] + 4, held  # of 40
+
+
+def test_interval_over_people_is_that_of_a_sample_of_people():
+    """Two people: a bootstrap draws the one, both, or the other, 1/4, 1/2, 1/4; its variance is n / (n - 1) too small,
+    and Student's t has one degree of freedom. So many samples that their own chance does not count."""
+    samples = np.linspace(0, 1, 400_001)  # the share below a threshold is the threshold
+    people = [np.full(200, 0.020), np.full(200, 0.024)]
+    found = audit.copy_rate(samples, np.concatenate(people), percentile=50.0, groups=np.repeat([0, 1], 200))
+    logits = special.logit([0.020, 0.022, 0.024])  # with both, the median lies halfway
+    middle = logits @ [0.25, 0.5, 0.25]
+    spread = np.sqrt((logits - middle) ** 2 @ [0.25, 0.5, 0.25]) * np.sqrt(2 / 1) * stats.t.ppf(0.975, 1)
+    low, high = special.logit(found["interval"])
+    assert found["rate"] == pytest.approx(0.022, abs=1e-4)
+    assert (high - low) / 2 == pytest.approx(spread, rel=0.1) and (high + low) / 2 == pytest.approx(middle, abs=0.01)
 
 
 def test_interval_over_people_narrows_with_people_and_is_reproducible():

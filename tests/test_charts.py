@@ -27,7 +27,7 @@ def panels_of(figure) -> dict:
 # ---------------------------------------------------------------------------------------------------------- loss curves
 
 
-def test_loss_curves_of_one_row_and_of_many(tmp_path):
+def test_loss_curves_of_one_row_and_of_many(tmp_path, drawn):
     sizes, contents = [], []
     for rows in (1, 50):
         history = [
@@ -41,6 +41,15 @@ def test_loss_curves_of_one_row_and_of_many(tmp_path):
         sizes.append(iio.imread(tmp_path / f"{rows}a.png").shape)
     assert sizes[0] == sizes[1] == (250, 720, 4)  # two panels: loss with val_loss, learning_rate
     assert contents[0] != contents[1]
+
+
+def test_loss_curves_have_the_epochs_in_which_something_was_measured(tmp_path, drawn):
+    history = [{"epoch": 0, "loss": 3.0}, {"epoch": 1, "loss": 1.5, "val_loss": 2.2}, {"epoch": 3, "loss": 0.9}]
+    charts.loss_curves(history, tmp_path / "a.png")
+    (panel,) = panels_of(drawn[0]).values()
+    loss, validation = panel.lines
+    assert loss.get_xdata().tolist() == [0, 1, 3] and loss.get_ydata().tolist() == [3.0, 1.5, 0.9]
+    assert validation.get_xdata().tolist() == [1] and validation.get_ydata().tolist() == [2.2]
 
 
 def test_scale_legend_and_warning_of_a_panel():
@@ -59,8 +68,9 @@ def test_scale_legend_and_warning_of_a_panel():
 
 
 def test_an_empty_history_says_so(tmp_path):
-    with pytest.raises(ValueError, match="holds no epoch"):
-        charts.loss_curves([], tmp_path / "a.png")
+    for rows in ([], [{"epoch": 0.0}]):
+        with pytest.raises(ValueError, match="holds no epoch"):
+            charts.loss_curves(rows, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 

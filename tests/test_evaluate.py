@@ -1,8 +1,9 @@
-"""evaluate.py: the whole way on a tiny untrained model; what it says where nothing can be said; its exit status."""
+"""evaluate.py and study.py: the whole way on a tiny untrained model, from any interruption on; its exit status."""
 
-import functools
 import json
+import shutil
 import sys
+from dataclasses import FrozenInstanceError, fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,20 +13,27 @@ import dataset
 import evaluate
 import features
 import modules
+import study
 import train
+from generator import Generator
+from ldm.data import masks as tissue_masks
+from ldm.drawing import figures
+from ldm.judging import metrics
 from ldm.training import records, runs
 
 SIZE = 32
+COUNT = 70  # three batches, the last one not full
+FEW = ["--count", str(COUNT), "--steps", "2", "--precision", "float32"]
 
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "phantom.zip"
-    dataset.write_phantoms(path, people=8, image_size=SIZE)
+    dataset.write_phantoms(path, people=6, image_size=SIZE)
     return str(path)
 
 
-def make_run(folder, data, **more):
+def make_run(folder, data):
     """A run in pixels whose model was never trained."""
     flags = train.parser().parse_args(["--data", data, "--autoencoder", "none", "--image-size", str(SIZE)])
     flags.run = str(folder)
@@ -38,150 +46,195 @@ def make_run(folder, data, **more):
     return folder
 
 
-@pytest.fixture(scope="module")
-def evaluated(phantoms, tmp_path_factory):
-    """A run that was evaluated with 60 samples, and what its report says."""
-    run = make_run(tmp_path_factory.mktemp("runs") / "tiny", phantoms)
-    few = ["--count", "60", "--steps", "2", "--feature-steps", "5"]
-    with pytest.MonkeyPatch.context() as patch:  # UMAP compiles itself for half a minute; the smoke run waits for it
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """What costs minutes and is tested elsewhere stands still: UMAP's compilation, feature training, the clock."""
+
+    def project(images):
+        directions = np.random.default_rng(1).standard_normal((images[0].size, 8)).astype("float32")
+        return images.reshape(len(images), -1) @ directions / SIZE, None
+
+    shapes = np.zeros((1, 16, 16), int)
+    with pytest.MonkeyPatch.context() as patch:
         first_two = SimpleNamespace(fit_transform=lambda x: x[:, :2])
         patch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=lambda **_: first_two))
-        status = evaluate.main(["--run", str(run), *few, "--fail-above", "0.5"])
-    return run, status, json.loads((run / "report.json").read_text())
+        patch.setattr(study, "describer", lambda *_: project)
+        patch.setattr(study, "phantoms", lambda: (shapes, shapes))
+        for module in (study, evaluate):
+            patch.setattr(module, "time", SimpleNamespace(time=lambda: 0.0))
+        usage = SimpleNamespace(ru_maxrss=1)
+        patch.setattr(study, "resource", SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: usage))
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluated(phantoms, tmp_path_factory):
+    """A run that was evaluated, what the evaluation knew, and the exit status."""
+    run, known = make_run(tmp_path_factory.mktemp("runs") / "tiny", phantoms), []
+    make = study.make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "make", lambda *words, **options: known.append(make(*words, **options)) or known[0])
+        status = evaluate.main(["--run", str(run), *FEW, "--fail-above", "0.5"])
+    return run, known[0], status
+
+
+def stored_samples(run):
+    (store,) = (run / "evaluation").glob("samples_*.npz")
+    with np.load(store) as file:
+        return store, file["images"]
+
+
+# ---- the whole way ---------------------------------------------------------------------------------------------------
 
 
 def test_the_report_has_every_part(evaluated):
-    run, status, facts = evaluated
+    run, _, status = evaluated
     assert status == 0
-    page = (run / "report.html").read_text()
+    page, facts = (run / "report.html").read_text(), json.loads((run / "report.json").read_text())
     for title in ("Reconstruction", "Samples", "Distribution", "Anatomy", "Copies", "Leaks", "Embedding", "Cost"):
         assert f">{title}</h2>" in page
     assert "src=" in page and "http://" not in page and "https://" not in page
-    assert {"distribution", "anatomy", "copies", "leaks", "cost"} <= set(facts)
+    assert set(facts) == {"distribution", "anatomy", "copies", "leaks", "cost"}
+    assert set(facts["leaks"]) == {"near-identical pairs", "misfiled", "said"}
     assert facts["copies"]["pixels"]["rate"] == 0.0  # grey noise is nobody's copy
     assert facts["distribution"]["samples"]["precision"] == 0.0
     card = (run / "model_card.md").read_text()
-    assert "8" in card and "Intended use" in card and runs.versions()["keras"] in card
+    assert "Intended use" in card and runs.versions()["keras"] in card
 
 
-def test_samples_are_kept_and_gone_on_with(evaluated, phantoms, monkeypatch):
+def test_interrupted_and_gone_on_with_it_writes_the_same_report(evaluated, tmp_path, monkeypatch, capsys):
+    """Status 130 in the middle of sampling, what was drawn is kept; then the very same bytes."""
     run, _, _ = evaluated
-    flags = evaluate.parser().parse_args(["--run", str(run), "--count", "60", "--steps", "2"])
-    study = evaluate.open_study(flags)
-    (store,) = (run / "evaluation").glob("samples_*.npz")
-    whole = np.load(store)["images"]
-    np.savez(store, images=whole[:41], seconds=1.0)
-    again = evaluate.draw_samples(study)
-    np.testing.assert_array_equal(np.round(255 * again.images), whole)
-    np.testing.assert_array_equal(np.sort(again.z), np.sort(np.resize(study.real["train"].z, 60)))
-    monkeypatch.setattr(evaluate, "draw", None)  # nothing is drawn a second time
-    np.testing.assert_array_equal(evaluate.draw_samples(study).images, again.images)
+    again = tmp_path / "tiny"
+    shutil.copytree(run, again, ignore=shutil.ignore_patterns("evaluation", "report*", "model_card*"))
+    draw, drawn = Generator.draw, []
+
+    def interrupted(self, x_T, *words, **options):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(len(x_T))
+        return draw(self, x_T, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "draw", interrupted)
+        assert evaluate.main(["--run", str(again), *FEW]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+    assert len(stored_samples(again)[1]) == sum(drawn) == 64 and not (again / "report.json").exists()
+    assert evaluate.main(["--run", str(again), *FEW]) == 0
+    np.testing.assert_array_equal(stored_samples(again)[1], stored_samples(run)[1])
+    for name in ("report.json", "report.html", "model_card.md"):
+        assert (again / name).read_bytes() == (run / name).read_bytes(), name
 
 
-def test_samples_of_all_batches_have_noise_of_their_own(evaluated, tmp_path, monkeypatch):
-    run, _, _ = evaluated
-    few = ["--count", "70", "--steps", "20", "--sampler", "ddpm", "--out", str(tmp_path)]
-    seeds = []
-
-    def recorded(denoise, x_T, schedule, steps, seed):
-        seeds.append(seed)
-        yield x_T, x_T
-
-    monkeypatch.setitem(evaluate.samplers.SAMPLERS, "ddpm", recorded)
-    evaluate.draw_samples(evaluate.open_study(evaluate.parser().parse_args(["--run", str(run), *few])))
-    assert len(seeds) == len(set(seeds)) == 3
-
-
-def test_samples_of_other_conditions_are_not_the_stored_ones(evaluated, monkeypatch):
-    run, _, _ = evaluated
-    flags = evaluate.parser().parse_args(["--run", str(run), "--count", "60", "--steps", "2"])
-    study, drawn = evaluate.open_study(flags), []
-    study.out = run
-    study.real["train"].label[:] = -1  # as of other --data
-    monkeypatch.setattr(evaluate, "draw", lambda *arguments: drawn.append(1) or arguments[3])
-    evaluate.draw_samples(study)
-    assert drawn
+def test_measures_can_be_taken_in_any_order_and_write_nothing_into_the_study(evaluated):
+    run, known, _ = evaluated
+    with pytest.raises(FrozenInstanceError):
+        known.samples = None
+    sets = [known.samples, *known.people.real.values(), *known.bad.values()]
+    arrays = [getattr(slices, entry.name) for slices in sets for entry in fields(slices)]
+    for array in arrays:
+        if array is not None:
+            array.setflags(write=False)
+    found = study.measure(known, tuple(reversed(study.MEASURES)))
+    facts = {key: value for measured in found.values() for key, value in measured.facts.items()}
+    stored = json.loads((run / "report.json").read_text())
+    del stored["cost"], stored["leaks"]["said"]
+    assert json.loads(json.dumps(facts)) == stored
 
 
-def test_data_without_training_people_is_refused(evaluated, tmp_path, capsys):
-    run, _, _ = evaluated
-    folder = tmp_path / "keras_png_slices_test"
-    folder.mkdir()
-    for z in range(2):
-        evaluate.figures.save_png(folder / f"case_001_slice_{z}.nii.png", np.full((32, 32), 99, np.uint8))
-    assert evaluate.main(["--run", str(run), "--data", str(tmp_path)]) == 2
-    assert "train split is empty" in capsys.readouterr().err
+def test_without_a_diffusion_model_there_are_sentences_and_what_can_be_measured(evaluated, tmp_path, capsys):
+    run, known, _ = evaluated
+    untrained = tmp_path / "untrained"
+    untrained.mkdir()
+    shutil.copy(run / "diffusion.json", untrained)
+    assert evaluate.main(["--run", str(untrained), *FEW]) == 0
+    assert "`python train.py diffusion --run untrained` makes one" in capsys.readouterr().out
+    assert set(json.loads((untrained / "report.json").read_text())) == {"leaks", "cost"}
+    assert evaluate.main(["--run", str(untrained), *FEW, "--fail-above", "0.1"]) == 2
+    assert "copies could not be counted" in capsys.readouterr().err
 
 
-def test_a_planted_test_person_and_a_planted_slice_are_leaks(evaluated, tmp_path):
-    run, _, _ = evaluated
-    study = evaluate.open_study(evaluate.parser().parse_args(["--run", str(run)]))
-    evaluate.leaks(study)
-    assert not study.sections[-1].warnings
-    stored = json.loads((run / "diffusion.json").read_text())
-    person = stored["data"]["splits"]["test"]["cases"][0]
-    stored["data"]["splits"]["train"]["cases"].append(person)
-    (tmp_path / "diffusion.json").write_text(json.dumps(stored))
-    study.run = tmp_path
-    study.real["test"].images[3] = 0.9 * study.real["train"].images[40]
-    neighbours = np.flatnonzero(study.real["train"].case == study.real["train"].case[100])
-    study.real["test"].images[9] = study.real["train"].images[neighbours[9:11]].mean(axis=0)  # near two of them
-    evaluate.leaks(study)
-    said = " ".join(study.sections[-1].warnings)
-    assert f"saw 1 of the test people, {person}" in said and "Nearly the same slice" in said
-    assert "filed under the wrong person" in said
-    whose = study.source.case_names[int(study.real["train"].case[100])]
-    assert [person, 9] in [list(pair[0]) for pair in study.facts["leaks"]["misfiled"] if pair[1][0] == whose]
-    assert study.facts["leaks"]["near-identical pairs"]["train, test"] >= 1
+# ---- samples ---------------------------------------------------------------------------------------------------------
 
 
-def test_twenty_samples_and_no_test_people_give_sentences_and_no_numbers(evaluated):
-    run, _, _ = evaluated
-    study = evaluate.open_study(evaluate.parser().parse_args(["--run", str(run)]))
-    study.samples = study.real["train"].spread(20)
-    evaluate.distribution_section(study, None)
-    assert "20 samples are too few" in study.sections[-1].warnings[0]
-    del study.real["test"]
-    study.first_stage = object()
-    sections = (evaluate.distribution_section, evaluate.copies)
-    for section in (evaluate.reconstruction, *(functools.partial(section, describe=None) for section in sections)):
-        section(study)
-        assert "There are no test people" in study.sections[-1].warnings[0] and not study.sections[-1].tables
-    assert not study.facts
-    with pytest.raises(runs.RunError, match="could not be counted"):
-        evaluate.audit_status(study.facts, 0.1)
+def test_a_sample_is_a_function_of_its_seed_and_number_and_conditions(evaluated, tmp_path):
+    """Sampler's noise, x_T and conditions of sample 33, drawn alone, are those of the second in its batch."""
+    run, known, _ = evaluated
+    generator, people = Generator(run), known.people
+    kept, taken = study.draw_samples(run, generator, people, 40, "ddpm", 3, 5, tmp_path)
+    for number in (0, 33):
+        told = {"z": kept.z[number : number + 1], "label": kept.label[number : number + 1]}
+        x = generator.draw(generator.noise(5, 1, number), told, "ddpm", 3, seed=5, first=number)
+        alone = metrics.to_unit(generator.decode(x, told))[0]
+        assert np.abs(alone - kept.images[number]).max() <= 1.01 / 255
+    np.testing.assert_array_equal(np.sort(kept.z), np.sort(np.resize(people.real["train"].z, 40)))
+    assert taken["network calls per slice"] == 3 and taken["parameters"] == generator.model.count_params()
 
 
-def test_an_order_that_makes_numbers_meaningless_is_said():
-    def facts(floor, samples, noisy, blurred):
-        kid = {"floor: validation people": floor, "samples": samples, "noisy": noisy, "blurred": blurred}
-        return {name: {"KID": value} for name, value in kid.items()} | {"real people": {"MS-SSIM of pairs": 0.8}}
+def test_nothing_is_drawn_a_second_time_unless_conditions_differ(evaluated, tmp_path, monkeypatch):
+    run, known, _ = evaluated
+    generator, drawn = Generator(run), []
 
-    assert evaluate.rank_warnings(facts(0.0, 0.1, 0.5, 0.3)) == []
-    assert "no better than: blurred" in " ".join(evaluate.rank_warnings(facts(0.0, 0.4, 0.5, 0.3)))
-    assert "suspect a leak" in " ".join(evaluate.rank_warnings(facts(0.2, 0.1, 0.5, 0.3)))
+    def draw(self, x_T, *words, **options):
+        drawn.append(len(x_T))
+        return x_T
+
+    monkeypatch.setattr(Generator, "draw", draw)
+    words = (40, "ddim", 2, 0, tmp_path)
+    study.draw_samples(run, generator, known.people, *words)
+    study.draw_samples(run, generator, known.people, *words)
+    assert drawn == [32, 8]
+    train = known.people.real["train"]
+    unlabelled = replace(train, label=np.full_like(train.label, -1))  # as of other --data
+    study.draw_samples(run, generator, replace(known.people, real={"train": unlabelled}), *words)
+    assert drawn == [32, 8, 32, 8]
+
+
+def test_conditions_of_a_sample_are_those_of_one_training_slice(evaluated):
+    _, known, _ = evaluated
+    people, train = known.people, known.people.real["train"]
+    ages = {int(name): str(50 + i) for i, name in enumerate(people.source.case_names.values())}
+    source = replace(people.source, covariates={"age": ages})
+    columns = source.columns(["age"])
+    record = {"data": {"columns": columns}, "settings": {"diffusion": {"condition_on_mask": True}}}
+
+    def tissue_fractions(masks):
+        return np.asarray(tissue_masks.tissue_fractions(masks, (8, 8), None))
+
+    generator = SimpleNamespace(record=record, tissue_fractions=tissue_fractions)
+    told = study.conditions_of(generator, replace(people, source=source), 50, seed=3)
+    masks = tissue_fractions(dataset.read_split(people.source, "train", SIZE, masks=True)["mask"])
+    for i in range(0, 50, 7):
+        (row,) = np.flatnonzero((masks == told["mask"][i]).all(axis=(1, 2, 3)) & (train.z == told["z"][i]))
+        assert told["label"][i] == train.label[row]
+        expected = dataset.covariates_of(source, train.case[row : row + 1], columns)
+        np.testing.assert_array_equal(told["covariates"][i : i + 1], expected)
+    assert len(np.unique(told["z"])) > 10, "in random order"
+
+
+# ---- exit status -----------------------------------------------------------------------------------------------------
+
+
+def test_samples_that_are_copies_end_with_status_3(evaluated, tmp_path, monkeypatch, capsys):
+    run, known, _ = evaluated
+    train = known.people.real["train"].spread(COUNT)
+    copied = replace(known, samples=replace(train, case=np.arange(COUNT)))
+    monkeypatch.setattr(study, "make", lambda *words, **options: copied)
+    measure = study.measure
+    monkeypatch.setattr(study, "measure", lambda known: measure(known, ("copies", "leaks")))
+    words = ["--run", str(run), *FEW, "--out", str(tmp_path)]
+    assert evaluate.main([*words, "--fail-above", "0.02"]) == 3
+    said = capsys.readouterr().out
+    assert "100.0% of the samples are nearer to a training slice than --fail-above allows" in said
+    assert (tmp_path / "report.html").exists(), "the report is written first"
+    assert evaluate.main(words) == 0
 
 
 @pytest.mark.parametrize(("rate", "limit", "status"), [(0.02, None, 0), (0.02, 0.02, 0), (0.021, 0.02, 3)])
 def test_exit_status_3_means_more_copies_than_allowed(rate, limit, status):
-    facts = {"copies": {"pixels": {"rate": rate}, "features": {"rate": 0.0}}}
-    assert evaluate.audit_status(facts, limit) == status
-
-
-def test_sets_are_compared_at_the_same_slice_indices():
-    z = np.random.default_rng(0).integers(0, 8, 1000)
-    z = np.concatenate([z, np.arange(8)])
-    slices = evaluate.Slices(np.zeros((len(z), 1, 1, 1)), z, z, np.arange(len(z)))
-    counts = np.bincount(slices.spread(96).z)
-    assert len(counts) == 8 and np.ptp(counts / np.bincount(z)) < 0.02  # in proportion, none left out
-    people = evaluate.Slices(np.zeros((64, 1, 1, 1)), np.tile(np.arange(8), 8), np.tile(z[:8], 8), np.arange(64))
-    assert (np.bincount(people.spread(32).z) == 4).all()
-
-
-def test_halving_averages_blocks():
-    images = np.random.default_rng(0).random((2, 256, 256, 1))
-    np.testing.assert_allclose(evaluate.half(images)[1, 3, 5], images[1, 6:8, 10:12, 0].mean())
-    assert evaluate.half(images[:, :64, :64]).shape == (2, 64, 64)
+    for kind in ("pixels", "features"):
+        facts = {"copies": {"pixels": {"rate": 0.0}, "features": {"rate": 0.0}, kind: {"rate": rate}}}
+        assert evaluate.audit_status(facts, limit) == status
 
 
 @pytest.mark.parametrize(
@@ -190,14 +243,37 @@ def test_halving_averages_blocks():
         (["--count", "0"], "--count"),
         (["--steps", "0"], "--steps"),
         (["--feature-steps", "0"], "--feature-steps"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(runs.LAST_SEED + 1)], "--seed must be at most"),
         (["--fail-above", "1.5"], "--fail-above"),
-        (["--run", "nowhere"], "nowhere"),
+        (["--run", "nowhere"], "checkpoint/nowhere is no run: train one with `python train.py --run nowhere`"),
     ],
 )
-def test_a_mistake_is_one_sentence(argv, named, capsys):
+def test_a_mistake_is_one_sentence_and_status_2(argv, named, capsys):
     assert evaluate.main(argv) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and named in said[0]
+
+
+def test_other_people_are_refused_or_warned_of(evaluated, tmp_path, phantoms, capsys, monkeypatch):
+    """Without training people there is nothing to read against; people whom a stage saw are no test people."""
+    run, known, _ = evaluated
+    folder = tmp_path / "only" / "keras_png_slices_test"
+    folder.mkdir(parents=True)
+    for z in range(2):
+        figures.save_png(folder / f"case_001_slice_{z}.nii.png", np.full((32, 32), 99, np.uint8))
+    assert evaluate.main(["--run", str(run), "--data", str(folder.parent)]) == 2
+    assert "train split is empty" in capsys.readouterr().err
+    record = json.loads((run / "diffusion.json").read_text())
+    person = record["data"]["splits"]["test"]["cases"][0]
+    record["data"]["splits"]["train"]["cases"].append(person)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "diffusion.json").write_text(json.dumps(record))
+    assert evaluate.main(["--run", str(other), "--data", phantoms]) == 0
+    said = f"The diffusion stage saw 1 of the test people, {person} among them."
+    assert f"note: {said}" in capsys.readouterr().out
+    assert said in json.loads((other / "report.json").read_text())["leaks"]["said"]
 
 
 def test_inception_without_its_weights_names_the_way_out(monkeypatch):

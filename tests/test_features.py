@@ -74,6 +74,22 @@ def test_it_comes_back_from_its_file(learned, slices, tmp_path):
         np.testing.assert_allclose(loaded.describe(slices[0])[name], values, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [16, 32, 48, 64, 100, 196, 200, 208, 224, 400, 448])
+def test_every_size_that_trains_has_features(size):
+    """A size that `SpaceToDepth` cannot fold gets a margin of background: 200 by 3 has the features of 201."""
+    model = features.FeatureNet(size, width=8, size=4)
+    images = np.full((2, size, size, 1), -1, "float32")
+    images[1, size // 4 : -size // 4, size // 4 : -size // 4] = 0.5
+    found = model(images)["features"].numpy()
+    assert found.shape == (2, 4) and np.isfinite(found).all() and np.abs(found[0] - found[1]).max() > 1e-4
+    factor = max(size // 64, 1)
+    if margin := -size % factor:
+        whole = features.FeatureNet(size + margin, width=8, size=4)
+        whole.network.set_weights(model.network.get_weights())
+        padded = np.pad(images, ((0, 0), (0, margin), (0, margin), (0, 0)), constant_values=-1)
+        np.testing.assert_allclose(whole(padded)["features"], found, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_unknown_labels_teach_nothing(slices):
     images, z, label, _ = slices

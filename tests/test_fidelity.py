@@ -79,6 +79,23 @@ def test_kernel_distance_equals_the_papers_with_scikit_learns_kernel(rng):
     assert fidelity.kernel_distance(real, fake)[0] == pytest.approx(mmd(real, fake), rel=1e-10)
 
 
+def test_kernel_distance_by_person_is_a_mean_over_pairs_of_different_people(rng):
+    """A plain double loop: within a set over slices of different people, between the sets over all."""
+    real, fake = rng.normal(size=(9, 3)), rng.normal(size=(11, 3)) + 0.5
+    who = {"real": np.arange(9) % 4, "fake": np.arange(11) % 5}
+
+    def kernel(x, y):
+        return (sum(a * b for a, b in zip(x, y, strict=True)) / 3 + 1) ** 3
+
+    within = 0.0
+    for rows, groups in ((real, who["real"]), (fake, who["fake"])):
+        pairs = [kernel(rows[i], rows[j]) for i in range(len(rows)) for j in range(len(rows)) if groups[i] != groups[j]]
+        within += sum(pairs) / len(pairs)
+    between = [kernel(x, y) for x in real for y in fake]
+    expected = within - 2 * sum(between) / len(between)
+    assert fidelity.kernel_distance(real, fake, who["real"], who["fake"])[0] == pytest.approx(expected, rel=1e-10)
+
+
 def people(rng, count, shift=0.0):
     """Features (N, 8) of people with 2 to 9 slices each, which resemble each other, and whose slices they are."""
     groups = np.repeat(np.arange(count), rng.integers(2, 10, count))

@@ -7,4 +7,5 @@ From one picture to many:
     audit      copies of training slices; slices in two splits
     anatomy    tissue, ventricles, symmetry: is it a brain
     texture    softness, islands of white matter, width of the cortex
+    measures   what an evaluation measures with all of these: sets of slices in, facts out
 """

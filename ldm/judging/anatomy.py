@@ -287,23 +287,11 @@ def histograms(images: np.ndarray, bins: int = 32) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------- comparisons
 
 
-def _bands(real_z: np.ndarray, fake_z: np.ndarray, bands: int | None) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """The band of each real and each fake slice, and the bands that both have."""
-    if bands is not None:
-        if bands < 1:
-            raise ValueError(f"bands must be at least 1, not {bands}")
-        first, last = real_z.min(), real_z.max()
-        # Equally wide over the slice indices of the real ones; what lies beyond them is in a band that they lack.
-        real_z, fake_z = ((z - first) * bands // (last - first + 1) for z in (real_z, fake_z))
-    return real_z, fake_z, np.intersect1d(real_z, fake_z).tolist()
-
-
 def difference(
     real: dict[str, np.ndarray],
     real_z: np.ndarray,
     fake: dict[str, np.ndarray],
     fake_z: np.ndarray,
-    bands: int | None = None,
 ) -> dict[str, float]:
     """How far the fake slices are from the real ones in each measure, slice index by slice index.
 
@@ -316,15 +304,13 @@ def difference(
         real_z: (N,) integer slice indices.
         fake: the same names -> (M,).
         fake_z: (M,) integer slice indices.
-        bands: None compares index by index. With few slices per index, this many equally wide bands of indices; then
-            both should be spread alike over the indices.
 
     Returns:
         name -> distance >= 0; NaN where no slice index has a number on both sides. The unit is at least `ONE_LEVEL`, so
         that a real background of exactly 0 does not make every other infinitely far.
 
     Raises:
-        ValueError: if names or lengths differ, or no slice index (or band) is in both.
+        ValueError: if names or lengths differ, or no slice index is in both.
     """
     real_z, fake_z = np.asarray(real_z).reshape(-1), np.asarray(fake_z).reshape(-1)
     if real.keys() != fake.keys():
@@ -334,14 +320,14 @@ def difference(
             raise ValueError(f"each measure must have one value for each of the {len(z)} slice indices")
     if not (len(real_z) and len(fake_z)):
         raise ValueError("there must be real and fake slices to compare")
-    real_band, fake_band, shared = _bands(real_z, fake_z, bands)
-    if not shared:
+    shared = np.intersect1d(real_z, fake_z)
+    if not len(shared):
         raise ValueError("real and fake slices have no slice index in common")
     result = {}
     for name in real:
         distances, squares, count = [], 0.0, 0
-        for band in shared:
-            a, b = real[name][real_band == band], fake[name][fake_band == band]
+        for index in shared:
+            a, b = real[name][real_z == index], fake[name][fake_z == index]
             a, b = a[np.isfinite(a)], b[np.isfinite(b)]
             if len(a) and len(b):
                 distances.append(stats.wasserstein_distance(a, b))

@@ -86,8 +86,13 @@ def _averaging(profile: np.ndarray) -> np.ndarray:
     weight = weight / weight.sum(axis=1, keepdims=True)
     mean = weight @ (pixel + 0.5)
     spread = np.sqrt(weight @ (pixel + 0.5) ** 2 - mean**2)
-    edges = mean[:, None] + REACH * spread[:, None] * np.linspace(-1, 1, SIZE + 1)
-    low, high = edges[:, :-1, None], edges[:, 1:, None]
+    return _areas(mean[:, None] + REACH * spread[:, None] * np.linspace(-1, 1, SIZE + 1), len(pixel))
+
+
+def _areas(edges: np.ndarray, size: int) -> np.ndarray:
+    """Matrices (..., cells, size) that average `size` pixels into the cells between edges (..., cells + 1)."""
+    pixel = np.arange(size, dtype=np.float64)
+    low, high = edges[..., :-1, None], edges[..., 1:, None]
     overlap = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
     return (overlap / (high - low)).astype(np.float32)
 
@@ -109,6 +114,24 @@ def _unit(pictures: np.ndarray) -> np.ndarray:
     rows = rows - rows.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-6)
+
+
+def shrunk(images: np.ndarray, most: int = 128) -> np.ndarray:
+    """Pictures of at most `most` pixels a side, by area: copies and leaks show at 128, and searches are fast there.
+
+    Each new pixel is the mean of the area it covers, of whole pixels and of parts of them, so that any size will do.
+
+    Args:
+        images: (N, H, W, 1); those that are small enough come back as they are.
+        most: pixels a side.
+
+    Returns:
+        (N, min(H, most), min(W, most)) float32, or the images.
+    """
+    if max(images.shape[1:3]) <= most:
+        return images
+    rows, columns = (_areas(np.linspace(0, size, min(size, most) + 1), size) for size in images.shape[1:3])
+    return rows @ images[..., 0] @ columns.T
 
 
 # ------------------------------------------------------------------------------------------------------------ alignment
@@ -417,3 +440,32 @@ def near_identical(
         distances = _aligned_distance(picture, b[candidates], len(candidates))
         pairs += [(i, int(j)) for j in candidates[distances <= most_distance]]
     return pairs
+
+
+def misfiled(
+    test: np.ndarray, z: np.ndarray, case: np.ndarray, train: np.ndarray, share: float = 90.0
+) -> list[tuple[int, int]]:
+    """Test slices that are as near to a training slice as neighbouring slices of one person are to each other.
+
+    One of the two may be filed under the wrong person. Neighbours are the slices of even and of odd indices.
+
+    Args:
+        test: images, (N, H, W) or (N, H, W, 1), in [0, 1].
+        z: (N,) their slice indices.
+        case: (N,) whose they are.
+        train: images, (M, H', W') or (M, H', W', 1), in [0, 1].
+        share: a test slice is named if it is nearer than so many percent of the neighbours are.
+
+    Returns:
+        (row of test, row of train) of each; none where nobody has neighbours to compare with.
+    """
+    even = np.asarray(z) % 2 == 0
+    if even.all() or not even.any():
+        return []
+    own = nearest(test[even], test[~even])
+    same = case[even] == case[~even][own.index]
+    if not same.any():
+        return []
+    found = nearest(test, train)
+    rows = np.flatnonzero(found.distance < np.percentile(own.distance[same], share))
+    return [(int(row), int(found.index[row])) for row in rows]

@@ -1,0 +1,302 @@
+"""What an evaluation knows of a run, and what it measures. `evaluate.py` puts it on paper.
+
+    known = make(run)           its people, its samples, their features: each made once, and never changed
+    found = measure(known)      {section: Measured}: numbers for report.json, and what its figures show
+
+A new measure is a function of `ldm.judging.measures`, a line of MEASURES, and a section of `ldm.drawing.pages`.
+"""
+
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+import dataset
+import features
+from generator import Generator
+from ldm import batches, files, tissue
+from ldm.data import phantom
+from ldm.judging import measures, metrics
+from ldm.judging.measures import Measured, Slices
+from ldm.training import runs
+
+
+@dataclass(frozen=True)
+class People:
+    """Whom a run is read against.
+
+    Attributes:
+        run: its folder.
+        records: {stage: what it wrote down}, of the stages that there are, in their order.
+        source: the `dataset.Source`.
+        real: {split: Slices} of the splits that are not empty; "train" is there always.
+    """
+
+    run: Path
+    records: Mapping[str, dict]
+    source: dataset.Source
+    real: Mapping[str, Slices]
+
+    @property
+    def record(self):
+        """What the newest stage wrote down."""
+        return list(self.records.values())[-1]
+
+    @property
+    def in_pixels(self):
+        return self.record["settings"]["first_stage"] == "none"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one evaluation knows. `make` makes it; nobody writes into it.
+
+    Attributes:
+        people: whom the run is read against; with features where there are samples.
+        decoded: test people as the first stage gives them back; None in pixels, and where there are no test people.
+        bits: per slice of the first stage; None where its latents are continuous.
+        samples: what the diffusion model draws; None where there is none yet.
+        bad: {name: Slices} of generators that must lose.
+        by_own_network: whether features are those of the run's own network; else they are Inception's.
+        saw_masks: whether the samples were drawn inside tissue masks of training people.
+        drawing: what it takes to draw a slice, {name: number}.
+        seed: of noise, conditions, pairs and embedding.
+    """
+
+    people: People
+    decoded: Slices | None
+    bits: float | None
+    samples: Slices | None = None
+    bad: Mapping[str, Slices] = field(default_factory=dict)
+    by_own_network: bool = True
+    saw_masks: bool = False
+    drawing: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+
+# ---- what an evaluation knows ----------------------------------------------------------------------------------------
+
+
+def open_people(run, data=None):
+    """The people of a run, split by split.
+
+    Args:
+        run: folder.
+        data: other slices than those that the run was trained on, as `dataset.open_source` takes them.
+
+    Raises:
+        RunError: if the folder is no run.
+        DataError: if there are no training people, or the data is no good.
+    """
+    records = {stage: found for stage in runs.STAGES if (found := runs.load_json(run / f"{stage}.json"))}
+    if not records:
+        raise runs.RunError(f"{run} is no run: train one with `python train.py --run {run.name}`")
+    record = list(records.values())[-1]
+    source = dataset.open_recorded(record, data).with_labels_of(record["data"]["labels"])
+    source.select("train")  # refuses if there is nobody: they are what everything is read against
+    real = {}
+    for split in dataset.SPLITS:
+        if np.any(source.split == split):
+            found = dataset.read_split(source, split, record["settings"]["image_size"])
+            real[split] = Slices(metrics.to_unit(found["image"]), found["z"], found["label"], found["case"])
+    return People(run, records, source, real)
+
+
+def describer(people, kind="own", steps=features.STEPS):
+    """What makes features of images: the run's own network (trained if need be), or Inception.
+
+    Args:
+        people: of the run.
+        kind: "own" or "inception".
+        steps: of the training of own features.
+
+    Returns:
+        Function of images (N, H, W, 1) in [0, 1] -> features (N, D), slice indices (N,) or None.
+    """
+    if kind == "inception":
+        return features.inception()
+    size = people.real["train"].images.shape[1]
+    with tqdm(total=steps, desc="features", unit="step", delay=1) as bar:
+        return features.of_run(people.run, people.source, size, steps, bar.update)
+
+
+def conditions_of(generator, people, count, seed):
+    """Conditions of samples, those of training slices in random order: index, label, and what the model has learned."""
+    train = people.real["train"]
+    rows = np.random.default_rng(seed).permutation(np.resize(np.arange(len(train)), count))
+    conditions = {"z": train.z[rows], "label": train.label[rows]}
+    if columns := generator.record["data"].get("columns"):
+        conditions["covariates"] = dataset.covariates_of(people.source, train.case[rows], columns)
+    if uses_masks(generator):
+        masks = dataset.read_split(people.source, "train", train.images.shape[1], masks=True)["mask"]
+        conditions["mask"] = batches.in_batches(generator.tissue_fractions, masks)[rows]
+    return conditions
+
+
+def uses_masks(generator):
+    return bool(generator.record["settings"]["diffusion"].get("condition_on_mask"))
+
+
+def draw_samples(run, generator, people, count, sampler, steps, seed, out):
+    """Slices of a diffusion model, under conditions as training slices have them.
+
+    They are written as they come, and whoever is interrupted goes on where it was.
+
+    Args:
+        run: the generator's folder.
+        generator: a `Generator`.
+        people: whose conditions are used; the run may be another one on the same people.
+        count, sampler, steps, seed: of the samples, see `Generator.draw`.
+        out: folder; they are kept in `evaluation/` there.
+
+    Returns:
+        Slices, and {name: number} of what it takes to draw one.
+    """
+    conditions = conditions_of(generator, people, count, seed)
+    made_by = (run / "diffusion.keras").stat().st_mtime_ns
+    key = hashlib.sha256(repr((made_by, sampler, steps, seed, count)).encode())
+    for name in sorted(conditions):
+        key.update(np.ascontiguousarray(conditions[name]))
+    store = out / "evaluation" / f"samples_{key.hexdigest()[:12]}.npz"
+    images, seconds = np.empty((0, *people.real["train"].images.shape[1:]), "uint8"), 0.0
+    if store.exists():
+        with np.load(store) as file:
+            images, seconds = file["images"], float(file["seconds"])
+    with tqdm(total=count, initial=len(images), desc="samples", unit="slice") as bar:
+        for part in batches.parts(count - len(images)):
+            began, first, number = time.time(), len(images), part.stop - part.start
+            known = {name: values[first : first + number] for name, values in conditions.items()}
+            x = generator.draw(generator.noise(seed, number, first), known, sampler, steps, seed=seed, first=first)
+            new = np.round(255 * metrics.to_unit(generator.decode(x, known))).astype("uint8")
+            images, seconds = np.concatenate([images, new]), seconds + time.time() - began
+            arrays = {"images": images, "seconds": seconds}
+            files.write_by(store, lambda path, arrays=arrays: np.savez(path, **arrays))
+            bar.update(number)
+    taken = {
+        "parameters": generator.model.count_params(),
+        "first stage's parameters": generator.autoencoder.count_params() if generator.autoencoder else 0,
+        "network calls per slice": steps,
+        "seconds per slice": seconds / count,
+    }
+    return Slices(images.astype("float32") / 255, conditions["z"], conditions["label"], np.arange(count)), taken
+
+
+def make(
+    run,
+    data=None,
+    *,
+    count=1000,
+    sampler="dpm_solver_pp",
+    steps=20,
+    kind="own",
+    feature_steps=features.STEPS,
+    seed=0,
+    out=None,
+):
+    """All that an evaluation of a run knows; the precision policy must have been set before.
+
+    Args:
+        run: folder.
+        data: see `open_people`.
+        count, sampler, steps: of the samples.
+        kind, feature_steps: of the features, see `describer`.
+        seed: of noise and conditions.
+        out: folder in which samples are kept; None is that of the run.
+
+    Returns:
+        A `Study`; without samples and features where there is no diffusion model yet.
+
+    Raises:
+        RunError, DataError: see `open_people`; or if a stage of the run is unfinished.
+    """
+    people = open_people(run, data)
+    generator = Generator(run) if (run / "diffusion.keras").exists() else None
+    first_stage, decoded, test = None, None, people.real.get("test")
+    if not people.in_pixels:
+        first_stage = generator.autoencoder if generator else runs.load_first_stage(run)
+    if first_stage is not None and test is not None:
+        through = tf.function(first_stage.reconstruct, reduce_retracing=True)
+        fake = batches.in_batches(through, 2 * test.images - 1, test.z, test.label)
+        decoded = replace(test, images=metrics.to_unit(fake))
+    bits = getattr(first_stage, "bits_per_slice", None)
+    if generator is None:
+        return Study(people, decoded, bits, seed=seed)
+    samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
+    describe = describer(people, kind, feature_steps)
+    described = {split: slices.described(describe) for split, slices in people.real.items()}
+    bad = {}
+    if test is not None and count >= measures.LEAST:
+        bad = measures.bad_generators(people.real["train"], count, seed)
+    return Study(
+        replace(people, real=described),
+        None if decoded is None else decoded.described(describe),
+        bits,
+        samples.described(describe),
+        {name: slices.described(describe) for name, slices in bad.items()},
+        by_own_network=kind == "own",
+        saw_masks=uses_masks(generator),
+        drawing=taken,
+        seed=seed,
+    )
+
+
+# ---- measures --------------------------------------------------------------------------------------------------------
+
+
+def cost(drawing, began):
+    """What it takes to draw a slice, and what this evaluation took since `began`, in seconds since 1970."""
+    unit = 1024 if sys.platform != "darwin" else 1
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    taken = {"peak memory, MiB": memory, "minutes of this evaluation": (time.time() - began) / 60}
+    return Measured({"cost": {**drawing, **taken}}, {})
+
+
+def phantoms():
+    """A few brains whose tissue is known exactly: images (N, 128, 128) in [0, 1], classes (N, 128, 128)."""
+    found = [piece for piece in phantom.slices(3, 128, seed=1) if piece["z"] % 4 == 0]
+    classes = np.searchsorted(tissue.LEVELS, [piece["mask"] for piece in found])
+    return np.stack([piece["image"] for piece in found]).astype("float32") / 255, classes
+
+
+def seen_by(records):
+    """Whom each stage was trained on, and whom it was validated on: [(stage, names)]."""
+    splits = ("train", "validate")
+    return [(stage, record["data"]["splits"][s]["cases"]) for stage, record in records.items() for s in splits]
+
+
+def _compared(s):
+    """Samples, and the people they are compared with: training people, test people or None."""
+    return s.samples, s.people.real["train"], s.people.real.get("test")
+
+
+MEASURES: dict[str, Callable[[Study], Measured]] = {  # which values of a study each measure takes
+    "reconstruction": lambda s: measures.reconstruction(*_compared(s)[1:], s.decoded, s.bits, s.people.in_pixels),
+    "distribution": lambda s: measures.distribution(
+        s.samples,
+        s.people.real.get("test"),
+        s.people.real.get("validate"),
+        s.bad,
+        s.seed,
+        by_own_network=s.by_own_network,
+        saw_masks=s.saw_masks,
+    ),
+    "anatomy": lambda s: measures.anatomy(*_compared(s), s.people.source.label_names, phantoms()),
+    "copies": lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),
+    "embedding": lambda s: measures.embedding(s.samples, s.people.real, s.people.source.label_names, s.seed),
+    "leaks": lambda s: measures.leaks(
+        s.people.real, s.people.source.case_names, seen_by(s.people.records), s.people.source.kind
+    ),
+}
+WITHOUT_SAMPLES = ("reconstruction", "leaks")  # can be measured before there is a diffusion model
+
+
+def measure(known, names=tuple(MEASURES)):
+    """What a study says, {name: Measured}: of all measures, or of some, in any order."""
+    return {name: MEASURES[name](known) for name in names if known.samples is not None or name in WITHOUT_SAMPLES}
