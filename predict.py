@@ -364,13 +364,7 @@ def beside_trivial(name, fake, found, source):
     train = dataset.make_dataset(source, "train", fake.shape[1], batches.SIZE, training=False)
     train = tqdm(train, desc="mean image", unit="batch", delay=1)
     mean = metrics.mean_images((metrics.to_unit(batch["image"]), batch["z"].numpy()) for batch in train)
-    guesses = {
-        name: metrics.to_unit(fake),
-        "mean image per slice index": metrics.mean_image_prediction(mean, found["z"])[..., None],
-        "black": np.zeros_like(fake),
-    }
-    real = metrics.to_unit(found["image"])
-    scores = {name: metrics.all_scores(real, guess) for name, guess in guesses.items()}
+    scores = metrics.beside_trivial(metrics.to_unit(found["image"]), metrics.to_unit(fake), mean, found["z"], name)
     return {name: metrics.over_people(values, found["case"]) for name, values in scores.items()}
 
 
