@@ -58,8 +58,8 @@ def test_scale_legend_and_warning_of_a_panel():
         charts._draw_metric(axes, "loss", [("curve", charts.WHOLE, points) for points in series])
         return axes
 
-    assert panel({0: 1.0, 1: 0.01}).get_yscale() == "log"
-    assert panel({0: 1.0, 1: 0.5}).get_yscale() == "linear", "less than a decade"
+    assert panel({0: 1.0, 1: 0.09}).get_yscale() == "log"
+    assert panel({0: 1.0, 1: 0.11}).get_yscale() == "linear", "less than a decade"
     assert panel({0: 1.0, 1: 0.0}).get_yscale() == "linear", "zero has no logarithm"
     assert panel({0: 1.0}).get_legend() is None
     assert len(panel({0: 1.0}, {0: 2.0}).get_legend().get_texts()) == 2

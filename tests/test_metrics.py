@@ -228,9 +228,9 @@ def test_all_scores_are_those_of_the_functions_of_their_names(pair):
 
 
 def test_scores_are_the_mean_over_slices_and_the_deviation_over_people():
-    scores = {"PSNR": np.array([1.0, 10.0, 3.0, np.nan, 11.0]), "MAE": np.full(5, 0.5)}
-    case = np.array([7, 9, 7, 9, 9])  # means 2 and 10.5; a slice without a score counts for nobody
-    assert metrics.over_people(scores, case) == {"PSNR": [25 / 4, 8.5 / 2], "MAE": [0.5, 0.0]}
+    scores = {"PSNR": np.array([1.0, 10.0, 3.0, np.nan, 11.0, 12.0]), "MAE": np.full(6, 0.5)}
+    case = np.array([7, 9, 7, 7, 9, 9])  # means 2 and 11; a slice without a score counts for nobody
+    assert metrics.over_people(scores, case) == {"PSNR": [37 / 5, 9 / 2], "MAE": [0.5, 0.0]}
 
 
 # -------------------------------------------------------------------------------------------------- trivial predictors

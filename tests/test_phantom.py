@@ -87,6 +87,12 @@ def test_background_is_exactly_zero_and_brain_is_not(cohort, person):
         assert np.array_equal(volume["image"] > 0, volume["mask"] > 0)
 
 
+def test_slices_go_up(cohort):
+    """The cistern before the third ventricle is in the lowest slices only."""
+    middle = np.mean(cohort["mask"][:, :, 22:29, 31:33] == CSF, axis=(0, 2, 3))  # 12 to 40 mm before the centre
+    assert middle[0] > 2 * middle[8]
+
+
 def test_brain_lies_in_the_frame_with_a_margin(cohort):
     brain = cohort["mask"].reshape(-1, 64, 64) > 0
     border = brain.copy()

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from small_archives import THREE, brain, encode, oasis_entries, take, undecodable, write
 
@@ -141,6 +142,44 @@ def test_augment_keeps_fine_detail():
         return (np.abs(np.fft.fft2(pictures[..., 0])) ** 2)[:, (radius > 0.25) & (radius < 0.5)].sum()
 
     assert 0.75 < power(augment(images, seeds(64)).numpy()) / power(images) < 1.2
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize(
+    "draw",
+    [*np.eye(6), -np.eye(6)[0], (1, 1, 1, 1, 0, 0), (-1, 1, -1, 0.5, 0, 0)],
+    ids=["turn", "zoom", "right", "down", "bend", "gain", "turn back", "all moves", "other moves"],
+)
+def test_augment_does_what_it_says_at_the_ends_of_its_ranges(draw, strength, monkeypatch):
+    """5 degrees, 5 %, 3 % of the side about the middle of the picture; u + 0.15 u (1 - u); 5 % brighter.
+
+    A round spot a quarter of the picture off the middle goes where the inverse of the map to the input sends it.
+    """
+    numbers = tf.constant([*draw, 1.0], tf.float32)
+    monkeypatch.setattr(tf.random, "stateless_uniform", lambda *_: numbers)
+    turn, zoom, right, down, bend, gain = strength * np.array(draw)
+    place, start = np.arange(64) - 31.5, np.array([16.0, -6.0])
+    spot = np.exp(-((place[:, None] - start[1]) ** 2 + (place - start[0]) ** 2) / (2 * 3.0**2))
+    level = np.full((64, 64), 0.4)
+    images = (2 * np.stack([0.8 * spot, level])[..., None] - 1).astype("float32")
+    moved, flat = (augment(images, seeds(2), strength=strength).numpy()[..., 0] + 1) / 2
+    angle = np.deg2rad(5 * turn)
+    matrix = (1 + 0.05 * zoom) * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    expected = np.linalg.solve(matrix, start - 0.03 * 64 * np.array([right, down]))
+    found = [(moved.sum(axis=axis) @ place) / moved.sum() for axis in (0, 1)]  # x, y
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    light = (1 + 0.05 * gain) * (0.4 + 0.15 * bend * 0.4 * 0.6)
+    np.testing.assert_allclose(flat[16:48, 16:48], light, atol=1e-5)
+
+
+def test_augment_mirrors_about_the_middle(monkeypatch):
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 1)).astype("float32")
+    found = []
+    for mirror in (1.0, -1.0):
+        numbers = tf.constant([0.0] * 6 + [mirror])
+        monkeypatch.setattr(tf.random, "stateless_uniform", lambda *_, numbers=numbers: numbers)
+        found.append(augment(image, seeds(1), flip=True).numpy())
+    np.testing.assert_allclose(found[1], found[0][:, :, ::-1], atol=1e-5)
 
 
 def test_augment_flips_half_when_asked():
