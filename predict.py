@@ -332,6 +332,8 @@ def reconstruct(run, real, pictures):
     scores = beside_trivial(record["settings"]["first_stage"], fake, found, source)
     people, count = len(np.unique(found["case"])), len(fake)
     show_scores(scores, real.split, people, count, getattr(autoencoder, "bits_per_slice", None))
+    if source.person == "each":
+        print("note: every slice counts as a person (--person each): people may be in two splits, scores too good")
     background = float(metrics.to_unit(fake)[found["image"] == -1].mean())
     print(f"background: {background:.4f} on average where the real slice is black (0)")
     some = np.argsort(found["z"], kind="stable")[batches.evenly(count, 8)]

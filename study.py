@@ -291,7 +291,11 @@ MEASURES: dict[str, Callable[[Study], Measured]] = {  # which values of a study 
     "copies": lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),
     "embedding": lambda s: measures.embedding(s.samples, s.people.real, s.people.source.label_names, s.seed),
     "leaks": lambda s: measures.leaks(
-        s.people.real, s.people.source.case_names, seen_by(s.people.records), s.people.source.kind
+        s.people.real,
+        s.people.source.case_names,
+        seen_by(s.people.records),
+        s.people.source.kind,
+        s.people.source.person == "each",
     ),
 }
 WITHOUT_SAMPLES = ("reconstruction", "leaks")  # can be measured before there is a diffusion model

@@ -22,6 +22,7 @@ import numpy as np
 
 import dataset
 import stages
+from ldm.data import people
 from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
 
@@ -114,9 +115,8 @@ def open_data(settings):
     if settings["data"] is None and not PHANTOM.exists():
         print(f"no --data given: drawing {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
         dataset.write_phantoms(PHANTOM, people=PHANTOM_PEOPLE)
-    return dataset.open_source(
-        settings["data"] or PHANTOM, seed=settings["seed"], axis=settings["axis"], labels=settings["labels"]
-    )
+    read = {name: settings[name] for name in ("seed", "axis", "labels", "person", "contrast")}
+    return dataset.open_source(settings["data"] or PHANTOM, **read)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -156,6 +156,7 @@ def work(flags):
     if flags.data and not flags.preset and not any((run / f"{stage}.json").exists() for stage in runs.STAGES):
         print("no --preset given: these are the settings for phantoms; --preset oasis-256 is for slices of 256 pixels")
     if flags.dry_run:
+        print("\n".join(people.describe(source)))
         print(json.dumps(settings, indent=2))
         return 0
     if flags.self_test:

@@ -227,8 +227,8 @@ def test_the_copy_threshold_comes_from_people_who_went_through_the_same_decoder(
 # ---- leaks -----------------------------------------------------------------------------------------------------------
 
 
-def leaks_of(real, saw=(), kind="oasis"):
-    found = measures.leaks(real, NAMES, saw, kind)
+def leaks_of(real, saw=(), kind="oasis", each=False):
+    found = measures.leaks(real, NAMES, saw, kind, each)
     return found, pages.section("leaks", *found, None)
 
 
@@ -240,6 +240,7 @@ def test_without_a_leak_nothing_is_said(sets):
         "misfiled": [],
     }
     assert not section.warnings and "Nothing was found." in section.text
+    assert "one person may be in two splits" in leaks_of(sets, each=True)[1].warnings[0]
     assert "In ADNI's archive that is a scan" in leaks_of(sets, kind="class folders")[1].warnings[0]
 
 

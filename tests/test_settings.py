@@ -239,7 +239,8 @@ def test_what_may_change_when_a_run_goes_on():
     for stage in runs.STAGES:
         kept = {option.name for option in schema.identity(settings, stage)}
         assert kept & settings[stage].keys() == settings[stage].keys() - planned
-        assert kept - settings[stage].keys() - {"labels"} == {"image_size", "first_stage", "axis", "flip", "seed"}
+        of_the_data = {"image_size", "person", "contrast", "axis", "flip", "seed"}
+        assert kept - settings[stage].keys() - {"labels"} == {"first_stage", *of_the_data}
 
 
 def test_labels_count_where_a_stage_is_told_them():
@@ -280,7 +281,8 @@ def test_a_run_of_before_is_gone_on_with(run):
     _, _, settings = train.resolve(flags)
     stored = {path.stem: runs.load_json(path)["settings"] for path in folder.glob("*.json")}
     own = {stage: values[stage] for stage, values in stored.items()}
-    assert settings == schema.merged(stored[flags.stage], own)  # the same keys, and the same values
+    since = {"person": None, "contrast": None}  # options that there were not, at their defaults
+    assert settings == schema.merged({**stored[flags.stage], **since}, own)  # the same keys, and the same values
 
 
 def test_what_another_version_wrote_down_besides_is_left_out(tmp_path):

@@ -242,6 +242,18 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
     assert "32x32" in said and "train/validate/test" in said and not run.exists()
 
 
+def test_names_without_people_need_a_word_of_the_user(tmp_path, capsys):
+    for i in range(12):
+        for label in ("Mild", "NonDemented"):
+            path = tmp_path / "data" / "train" / label / f"{label.lower()}{i}.png"
+            figures.save_png(path, np.full((16, 16), 99, np.uint8))
+    argv = ["--dry-run", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run"), *TINY]
+    assert "--person each" in refusal(train.main, argv, capsys)
+    assert train.main([*argv, "--person", "each"]) == 0
+    said = capsys.readouterr().out
+    assert "every slice counts as a person" in said and '"person": "each"' in said
+
+
 @pytest.mark.slow
 def test_select_kid_draws_and_compares_in_every_epoch_of_a_short_training(tmp_path, phantoms, monkeypatch):
     monkeypatch.setattr(stages.features, "of_run", functools.partial(stages.features.of_run, steps=10))

@@ -225,6 +225,11 @@ def leaks(facts, shown, picture):
             "A person is what stands before the slice number in a file's name. In ADNI's archive that is a scan: who "
             "was scanned several times may be in several splits, and scores on the test people are then too good."
         )
+    if shown["each"]:
+        warnings.append(
+            "Every slice counted as a person of its own (--person each), because names do not say whose it is: one "
+            "person may be in two splits, and every score on the test people may be too good."
+        )
     for stage, people in shown["seen"]:
         warnings.append(f"The {stage} stage saw {len(people)} of the test people, {people[0]} among them.")
     for (case, z, split), (other, other_z, other_split) in shown["alike"]:

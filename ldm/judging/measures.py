@@ -261,7 +261,7 @@ def copies(samples, train, test, decoded, case_names):
     return Measured({"copies": {**rates, "people": {case_names[case]: n for case, n in people.items() if n}}}, shown)
 
 
-def leaks(real, case_names, saw, kind):
+def leaks(real, case_names, saw, kind, each=False):
     """Whether people or pictures are in two splits, or a stage saw people that the data now calls test people.
 
     Args:
@@ -269,6 +269,7 @@ def leaks(real, case_names, saw, kind):
         case_names: {case: name}.
         saw: (stage, names of people) each: whom a stage was trained or validated on.
         kind: of the archive, see `dataset.Source`.
+        each: whether every slice counted as a person (`--person each`).
     """
     tested = {case_names[case] for case in np.unique(real["test"].case).tolist()} if "test" in real else set()
     seen = [(stage, both) for stage, people in saw if (both := sorted(tested & set(people)))]
@@ -289,7 +290,7 @@ def leaks(real, case_names, saw, kind):
         pairs = audit.misfiled(small["test"], real["test"].z, real["test"].case, small["train"])
         misfiled = [(who("test", a), who("train", b)) for a, b in pairs]
     facts = {"near-identical pairs": counts, "misfiled": misfiled}
-    return Measured({"leaks": facts}, {"kind": kind, "seen": seen, "alike": alike})
+    return Measured({"leaks": facts}, {"kind": kind, "each": each, "seen": seen, "alike": alike})
 
 
 def embedding(samples, real, label_names, seed):
