@@ -1,37 +1,24 @@
-"""ldm/diffusion/samplers.py against the exact denoiser of a Gaussian, for which every sampler's answer is known.
-
-For data N(mu, s^2) the best x_0 given x_t is mu + alpha s^2 (x_t - alpha mu) / (alpha^2 s^2 + sigma^2), and the
-probability-flow ODE has the solution x_t = alpha mu + sqrt(alpha^2 s^2 + sigma^2) n with a constant n.
-"""
+"""ldm/diffusion/samplers.py against the exact denoiser of a Gaussian, for which every sampler's answer is known."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from exact import (
+    MU,
+    SCHEDULES,
+    S,
+    cosine,
+    exact_denoiser,
+    exact_flow,
+    float64,
+    flow,
+    linear,
+    noise,
+    remembered,
+    sigmoid,
+)
 
 from ldm.diffusion import samplers, schedules
-
-
-def remembered(schedule):
-    """The schedule, computed once for each time: a sampler asks for all its times at once, a denoiser for one a call.
-
-    A schedule is two dozen eager operations, which would be most of what a step costs here.
-    """
-    known = {}
-
-    def at(t):
-        t = np.asarray(t, "float32")
-        if (asked := (t.shape, t.tobytes())) not in known:
-            alpha, sigma = (np.asarray(value) for value in schedule(t))
-            known.update({((), one.tobytes()): pair for one, *pair in zip(t.flat, alpha.flat, sigma.flat, strict=True)})
-            known[asked] = alpha, sigma
-        return known[asked]
-
-    return at
-
-
-MU, S = 0.4, 0.3
-SCHEDULES = {name: remembered(schedule) for name, schedule in schedules.SCHEDULES.items()}
-linear, cosine, sigmoid, flow = (SCHEDULES[name] for name in ("linear", "cosine", "sigmoid", "flow"))
 
 DRAWS = {
     "ddpm": lambda *a: samplers.ddpm(*a, seed=1),
@@ -44,30 +31,6 @@ DRAWS = {
 # a flow is so by itself
 ZERO_SNR = {name: remembered(schedules.zero_terminal_snr(SCHEDULES[name])) for name in ("linear", "cosine", "flow")}
 every_sampler = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-
-
-def float64(schedule, t):
-    return tuple(np.asarray(value, "float64") for value in schedule(np.float32(t)))
-
-
-def exact_denoiser(schedule, mu=MU, s=S):
-    def denoise(x_t, t):
-        alpha, sigma = float64(schedule, np.asarray(t)[0])  # samplers give all rows the same time
-        x_0 = mu + alpha * s**2 * (np.asarray(x_t, "float64") - alpha * mu) / (alpha**2 * s**2 + sigma**2)
-        return x_0.astype(np.asarray(x_t).dtype)
-
-    return denoise
-
-
-def exact_flow(schedule, x_T, t, mu=MU, s=S):
-    alpha_T, sigma_T = float64(schedule, 1.0)
-    alpha, sigma = float64(schedule, t)
-    n = (x_T - alpha_T * mu) / np.sqrt(alpha_T**2 * s**2 + sigma_T**2)
-    return alpha * mu + np.sqrt(alpha**2 * s**2 + sigma**2) * n
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 # ---- the exact answer ------------------------------------------------------------------------------------------------
@@ -586,56 +549,3 @@ def test_a_start_must_go_with_the_spacing():
     for start, spacing in ((0.0, "uniform"), (1.2, "uniform"), (0.5, "karras"), (0.5, "trailing")):
         with pytest.raises(ValueError, match="start must be"):
             samplers.time_grid(3, spacing, cosine, start)
-
-
-def test_inpainting_keeps_what_is_known_and_draws_the_rest_to_fit():
-    """Two pixels that are always equal: where one is known, the other must come out as it."""
-
-    def denoise(x_t, t):  # exact for x = (a, a), a ~ N(0, 1)
-        alpha, sigma = float64(cosine, np.asarray(t)[0])
-        mean = np.asarray(x_t).mean(axis=2, keepdims=True)
-        return np.repeat(alpha * mean / (alpha**2 + sigma**2 / 2), 2, axis=2).astype("float32")
-
-    rng, seeds = np.random.default_rng(0), [(0, row) for row in range(4)]
-    known = np.repeat(rng.normal(size=(4, 125, 1, 1)), 2, axis=2).astype("float32")
-    mask = np.zeros((4, 125, 2, 1), "float32")
-    mask[:, :, 1] = 1.0
-    x_T = rng.normal(size=known.shape).astype("float32")
-    correlations = []
-    for steps, resample in ((8, 1), (80, 10), (300, 1)):  # going through 8 levels again and again does what more do
-        film = list(samplers.inpaint(denoise, known, mask, x_T, cosine, steps, resample, seed=seeds))
-        assert len(film) == steps
-        end = np.asarray(film[-1][0])
-        np.testing.assert_allclose(end[:, :, 0], known[:, :, 0], atol=1e-6)
-        correlations.append(np.corrcoef(end[:, :, 1].ravel(), known[:, :, 0].ravel())[0, 1])
-    assert min(correlations[1:]) > 0.97 and correlations[1] > correlations[0]
-    with pytest.raises(ValueError, match="resample must lie"):
-        next(samplers.inpaint(denoise, known, mask, x_T, cosine, 3, resample=4))
-
-
-def test_inpainting_shows_the_network_what_the_process_would():
-    """Pixels of N(mu, s^2), each by itself: at every call, known or not, x_t is of N(alpha mu, alpha^2 s^2 + sigma^2).
-
-    So what is known must be noised, as much as the level says; and going back up a level must add the noise that is
-    missing there, not all of it.
-    """
-    shown, exact = [], exact_denoiser(cosine)
-
-    def denoise(x_t, t):
-        shown.append((float(t[0]), np.asarray(x_t)))
-        return exact(x_t, t)
-
-    rng = np.random.default_rng(0)
-    known = (MU + S * rng.normal(size=(20_000, 1, 2, 1))).astype("float32")
-    mask = np.zeros_like(known)
-    mask[:, :, 1] = 1.0
-    x_T = rng.normal(size=known.shape).astype("float32")
-    *_, (end, _) = samplers.inpaint(denoise, known, mask, x_T, cosine, 90, resample=3, seed=0)
-    assert len(shown) == 90
-    for t, x_t in shown[1:]:
-        alpha, sigma = float64(cosine, t)
-        for pixel in range(2):
-            np.testing.assert_allclose(x_t[:, 0, pixel].mean(), alpha * MU, atol=0.03)
-            np.testing.assert_allclose(x_t[:, 0, pixel].std(), np.sqrt(alpha**2 * S**2 + sigma**2), rtol=0.1)
-    np.testing.assert_allclose(np.asarray(end)[:, 0, 1].std(), S, rtol=0.1)
-    np.testing.assert_array_equal(np.asarray(end)[:, 0, 0], known[:, 0, 0])
