@@ -11,7 +11,7 @@ import tensorflow as tf
 from xdist.scheduler import LoadScopeScheduling
 
 # Files whose fixtures cost more than their tests: one process runs all of such a file.
-TOGETHER = ("tests/test_evaluate.py", "tests/test_features.py", "tests/test_phantom.py")
+TOGETHER = tuple(f"tests/test_{name}.py" for name in ("evaluate", "features", "phantom", "stages"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for one would spin
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -36,7 +36,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """The longest first: begun last, one of them would keep everybody waiting."""
-    items.sort(key=lambda item: "two_replicas" not in item.name)
+    items.sort(key=lambda item: ("two_replicas" not in item.name, item.nodeid.split("::")[0] not in TOGETHER))
 
 
 @pytest.fixture(autouse=True)

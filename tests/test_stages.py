@@ -249,6 +249,7 @@ def test_the_learning_rate_of_a_training_ends_where_its_last_step_does(trained):
     assert float(optimizer.weight_decay) > 0
 
 
+@pytest.mark.slow
 def test_fit_goes_on_to_where_an_unbroken_training_ends(trained, tmp_path, capsys):
     class Killed(Exception):
         pass
