@@ -21,12 +21,18 @@ OLD = Path(__file__).parent / "old_runs"
 SHAPE = (4, 4, 2)
 
 
+def said(x_t, z):
+    """What the model of `stub` says of slices: contrast and brightness by their slice index."""
+    return x_t * (0.3 + 0.02 * z) + 0.1 * z
+
+
 def stub(denoise=None, clip_x_0=False):
-    """A model that says of each slice: a third of x_t, and a tenth of its slice index; without conditions, -1."""
+    """A model whose x_0 is `said(x_t, z)` with conditions, and x_t / 5 - 1 without."""
 
     def formula(x_t, t, conditions):
-        level = -1.0 if conditions is None else 0.1 * tf.cast(conditions["z"], tf.float32)[:, None, None, None]
-        return x_t / 3.0 + level
+        if conditions is None:
+            return x_t / 5.0 - 1.0
+        return said(x_t, tf.cast(conditions["z"], tf.float32)[:, None, None, None])
 
     return SimpleNamespace(denoise=denoise or formula, schedule=schedules.cosine, data_shape=SHAPE, clip_x_0=clip_x_0)
 
@@ -123,8 +129,8 @@ def test_guidance_reaches_the_network(made, scale, rescale, negative):
     other = {"z": np.int32([20, 30, 40]), "label": conditions["label"]} if negative else None
     options = {"guidance_scale": scale, "guidance_rescale": rescale, "negative": other}
     found = made.draw(x_T, conditions, "ddim", 1, **options)
-    away = x_T / 3 + (0.1 * other["z"][:, None, None, None] if negative else -1.0)
-    towards = x_T / 3 + 0.1 * conditions["z"][:, None, None, None]
+    away = said(x_T, other["z"][:, None, None, None]) if negative else x_T / 5 - 1
+    towards = said(x_T, conditions["z"][:, None, None, None])
     x_0 = away + scale * (towards - away)
     ratio = towards.std(axis=(1, 2, 3), keepdims=True) / x_0.std(axis=(1, 2, 3), keepdims=True)
     expected = towards if scale == 1.0 else x_0 * (rescale * ratio + 1 - rescale)
@@ -250,9 +256,7 @@ def test_pixels_are_their_own_latents(pixels):
 
 
 def test_a_first_stage_encodes_and_decodes_as_its_model_does(latent):
-    random = np.random.default_rng(0)
-    images = random.uniform(-1, 1, (3, 32, 32, 1)).astype("float32")
-    conditions = known(3)
+    images, conditions = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 1)).astype("float32"), known(3)
     expected = latent.autoencoder.encode(images, conditions["z"], conditions["label"])
     found = latent.encode(images, conditions)
     assert found.shape == (3, *latent.data_shape)
@@ -263,10 +267,10 @@ def test_a_first_stage_encodes_and_decodes_as_its_model_does(latent):
 
 def test_tissues_are_decoded_where_the_first_stage_names_them():
     first_stage = room.FirstStage(runs.load_model(OLD / "vae" / "autoencoder.keras"))
-    said = np.load(OLD / "vae" / "answers.npz")
-    conditions = {"z": said["z"], "label": said["label"]}
+    answers = np.load(OLD / "vae" / "answers.npz")
+    conditions = {"z": answers["z"], "label": said["label"]}
     assert first_stage.names_tissues
-    np.testing.assert_array_equal(first_stage.decode_tissue(said["latents"], conditions), said["tissue"])
+    np.testing.assert_array_equal(first_stage.decode_tissue(answers["latents"], conditions), said["tissue"])
 
 
 def test_the_network_is_told_the_tissue_that_its_latents_show(latent):
