@@ -268,9 +268,9 @@ def test_a_first_stage_encodes_and_decodes_as_its_model_does(latent):
 def test_tissues_are_decoded_where_the_first_stage_names_them():
     first_stage = room.FirstStage(runs.load_model(OLD / "vae" / "autoencoder.keras"))
     answers = np.load(OLD / "vae" / "answers.npz")
-    conditions = {"z": answers["z"], "label": said["label"]}
+    conditions = {"z": answers["z"], "label": answers["label"]}
     assert first_stage.names_tissues
-    np.testing.assert_array_equal(first_stage.decode_tissue(answers["latents"], conditions), said["tissue"])
+    np.testing.assert_array_equal(first_stage.decode_tissue(answers["latents"], conditions), answers["tissue"])
 
 
 def test_the_network_is_told_the_tissue_that_its_latents_show(latent):
@@ -287,9 +287,9 @@ def test_the_network_is_told_the_tissue_that_its_latents_show(latent):
 
 def test_a_latent_is_touched_by_any_pixel_of_it(latent, pixels):
     area = np.zeros((1, 32, 32, 1), "float32")
-    area[:, 8:13, 12] = 1.0  # one pixel more than the second row of latents
+    area[:, 20:25, 24] = 1.0  # one pixel more than the fifth row of latents
     expected = np.zeros((6, 6))
-    expected[1:3, 2] = 1.0
+    expected[4:6, 5] = 1.0
     np.testing.assert_array_equal(latent.touched(area)[0, :, :, 0], expected)
     np.testing.assert_array_equal(pixels.touched(area), area)
 

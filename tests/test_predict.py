@@ -305,8 +305,18 @@ def test_a_pair_is_of_two_people_at_the_same_place(home, latent):
         room.real_pair(latent, split="test")
 
 
-def test_masks_of_the_data_are_those_of_one_real_person(home, latent):
-    masks, real, fractions = room.drawn_masks(latent, ["data"], np.int32([3, 17, 40]), split="train")
+def test_masks_of_the_data_are_those_of_one_real_person(home, latent, monkeypatch):
+    """Also where that person has no slice of an index, and somebody else has."""
+    read = dataset.read_split
+
+    def without_some(*told, **more):
+        found = read(*told, **more)
+        kept = (found["case"] != found["case"][0]) | ~np.isin(found["z"], [4, 5])
+        return {name: values[kept] for name, values in found.items()}
+
+    monkeypatch.setattr(dataset, "read_split", without_some)
+    masks, real, fractions = room.drawn_masks(latent, ["data"], np.int32([4, 17, 40]), split="train")
+    monkeypatch.undo()
     there, found = of_split(home, "train"), []
     for mask, image in zip(masks, real, strict=True):
         found += [key for key, (other, true) in there.items() if (other == image).all() and (true == mask).all()]
