@@ -547,7 +547,7 @@ def test_scores_of_a_first_stage_are_those_of_a_plain_computation(home, tmp_path
     fake = np.asarray(model.reconstruct(rows["image"], rows["z"], rows["label"]))
     unit, fake = (rows["image"][..., 0] + 1) / 2, (fake[..., 0] + 1) / 2
     mean = np.stack([unit[rows["z"] == z].mean(axis=0) for z in rows["z"]])  # of the same people, here
-    for name, guess in (("vae", fake), ("mean image per slice index", mean), ("black", 0 * unit)):
+    for name, guess in (("vae", fake), ("mean image of the slice index", mean), ("black", 0 * unit)):
         mae = np.abs(unit - guess).mean(axis=(1, 2))
         psnr = -10 * np.log10(np.square(unit - guess).mean(axis=(1, 2)))
         for score, values in (("MAE", mae), ("PSNR", psnr)):
