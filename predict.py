@@ -329,12 +329,17 @@ def reconstruct(run, real, pictures):
     found = dataset.read_split(source, real.split, autoencoder.image_size, masks=masked)
     latents = first_stage.encode(found["image"], found)
     fake = first_stage.decode(latents, found)
-    scores = beside_trivial(record["settings"]["first_stage"], fake, found, source)
+    train = dataset.make_dataset(source, "train", autoencoder.image_size, batches.SIZE, training=False)
+    train = tqdm(train, desc="mean image", unit="batch", delay=1)
+    mean = metrics.mean_images((metrics.to_unit(batch["image"]), batch["z"].numpy()) for batch in train)
+    called, real_unit, fake_unit = record["settings"]["first_stage"], *map(metrics.to_unit, (found["image"], fake))
+    scores = metrics.beside_trivial(real_unit, fake_unit, mean, found["z"], called)
+    scores = {name: metrics.over_people(values, found["case"]) for name, values in scores.items()}
     people, count = len(np.unique(found["case"])), len(fake)
     show_scores(scores, real.split, people, count, getattr(autoencoder, "bits_per_slice", None))
     if source.person == "each":
         print("note: every slice counts as a person (--person each): people may be in two splits, scores too good")
-    background = float(metrics.to_unit(fake)[found["image"] == -1].mean())
+    background = float(fake_unit[found["image"] == -1].mean())
     print(f"background: {background:.4f} on average where the real slice is black (0)")
     some = np.argsort(found["z"], kind="stable")[batches.evenly(count, 8)]
     figures.reconstruction_sheet(pictures.out / "reconstruct.png", found["image"][some], fake[some], found["z"][some])
@@ -349,25 +354,6 @@ def reconstruct(run, real, pictures):
             print("Dice: " + ", ".join(f"{name} {value:.3f}" for name, value in facts["dice"].items()))
     runs.save_json(pictures.out / "reconstruct.json", facts)
     print(f"-> {pictures.out / 'reconstruct.png'}, {pictures.out / 'reconstruct.json'}")
-
-
-def beside_trivial(name, fake, found, source):
-    """Scores of reconstructions beside those of two predictors that know nothing of the slice.
-
-    Args:
-        name: of what made the reconstructions.
-        fake: (N, H, W, 1) in [-1, 1].
-        found: the real slices, as `dataset.read_split` has read them.
-        source: where they are from; the mean images are of its training people.
-
-    Returns:
-        {name: {score: (mean over people, deviation over people)}}.
-    """
-    train = dataset.make_dataset(source, "train", fake.shape[1], batches.SIZE, training=False)
-    train = tqdm(train, desc="mean image", unit="batch", delay=1)
-    mean = metrics.mean_images((metrics.to_unit(batch["image"]), batch["z"].numpy()) for batch in train)
-    scores = metrics.beside_trivial(metrics.to_unit(found["image"]), metrics.to_unit(fake), mean, found["z"], name)
-    return {name: metrics.over_people(values, found["case"]) for name, values in scores.items()}
 
 
 def show_scores(scores, split, people, count, rate):
