@@ -3,11 +3,14 @@
     VQVAE, VAE       first stage: images <-> latents, through a codebook or through a Gaussian
     DiffusionModel   second stage: a U-Net with its schedule and its prediction, and denoise(x_t, t) -> x_0
 
-Their networks are built in `ldm.nets`, the `UNet` in `ldm.nets.unet`. Two more models have a `train_step` elsewhere:
-a first stage against a discriminator in `ldm.training.adversary`, the transformer over codes in `ldm.training.prior`.
+Their networks are built in `ldm.nets`, the `UNet` in `ldm.nets.unet`. Three more models have a `train_step` elsewhere:
+a first stage against a discriminator in `ldm.training.adversary`, the transformer over codes in `ldm.training.prior`,
+and the network whose features an evaluation compares, `features.FeatureNet`.
 
 Networks are built of `keras.ops` and run on every Keras backend; `train_step` and `test_step` are TensorFlow's.
-A batch is {"image" (B, H, W, C), "z" (B,), "label" (B,), "case" (B,)}; its "image" may be latents.
+A batch is {"image" (B, H, W, C), "z" (B,), "label" (B,), "case" (B,)}; its "image" may be latents. Where they are used,
+it also holds "covariates" (B, K); "mask", for a first stage tissue classes (B, H, W), for diffusion tissue fractions
+(B, H, W, 4); and, in validation, "number" (B,), which batch of the dataset it is.
 """
 
 import functools
@@ -157,10 +160,18 @@ class Autoencoder(Recorded, Reports, keras.Model):
         return self.crop_box.crop(images)
 
     def pad(self, images, value):
-        """The inverse of `crop`, with `value` outside the box, and in the outermost patch inside its edges.
+        """Put pictures back where `crop` took them from.
 
-        There is nothing in that patch, as far as the box has room around the brain; and the decoder, whose convolutions
-        see zeros beyond, would put specks into its corners.
+        Everything outside the box becomes `value`, and so does a thin rim inside it, but not where the box ends with
+        the picture. A box that was laid around the brains (`CropBox.around`) is empty there, and the decoder makes
+        specks there, since its convolutions see zeros beyond the edge.
+
+        Args:
+            images: (B, h, w, ...), as `crop` returns them.
+            value: a number.
+
+        Returns:
+            Whole pictures, (B, H, W, ...).
         """
         rim = min(self.patch, CropBox.room(self.image_size))
         return self.crop_box.pad(images, value, self.image_size, rim)
@@ -220,7 +231,9 @@ class Autoencoder(Recorded, Reports, keras.Model):
         extra = {name: weights[name] * loss for name, loss in extra.items()}
         if self.tissues:
             known = None
-            if training:  # of the global batch: one replica may hold all slices that have masks
+            # One replica may hold all slices that have masks, so each must divide by what the global batch has. It is
+            # the mean over replicas and not the sum, since `replica_loss` divides by their number once more.
+            if training:
                 known = distribution.mean_over_replicas(tf.reduce_sum(tf.cast(batch["mask"] >= 0, tf.float32)))
             extra["tissue"] = self.tissue_weight * losses.segmentation(outputs["tissue"], batch["mask"], known)
         values = {"loss": reconstruction + sum(extra.values()), "reconstruction": reconstruction, **extra}
@@ -275,7 +288,7 @@ class VQVAE(Autoencoder):
         codes_per_latent: each latent is cut into so many parts, and each part has a code of its own, out of one
             codebook (product quantisation, Jegou et al., doi:10.1109/TPAMI.2010.57).
         commitment: weight of the loss that keeps the encoder near its learned codes (beta, 0.25 in the paper).
-        Others: as `Autoencoder`.
+        Others: as `Autoencoder`; with "fsq", `latent_channels` is always `codes_per_latent * len(levels)`.
     """
 
     def __init__(
@@ -307,7 +320,7 @@ class VQVAE(Autoencoder):
 
     @property
     def code_shape(self):
-        """(h, w codes_per_latent): one slice's codes."""
+        """(h, w * codes_per_latent), the shape of one slice's codes."""
         return self.bottleneck.code_shape
 
     @property
@@ -324,7 +337,7 @@ class VQVAE(Autoencoder):
         return (self.bottleneck.latents_of(codes) - self.latent_mean) / self.latent_std
 
     def count_codes(self, dataset):
-        """How often each code names a place of the dataset's slices, (K,) int64."""
+        """How often each code is used in the dataset, (num_codes,) int64."""
         encode = tf.function(lambda images, z, label: self.codes(self.encode(images, z, label)), reduce_retracing=True)
         total = np.zeros(self.num_codes, "int64")
         for batch in dataset:
@@ -372,11 +385,12 @@ class DiffusionModel(Recorded, Reports, keras.Model):
         seed: of the noise in training and in validation.
         zero_snr: rescale the schedule so that nothing of the picture is left at t = 1; not with "eps".
         min_snr_gamma: weigh squared errors in x_0 by min(SNR, gamma), in training and in validation; None leaves the
-            error of the network's output unweighted. The paper's is 5.
+            error of the network's output unweighted. The paper's is 5. For the loss "mse": a run's settings refuse it
+            with any other.
         loss: of the network's output: "mse", "l1" or "huber". Only the first estimates the mean, which is what samplers
             expect of x_0; l1 estimates the median.
-        accumulate: parts that a training batch goes through the network in, one after the other, for less memory and
-            the same step; divides a replica's rows.
+        accumulate: number of parts into which a training batch is cut, one after the other, to save memory; the step
+            stays the same. The rows of a replica must be a multiple of it.
         sigma_data: standard deviation of the data, for the prediction "edm".
     """
 
@@ -473,7 +487,7 @@ class DiffusionModel(Recorded, Reports, keras.Model):
             inputs["covariates"] = conditions.get("covariates", unknown)
         if "mask" in self.extra_conditions:
             inputs["mask"] = conditions.get("mask", ops.zeros((rows, *self.data_shape[:2], 4)))
-        inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # Keras refuses a mixture
+        inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # of NumPy arrays and tensors
         alpha, sigma = self.coefficients(inputs["t"])
         known = (alpha, sigma, self.sigma_data)
         output = self.unet({**inputs, "x": schedules.to_input(self.prediction, inputs["x"], *known)})
@@ -506,7 +520,7 @@ class DiffusionModel(Recorded, Reports, keras.Model):
 
     def train_step(self, batch):
         images = batch["image"]
-        shape = (tf.shape(images)[0], *images.shape[1:])  # the tensor's own batch: a replica's part
+        shape = (tf.shape(images)[0], *images.shape[1:])  # rows on this replica
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         t, eps, uniform = corruption.randomness(shape, seed)
         batch, keep = corruption.hide(batch, self.extra_conditions, self.drop_conditions, uniform, seed)
@@ -524,11 +538,11 @@ class DiffusionModel(Recorded, Reports, keras.Model):
         return distribution.for_logs(self.report(training=True))
 
     def test_step(self, batch):
-        """The losses of a batch with the same times and noise in every epoch, and others in every batch.
+        """Each validation batch has its own times and noise, the same in every epoch.
 
-        The validation split comes in the order of its people, so a row of a batch may always show the same slice index;
-        with times that depended on the row alone, each slice index would be judged at one noise level only. So they
-        depend on the batch's "number" (B,) int32 as well. Without it there may be one batch only.
+        They are seeded by the batch's "number" (B,) int32. Without it all batches would share one draw; and since the
+        validation split comes in the order of its people, so that a row of a batch may always show the same slice
+        index, each slice index would be judged at one noise level only.
         """
         rows, batch = distribution.at_least_one_row(batch)
         images = batch["image"]
