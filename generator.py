@@ -6,8 +6,8 @@
     images = generator.decode(generator.draw(x_T, conditions), conditions)  # (4, H, W, 1) in [-1, 1]
 
 Slices are drawn some at a time. What a slice becomes depends on its own noise, number and conditions, not on the slices
-that are drawn beside it, so the size of a batch does not matter. Pictures of an epoch, samples of an evaluation and
-everything that `predict.py` draws come through here.
+that are drawn beside it, so the size of a batch does not matter. Pictures of a diffusion model's epochs, samples of an
+evaluation and everything that `predict.py` draws come through here.
 """
 
 import numpy as np
@@ -30,7 +30,8 @@ class FirstStage:
     unknown.
 
     Args:
-        autoencoder: a `VQVAE` or `VAE`; None in pixels, where pictures are the latents.
+        autoencoder: a `VQVAE` or `VAE`. Only a `Generator` in pixels has None: pictures are its latents, and its model
+            knows their shape.
     """
 
     def __init__(self, autoencoder):
@@ -97,11 +98,14 @@ class Generator(FirstStage):
         autoencoder: the first stage; None in pixels.
 
     Raises:
-        RunError: if a model is not there yet.
+        RunError: if a model or the record is not there, or the first stage is still in training.
     """
 
     def __init__(self, run):
         model, record = runs.load_model(run / "diffusion.keras"), runs.load_json(run / "diffusion.json")
+        if record is None:
+            again = f"run `python train.py diffusion --run {run.name}`, which writes it again"
+            raise runs.RunError(f"{run / 'diffusion.json'} is not there: {again}")
         in_pixels = record["settings"]["first_stage"] == "none"
         self._set(model, None if in_pixels else runs.load_first_stage(run), record)
 
@@ -161,7 +165,8 @@ class Generator(FirstStage):
             x_T: noise, or, with `start`, noised pictures, (N, h, w, C).
             conditions: see the class.
             sampler: a name in `samplers.SAMPLERS`, or "inpaint".
-            steps: network calls per slice; None takes the sampler's usual number.
+            steps: calls of `denoise`, each of which, guided, is two of the network; None takes the sampler's usual
+                number. "inpaint" rounds down to a multiple of `resample`.
             moments: of how many steps, evenly spread, the states are kept; the last is always one of them.
             seed, first, shared: of the noise that a sampler adds on the way, as in `noise`.
             guidance_scale, guidance_rescale: see `guidance.guided`.
@@ -173,16 +178,19 @@ class Generator(FirstStage):
             List of (x_t, x_0), two arrays (N, h, w, C) each, in the order of the steps; the last x_t are the samples.
 
         Raises:
-            ValueError: for an option that this sampler does not take.
+            ValueError: for an option that this sampler does not take, or a value that it refuses.
         """
         method = samplers.named(sampler)
         if unknown := options.keys() - method.takes:
             raise ValueError(f"{sampler} does not take {', '.join(sorted(unknown))}")
         steps = steps or method.calls
-        kept = {steps - 1} if moments == 1 else set(batches.evenly(steps, moments).tolist())
+        calls = steps
+        if sampler == "inpaint":
+            calls = samplers.inpainting_calls(steps, options.get("resample", samplers.RESAMPLE))
+        kept = {calls - 1} if moments == 1 else set(batches.evenly(calls, moments).tolist())
         limit = 1.0 if self.model.clip_x_0 else None
         parts, found = batches.parts(len(x_T)), []
-        with tqdm(total=steps * len(parts), desc=title, unit="call", disable=None if title else True) as bar:
+        with tqdm(total=calls * len(parts), desc=title, unit="call", disable=None if title else True) as bar:
             for part in parts:
                 known, away, own = (_rows(given, part) for given in (conditions, negative or {}, options))
                 known, away = (
@@ -207,8 +215,9 @@ class Generator(FirstStage):
 
         Args:
             images: (N, H, W, 1) in [-1, 1].
-            start: the time, in (0, 1]: 1 leaves nothing of the pictures.
-            steps: network calls that the whole way from t = 1 would take; this part takes its share of them.
+            start: the time, in (0, 1]: 1 leaves next to nothing of the pictures (alpha(1) is 0.0064 in the schedule
+                "linear", 4.9e-5 in "cosine" and "sigmoid"), and nothing with "flow" or `zero_snr`.
+            steps: calls of `denoise` that the whole way from t = 1 would take; this part takes its share of them.
             options: of `trajectory`.
         """
         x_t = self.noised(self.encode(images, conditions), start, self.noise(seed, len(images), first))
@@ -217,11 +226,11 @@ class Generator(FirstStage):
 
     @staticmethod
     def share_of_steps(sampler, steps, start):
-        """Network calls from the time `start` on, of those that the whole way takes; at least one."""
+        """Calls of `denoise` from the time `start` on, of those that the whole way takes; at least one."""
         return max(1, round((steps or samplers.named(sampler).calls) * start))
 
     def pseudo_healthy(self, images, conditions, start, draws=4, moments=1, seed=0, **options):
-        """What the model makes of pictures that are noised: as they are, but for what it has not learned to draw.
+        """Noise the pictures and denoise them: the model redraws what it knows; what it never saw, a lesion, is lost.
 
         Args:
             images, conditions, start, options: as of `renoised`.
@@ -238,21 +247,21 @@ class Generator(FirstStage):
             ends.append(self.renoised(images, conditions, start, seed=seed, first=first, **options)[-1][0])
         return np.mean([self.decode(x, conditions) for x in ends], axis=0), trajectory
 
-    def inpainted(self, images, conditions, mask, steps=None, resample=5, seed=0, **options):
+    def inpainted(self, images, conditions, mask, steps=None, resample=samplers.RESAMPLE, seed=0, **options):
         """The `trajectory` of pictures of which a part is drawn anew, to fit the rest.
 
         Args:
             images: (N, H, W, 1) in [-1, 1].
             mask: (1, h, w, 1) of latents, 1 where to draw anew: see `touched`.
-            steps: network calls; as many of them as `resample` divides are made.
-            resample: times that each noise level is gone through.
+            steps: calls of `denoise`, rounded down to a multiple of `resample`; None takes the usual number.
+            resample: times that each step is made; at most `steps`, and cut to it where it is more.
             options: of `trajectory`.
         """
         steps = steps or samplers.INPAINT.calls
         resample = min(resample, steps)
         known, x_T = self.encode(images, conditions), self.noise(seed, len(images))
         own = {"known": known, "mask": np.repeat(mask, len(images), axis=0), "resample": resample}
-        return self.trajectory(x_T, conditions, "inpaint", steps - steps % resample, seed=seed, **own, **options)
+        return self.trajectory(x_T, conditions, "inpaint", steps, seed=seed, **own, **options)
 
     def touched(self, area):
         """Pixels (1, H, W, 1), 1 in an area and 0 elsewhere -> the latents that it touches, (1, h, w, 1) likewise."""
@@ -260,7 +269,7 @@ class Generator(FirstStage):
 
 
 def _rows(values, part):
-    """Some rows of whatever has rows in {name: value}."""
+    """{name: value} with every NumPy array cut to the rows `part`; all other values are passed on as they are."""
     return {name: value[part] if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
@@ -294,9 +303,9 @@ def prior_latents(kind, run, first_stage, conditions, seed=0, prior=None, **opti
 
 
 def histogram_latents(run, z, seed):
-    """Latents (N, h, w, C): each place drawn by itself from all training latents of the same slice index.
+    """Latents (N, h, w, C): each place drawn by itself from all training latents of the nearest slice index.
 
-    Once decoded, and so quantised, these are draws from the histogram of codes per place and slice index.
+    Once a VQ-VAE decodes and so quantises them, they are draws from the histogram of codes per place and slice index.
 
     Raises:
         RunError: if the training latents are not there yet.

@@ -358,6 +358,17 @@ def test_inpainting_keeps_what_is_known(steps, resample, calls, monkeypatch):
     assert np.abs(end - images)[~kept].min() > 1e-6
 
 
+@pytest.mark.parametrize(("options", "calls"), [({}, 5), ({"resample": 3}, 6), ({"resample": 7}, 7)])
+def test_the_moments_of_inpainting_are_those_of_the_calls_that_are_made(made, options, calls):
+    """Asked for 7 calls, and not through `inpainted`: whole rounds of `resample` are made, and their end is kept."""
+    x_T, picture = made.noise(0, 2), np.zeros((2, *SHAPE), "float32")
+    more = {"known": picture, "mask": np.ones((2, 4, 4, 1), "float32"), **options}
+    whole = made.trajectory(x_T, known(2), "inpaint", 7, moments=99, **more)
+    assert len(whole) == calls
+    (last,) = made.trajectory(x_T, known(2), "inpaint", 7, **more)
+    np.testing.assert_array_equal(last, whole[-1])
+
+
 # ---- priors ----------------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +404,8 @@ def test_a_run_is_known_by_its_record(latent, tmp_path):
     with pytest.raises(runs.RunError, match="python train.py diffusion"):
         Generator(tmp_path)
     (tmp_path / "diffusion.keras").write_bytes((OLD / "vqvae" / "diffusion.keras").read_bytes())
+    with pytest.raises(runs.RunError, match=r"diffusion\.json is not there: run `python train.py diffusion"):
+        Generator(tmp_path)
     (tmp_path / "diffusion.json").write_text(json.dumps({"settings": {"first_stage": "vqvae"}}))
     with pytest.raises(runs.RunError, match="python train.py autoencoder"):
         Generator(tmp_path)

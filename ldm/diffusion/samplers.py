@@ -1,11 +1,13 @@
 """Samplers: from noise to data, given any `denoise(x_t, t) -> x_0`.
 
-Every sampler is a generator that yields `(x_t, x_0)` after each network call: the state it has reached and the clean
-data that the network saw on the way. The last x_t is the sample; the list of them is the trajectory. `steps` counts
-network calls. A sampler knows no model: `denoise` takes x_t and a float32 array t of shape (B,), and `schedule` is a
-function t -> (alpha, sigma) of `ldm.diffusion.schedules`, which need not preserve the variance and may end at
-alpha(1) = 0: the first step is then x_s = alpha_s x_0 + sigma_s x_T. Nothing clips x_t, ever; a `denoise` for pixels
-may clip its x_0. What a caller has to know of each, its usual number of calls and the options it takes, is in SAMPLERS.
+Every sampler is a generator that yields `(x_t, x_0)` after each call of `denoise`: the state it has reached and the
+clean data that the network predicted on the way. The last x_t is the sample; the list of them is the trajectory.
+`steps` counts calls of `denoise`; guided, each is two of the network. A sampler knows no model: `denoise` takes x_t and
+a float32 array t of shape (B,), and `schedule` is a function t -> (alpha, sigma) of `ldm.diffusion.schedules`, which
+need not preserve the variance and may end at alpha(1) = 0. A first step that is of first order and adds no noise (that
+of ddim with eta 0, euler, dpm_solver_pp, and heun with an even number of calls) is then
+x_s = alpha_s x_0 + sigma_s x_T. Nothing clips x_t, ever; a `denoise` for pixels may clip its x_0. What a caller has to
+know of each, its usual number of calls and the options it takes, is in SAMPLERS.
 """
 
 import dataclasses
@@ -23,6 +25,8 @@ SPACINGS = ("uniform", "trailing", "karras")
 # The noise levels sigma / alpha between which the Karras spacing lies, and its exponent (arXiv 2206.00364, table 1).
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 
+RESAMPLE = 5  # times that `inpaint` makes each step, unless somebody says otherwise
+
 
 def time_grid(steps, spacing="uniform", schedule=None, start=1.0):
     """The `steps + 1` times that a sampler visits, from `start` down to 0; float32.
@@ -33,13 +37,13 @@ def time_grid(steps, spacing="uniform", schedule=None, start=1.0):
             the spacing of that name in arXiv 2305.08891, section 3.3; so the uniform one is its continuous form, and
             they are the same where `steps` divides T. "karras": noise levels sigma / alpha whose 7th roots are evenly
             spaced from 80 (or the schedule's own end, if that is less) to 0.002, and then 0 (arXiv 2206.00364, eq. 5);
-            the first of them is moved to t = 1, since that is where x_T is noise and nothing else.
+            the first of them is moved to t = 1, where x_T is noise and next to nothing else.
         schedule: callable t -> (alpha, sigma), for "karras".
         start: the first time, in (0, 1]; less than 1 where x_T is a noised picture, evenly spaced only.
 
     Raises:
-        ValueError: if `steps` is less than 1, the spacing is unknown or does not go with `start`, or the table has
-            fewer entries than steps.
+        ValueError: if `steps` is less than 1, the spacing is unknown or does not go with `start`, or a
+            "trailing" one has more steps than the table has entries.
     """
     if steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, not {steps}")
@@ -66,20 +70,22 @@ def initial_noise(seed, i, shape):
 
 
 def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", start=1.0):
-    """DDIM (arXiv 2010.02502, eq. 12): x_s = alpha_s x_0 + sqrt(sigma_s^2 - noise^2) eps + noise z.
+    """DDIM (arXiv 2010.02502, eq. 12): x_s = alpha_s x_0 + sqrt(sigma_s^2 - added^2) eps + added z.
+
+    Here s is the next time, z is fresh noise, and added is `eta` times the posterior's standard deviation.
 
     Args:
         denoise: callable (x_t, t) -> x_0.
         x_T: noise, (B, ...), standard normal.
         schedule: callable t -> (alpha, sigma).
-        steps: number of network calls.
+        steps: number of calls of `denoise`.
         eta: 0 is deterministic; 1 has the moments of DDPM.
         seed: of the noise that eta > 0 adds: an integer; or one for each row of x_T (each an integer, or a sequence of
             them), so that what a row gets does not depend on the rows beside it, and equal seeds add equal noise.
         spacing, start: of the times; see `time_grid`.
 
     Yields:
-        (x_t, x_0), each (B, ...), once per network call.
+        (x_t, x_0), each (B, ...), once per call of `denoise`.
     """
     noise = _noise(seed)
     x_t = x_T
@@ -113,10 +119,11 @@ def ddpm(denoise, x_T, schedule, steps, seed=None, spacing="uniform", start=1.0)
 
 
 def dpm_solver_pp(denoise, x_T, schedule, steps, spacing="uniform", start=1.0):
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order in log-SNR, one network call per step.
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): of second order, with one call of `denoise` per step.
 
-    The first step, and the last one, which ends at sigma = 0, are of first order (equal to DDIM); so is the second if
-    the first came from alpha = 0, infinitely far away in log-SNR.
+    The order is that in lambda = log(alpha / sigma), half the log-SNR. The first step, and the last one, which ends at
+    sigma = 0, are of first order (equal to DDIM); so is the second if the first came from alpha = 0, where lambda is
+    minus infinity.
 
     Args and Yields: as `ddim`.
     """
@@ -155,9 +162,9 @@ def heun(denoise, x_T, schedule, steps, spacing="uniform", start=1.0):
     The algorithm is for any scaling of x_t. Here it is that of a rectified flow, x_t / (alpha + sigma) as a function
     of sigma / (alpha + sigma) with slope eps - x_0, because it is finite at both ends; x_t / alpha is not at alpha = 0.
 
-    A step takes two calls, except the last, which ends at sigma = 0, and the first where `steps` is even: these are
-    Euler's. So `steps` calls go through `steps // 2 + 1` intervals. The trajectory has one moment per call: Euler's
-    state, then the corrected one at the same time.
+    An interval takes two calls; the last takes one, and so does the first if the number of calls is even: these are
+    Euler's steps. `steps` calls therefore cover `steps // 2 + 1` intervals. The trajectory has one moment per call:
+    Euler's state, then the corrected one at the same time.
 
     Args and Yields: as `ddim`.
     """
@@ -180,27 +187,29 @@ def heun(denoise, x_T, schedule, steps, spacing="uniform", start=1.0):
         yield x_t, x_0
 
 
-def inpaint(denoise, known, mask, x_T, schedule, steps, resample=5, seed=None):
+def inpaint(denoise, known, mask, x_T, schedule, steps, resample=RESAMPLE, seed=None):
     """Draw a part of a picture anew, to fit the rest (RePaint, arXiv 2201.09865, algorithm 1).
 
-    At each noise level the rest is put back, noised as much; and so that the two halves agree, each level is gone
-    through `resample` times, noised again in between.
+    After each step, everything outside the mask is replaced by `known`, noised to the same level. To make inside and
+    outside agree, each step is made `resample` times, going back up by fresh noise in between.
 
     Args:
         denoise, x_T, schedule, seed: as `ddim`.
         known: the picture (or its latents), (B, h, w, C).
         mask: (B, h, w, 1), 1 where to draw anew, 0 where `known` stays.
-        steps: number of network calls: `steps // resample` noise levels.
-        resample: times that each level is gone through, at most `steps`.
+        steps: number of calls of `denoise`, rounded down to a multiple of `resample`.
+        resample: times that each step is made, at most `steps`.
 
     Yields:
-        (x_t, x_0), each (B, h, w, C), once per network call; the last x_t is `known` outside the mask.
+        (x_t, x_0), each (B, h, w, C), once per call of `denoise`; the last x_t is `known` outside the mask.
+
+    Raises:
+        ValueError: if `resample` is less than 1 or more than `steps`.
     """
-    if not 1 <= resample <= steps:
-        raise ValueError(f"resample must lie between 1 and the {steps} steps, not {resample}")
+    levels = inpainting_calls(steps, resample) // resample
     noise = _noise(seed)
     x_t = x_T
-    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, steps // resample):
+    for t, alpha_t, sigma_t, alpha_s, sigma_s in _steps(schedule, levels):
         for _ in range(resample):
             x_0 = denoise(x_t, _at(t, x_t))
             anew, deviation = _posterior(x_t, x_0, alpha_t, sigma_t, alpha_s, sigma_s)
@@ -212,13 +221,24 @@ def inpaint(denoise, known, mask, x_T, schedule, steps, resample=5, seed=None):
         x_t = x_s
 
 
+def inpainting_calls(steps, resample=RESAMPLE):
+    """Calls of `denoise` that `inpaint` makes: `steps` rounded down to a multiple of `resample`.
+
+    Raises:
+        ValueError: if `resample` is less than 1 or more than `steps`.
+    """
+    if not 1 <= resample <= steps:
+        raise ValueError(f"resample must lie between 1 and the {steps} steps, not {resample}")
+    return steps - steps % resample
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """One of the functions above, and what its callers have to know of it.
 
     Attributes:
         draw: the function; a `Sampler` is called like it.
-        calls: network calls that it usually takes for a good picture.
+        calls: of `denoise`, that it usually takes for a good picture.
     """
 
     draw: Callable
@@ -238,7 +258,7 @@ SAMPLERS = {
     "ddim": Sampler(ddim, 50),
     "dpm_solver_pp": Sampler(dpm_solver_pp, 20),
     "euler": Sampler(euler, 50),
-    "heun": Sampler(heun, 41),  # an odd number: see there
+    "heun": Sampler(heun, 41),  # odd, so that the first step is of second order too
 }
 INPAINT = Sampler(inpaint, 100)  # needs a picture and a mask, so it cannot stand in for the others
 
