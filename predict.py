@@ -86,7 +86,7 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=Fal
         figures.save_png(png, figures.sheet(figures.enlarge(images), columns))
         save_trajectory(gif, generator, trajectory, known, pictures, columns, last=images)
         clock.ends("filming")
-        calls = sampling.steps or samplers.named(name).calls
+        calls = network_calls(sampling, sampling.steps or samplers.named(name).calls)
         print(f"{name}: {count} slices, {calls} network calls each -> {png}, {gif}")
         print(f"{name}: {clock.seconds['drawing'] / count:.2f} seconds per slice; {clock}")
         if mask:
@@ -110,6 +110,11 @@ def options_for(sampling, sampler, generator, known):
         "negative": negative_conditions(data, known, *away),
         **{name: value for name, value in own.items() if name in samplers.named(sampler).takes},
     }
+
+
+def network_calls(sampling, calls):
+    """Network calls for each slice, given the calls of `denoise`: guided, each of these is two of the network."""
+    return calls if sampling.guidance == 1.0 else 2 * calls
 
 
 class Clock:
@@ -311,7 +316,8 @@ def inpaint(run, wanted, sampling, real, pictures, box, resample):
     figures.reconstruction_sheet(path, images, fake, known["z"], count=len(images), called="inpainted")
     gif = path.with_suffix(".gif")
     save_trajectory(gif, generator, trajectory, known, pictures, last=fake, through=inside)
-    print(f"inpaint: {len(images)} slices, {sampling.steps} network calls each -> {path}, {gif}")
+    calls = samplers.inpainting_calls(sampling.steps, min(resample, sampling.steps))
+    print(f"inpaint: {len(images)} slices, {network_calls(sampling, calls)} network calls each -> {path}, {gif}")
 
 
 # ---- reconstruct -----------------------------------------------------------------------------------------------------
