@@ -71,7 +71,7 @@ class Sampling:
     sampler: tuple | str = flag(
         ("ddim", "ddpm"), "each for pictures of its own", nargs="+", choices=tuple(samplers.SAMPLERS)
     )
-    steps: int | None = flag(None, f"network calls (default: {USUAL})", type=number(int, least=1))
+    steps: int | None = flag(None, f"calls of the denoiser (default: {USUAL})", type=number(int, least=1))
     eta: float = flag(0.0, "DDIM's noise: 0 is deterministic, 1 is DDPM-like", type=number(float, 0, 1))
     spacing: str = flag("uniform", "of a sampler's times", choices=samplers.SPACINGS)
     guidance: float = flag(1.0, "more than 1 exaggerates the conditions", type=number(float))
@@ -186,7 +186,7 @@ TASKS = {
     "inpaint": Task(
         "A part of real slices drawn anew.",
         f"box resample {OF_REAL}",
-        changes=EIGHT | {"steps": {"default": samplers.INPAINT.calls, "help": "network calls"}},
+        changes=EIGHT | {"steps": {"default": samplers.INPAINT.calls, "help": "calls of the denoiser"}},
     ),
     "reconstruct": Task("Real slices through the first stage, with scores.", "data split", "autoencoder"),
 }

@@ -53,7 +53,7 @@ class CropBox(NamedTuple):
         return images[:, self.top : self.top + self.height, self.left : self.left + self.width]
 
     def pad(self, images, value, size, rim=0):
-        """The inverse of `crop`: `value` around the box, in pictures of `size` pixels a side.
+        """Put pictures back where `crop` took them from, in pictures of `size` pixels a side, `value` around them.
 
         Args:
             rim: pixels inside the box's edges that get the value as well, but not where an edge is the picture's own.
