@@ -11,11 +11,14 @@ and what bad generators get. What cannot be said (no test people, no labels, few
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
+import command
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+if __name__ == "__main__":
+    command.from_the_start("evaluate.py")  # TensorFlow takes seconds to import
 
 import dataset
 import study
@@ -59,6 +62,7 @@ def check(flags):
 
 def work(flags):
     """Do what the flags say; returns the exit status."""
+    check(flags)
     began = time.time()
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion", "autoencoder")
     out = Path(flags.out) if flags.out else run
@@ -150,18 +154,11 @@ def audit_status(facts, limit):
 
 
 def main(argv=None):
-    """Run the command line; exit status: 0 done, 2 a user's mistake, 3 too many copies, 130 interrupted."""
+    """Run the command line; exit status: 0 done, 2 a user's mistake, 3 too many copies, 130 or 143 interrupted."""
     flags = parser().parse_args(argv)
-    try:
-        check(flags)
-        return work(flags)
-    except (dataset.DataError, runs.RunError) as mistake:
-        print(f"evaluate.py: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command to go on", file=sys.stderr)
-        return 130
+    hint = "run the same command to go on"
+    return command.run("evaluate.py", lambda: work(flags), (dataset.DataError, runs.RunError), hint)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -12,11 +12,14 @@ Settings come from a preset, then from what the run already is, then from the fl
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
+import command
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+if __name__ == "__main__":
+    command.from_the_start("train.py")  # TensorFlow takes seconds to import
 
 import numpy as np
 
@@ -200,17 +203,11 @@ def overfit(stage, settings, source, strategy):
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 or 143 interrupted."""
     flags = parser().parse_args(argv)
-    try:
-        return work(flags)
-    except (dataset.DataError, runs.RunError) as mistake:
-        print(f"train.py: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; all finished epochs are saved: run the same command to go on", file=sys.stderr)
-        return 130
+    hint = "all finished epochs are saved: run the same command to go on"
+    return command.run("train.py", lambda: work(flags), (dataset.DataError, runs.RunError), hint)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

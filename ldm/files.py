@@ -26,5 +26,9 @@ def write_by(path, writer):
     try:
         writer(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or Path(error.filename) == temporary:
+            error.filename, error.filename2 = str(path), None  # the name that its user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -46,8 +46,9 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
     "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.training.runs", "ldm.judging.measures"}
     | {"ldm.judging.metrics"},
+    "command": set(),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
-    "evaluate": {"dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}
+    "evaluate": {"command", "dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}
     | {"ldm.training.runs", "ldm.training.distribution"},
 }
 

@@ -1,6 +1,8 @@
 """ldm/files.py: a file is there whole, or as it was before."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,23 @@ def test_a_writer_that_writes_nothing_is_an_error_and_not_an_empty_file(tmp_path
     with pytest.raises(FileNotFoundError):
         files.write_by(tmp_path / "a.txt", lambda temporary: None)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_error_names_the_file_that_was_to_be_written_and_not_its_temporary_one(tmp_path):
+    def full(temporary):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write says it: without a name
+
+    with pytest.raises(OSError) as found:
+        files.write_by(tmp_path / "a.txt", full)
+    assert found.value.filename == str(tmp_path / "a.txt") and found.value.errno == errno.ENOSPC
+    (tmp_path / "folder" / "in it").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError) as found:
+        files.write(tmp_path / "folder", "text")
+    assert (found.value.filename, found.value.filename2) == (str(tmp_path / "folder"), None)
+
+    def of_another_file(temporary):
+        (tmp_path / "nowhere").read_text()
+
+    with pytest.raises(FileNotFoundError) as found:
+        files.write_by(tmp_path / "a.txt", of_another_file)
+    assert Path(found.value.filename) == tmp_path / "nowhere"
