@@ -103,7 +103,7 @@ def make_strategy(replicas, todo, settings):
     try:
         strategy = distribution.make_strategy(replicas)
     except ValueError as error:
-        raise runs.RunError(f"{error}: give fewer") from error
+        raise runs.RunError(str(error)) from error
     replicas = strategy.num_replicas_in_sync
     for stage in todo:
         rows, parts = settings[stage].get("batch_size", replicas), settings[stage].get("accumulate", 1)
@@ -166,26 +166,32 @@ def work(flags):
         return overfit(flags.stage, settings, source, strategy)
     manifest = source.manifest()
     records.refuse_other_people(run, manifest)
-    for stage in todo:
-        if records.is_finished(run, stage, settings):
-            print(f"{stage}: finished before; its result is in {run}/")
-            continue
-        start = time.time()
-        with dataset.data_errors(source):
-            if stage == "autoencoder":
-                stages.train_autoencoder(run, settings, source, manifest, strategy)
-            elif stage == "latents":
-                stages.encode_latents(run, settings, source, manifest)
-            elif stage == "diffusion":
-                stages.train_diffusion(run, settings, source, manifest, strategy)
-            else:
-                stages.train_prior(run, settings, source, manifest, strategy)
-        distribution.wait_for_all(strategy)
-        print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
+    with runs.training(run):
+        for stage in todo:
+            do_stage(stage, run, settings, source, manifest, strategy)
     following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
     following["prior"] = "predict.py --prior transformer"
     print(f"next: python {following.get(todo[-1], 'predict.py')} --run {flags.run or run.name}")
     return 0
+
+
+def do_stage(stage, run, settings, source, manifest, strategy):
+    """Train one stage to its end, if it has not come there before."""
+    if records.is_finished(run, stage, settings):
+        print(f"{stage}: finished before; its result is in {run}/")
+        return
+    start = time.time()
+    with dataset.data_errors(source):
+        if stage == "autoencoder":
+            stages.train_autoencoder(run, settings, source, manifest, strategy)
+        elif stage == "latents":
+            stages.encode_latents(run, settings, source, manifest)
+        elif stage == "diffusion":
+            stages.train_diffusion(run, settings, source, manifest, strategy)
+        else:
+            stages.train_prior(run, settings, source, manifest, strategy)
+    distribution.wait_for_all(strategy)
+    print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
 
 
 def overfit(stage, settings, source, strategy):

@@ -1,10 +1,16 @@
 """Files that are written whole or not at all: under another name first, and then put in place in one step.
 
-Who is interrupted, or finds the disk full, keeps the file of before.
+Who is interrupted, or finds the disk full, keeps the file of before. And a lock, for what only one process may do.
 """
 
 import os
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has another way to lock
+    fcntl = None
+    import msvcrt
 
 
 def write(path, data):
@@ -27,8 +33,22 @@ def write_by(path, writer):
         writer(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None or Path(error.filename) == temporary:
-            error.filename, error.filename2 = str(path), None  # the name that its user knows
+        if error.errno and (error.filename is None or Path(error.filename) == temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # the name that its user knows
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(file):
+    """Lock an open file for as long as it is open; returns False if another one has. No process outlives its lock."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):  # the first is flock's, the second that of Windows
+        return False
+    except OSError:  # some network file systems have no locks: better to train without than not at all
+        return True
+    return True
