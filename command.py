@@ -60,7 +60,8 @@ def run(name, work, mistakes, hint=""):
 def sentence(error):
     """What an error of the system means to the user: which path, what is wrong with it, and the way out."""
     where = " -> ".join(os.fsdecode(path) for path in (error.filename, error.filename2) if path is not None)
-    what = (error.strerror or str(error) or type(error).__name__).lower()
+    said = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+    what = " ".join(said.lower().split())  # libraries say more than one line
     return f"{where or 'a file'}: {what}: {MEND.get(error.errno, 'mend that, and run the same command again')}"
 
 

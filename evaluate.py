@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
 import dataset
 import study
+from ldm import files
 from ldm.diffusion import samplers
 from ldm.drawing import pages, report
 from ldm.training import distribution, runs
@@ -66,6 +67,7 @@ def work(flags):
     began = time.time()
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion", "autoencoder")
     out = Path(flags.out) if flags.out else run
+    files.check_folder(out)
     print(f"{run}: {distribution.set_precision(flags.precision)}")
     known = study.make(
         run,

@@ -32,7 +32,7 @@ import dataset
 import predict_flags
 from conditions import SWEEP, drawn_conditions, drawn_masks, negative_conditions, real_pair, real_slices
 from generator import FirstStage, Generator, prior_latents
-from ldm import batches, tissue
+from ldm import batches, files, tissue
 from ldm.data import volumes
 from ldm.diffusion import guidance, samplers
 from ldm.drawing import figures
@@ -406,6 +406,7 @@ def do(argv):
     name, values = predict_flags.parse(argv)
     stage, work = predict_flags.TASKS[name].stage, WORK[name]
     run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
+    files.check_folder(values["out"])
     print(f"{run}: {distribution.set_precision(values['precision'])}")
     keras.utils.set_random_seed(values.get("seed", 0))
     work(run, **predict_flags.arguments(work, values))

@@ -25,6 +25,7 @@ import numpy as np
 
 import dataset
 import stages
+from ldm import files
 from ldm.data import people
 from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
@@ -149,6 +150,7 @@ def announce(stage, run, settings, source, replicas, precision):
 def work(flags):
     """Do what the flags say; returns the exit status."""
     run, todo, settings = resolve(flags)
+    files.check_folder(run)
     strategy = make_strategy(flags.replicas, todo, settings)
     precision = distribution.set_precision(flags.precision or "auto")
     source = open_data(settings)

@@ -3,6 +3,7 @@
 Who is interrupted, or finds the disk full, keeps the file of before. And a lock, for what only one process may do.
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def write_by(path, writer):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(path):
+    """See that files can be written into a folder, or that it can be made; nothing is made.
+
+    Raises:
+        OSError: naming the part of the path that stands in the way.
+    """
+    there = next(part for part in (Path(path), *Path(path).absolute().parents) if part.exists())
+    wrong = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+    if wrong:
+        raise OSError(wrong, os.strerror(wrong), str(there))
 
 
 def lock(file):

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 import command
+import evaluate
+import predict
+import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,8 +65,10 @@ def test_an_error_of_the_system_names_the_path_and_the_way_out(name, capsys):
 
 
 def test_an_error_of_the_system_may_know_two_paths_or_none(capsys):
-    said = ended(raising(OSError(errno.EXDEV, "Invalid link", "a", None, "b")), capsys)[1]
-    assert said.startswith("x.py: a -> b: invalid link: ")
+    said = ended(raising(OSError(errno.EXDEV, os.strerror(errno.EXDEV), "a", None, "b")), capsys)[1]
+    assert said.startswith("x.py: a -> b: invalid cross-device link: ")
+    said = ended(raising(OSError(errno.ENOSPC, "Can't write\ndata, buf = 0x5")), capsys)[1]  # as HDF5 says it
+    assert said.startswith("x.py: a file: no space left on device: make room")
     assert ended(raising(OSError("half a header")), capsys)[1].startswith("x.py: a file: half a header: ")
 
 
@@ -143,3 +148,29 @@ def test_a_signal_on_the_way_out_is_no_traceback_and_leaves_the_status():
     started = process("-c", late + "command.leave(3)")
     assert started.communicate(timeout=30)[1] == ""
     assert started.returncode == 3
+
+
+@pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main])
+@pytest.mark.parametrize("named", ["file", "file/run", "file/deep/run"])
+def test_every_command_says_in_one_sentence_that_a_file_is_no_run(main, named, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["--run", str(tmp_path / named)]
+    assert main(words if main is train.main else [*words, "--out", str(tmp_path / named)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].split(":")[0] in ("train.py", "predict.py", "evaluate.py")
+    assert f"{tmp_path / 'file'}: not a directory: a file stands where a folder is needed" in said[0]
+
+
+@pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main])
+@pytest.mark.parametrize("name", ["..", ".", "x" * 300])
+def test_every_command_refuses_a_run_without_a_folder_of_its_own(main, name, capsys):
+    assert main(["--run", name]) == 2
+    said = capsys.readouterr().err
+    assert "--run" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("said", ["[]", "{"])
+def test_train_refuses_a_damaged_tf_config(said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TF_CONFIG", said)
+    assert train.main(["--run", str(tmp_path / "run"), "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith(f"train.py: TF_CONFIG={said!r} does not say")

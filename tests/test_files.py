@@ -76,3 +76,20 @@ def test_an_error_names_the_file_that_was_to_be_written_and_not_its_temporary_on
     with pytest.raises(FileNotFoundError) as found:
         files.write_by(tmp_path / "a.txt", of_another_file)
     assert Path(found.value.filename) == tmp_path / "nowhere"
+
+
+def test_a_folder_that_cannot_be_is_found_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    files.check_folder(tmp_path)
+    files.check_folder(tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path) == ["file"]
+    for path in (tmp_path / "file", tmp_path / "file" / "deep" / "er"):
+        with pytest.raises(NotADirectoryError) as found:
+            files.check_folder(path)
+        assert found.value.filename == str(tmp_path / "file")
+    monkeypatch.chdir(tmp_path)
+    files.check_folder("relative")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # nothing is forbidden to root
+    with pytest.raises(PermissionError) as found:
+        files.check_folder(tmp_path / "new" / "folder")
+    assert found.value.filename == str(tmp_path)
