@@ -142,6 +142,29 @@ def test_what_a_killed_training_left_half_written_is_removed_and_nothing_else(tm
         assert not any((tmp_path / name).exists() for name in half) and all((tmp_path / name).exists() for name in kept)
 
 
+def test_an_error_that_names_no_file_of_the_run_names_its_folder(tmp_path):
+    run, node = tmp_path / "run", None
+    full = tf.errors.ResourceExhaustedError(node, None, f"{run}/logs/diffusion/train/events.1; No space left on device")
+    for error, number in (
+        (OSError(errno.ENOSPC, "can't write data\nbuf = 0x5"), errno.ENOSPC),  # as HDF5 and `write` say it
+        (full, errno.ENOSPC),
+        (tf.errors.FailedPreconditionError(node, None, f"{run}/logs is not a directory"), errno.ENOTDIR),
+        (tf.errors.InternalError(node, None, f"{run}/logs"), errno.EIO),
+    ):
+        with pytest.raises(OSError) as found, runs.training(run):
+            raise error
+        assert (found.value.errno, found.value.filename) == (number, str(run))
+    others = [
+        OSError(errno.ENOENT, "gone", "a.png"),
+        OSError("half"),
+        tf.errors.ResourceExhaustedError(node, None, "GPU"),
+    ]
+    for error in others:
+        with pytest.raises(type(error)) as found, runs.training(run):
+            raise error
+        assert found.value is error
+
+
 def test_only_the_chief_holds_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "is_chief", lambda: False)
     with runs.training(tmp_path / "run"), runs.training(tmp_path / "run"):

@@ -17,6 +17,7 @@ off the optimiser's own step counter inside the checkpoint, so that weights and 
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
@@ -25,6 +26,7 @@ import tempfile
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from ldm import files
 from ldm.training import distribution, old_runs
@@ -33,6 +35,12 @@ ROOT = Path("checkpoint")
 STAGES = ("autoencoder", "latents", "diffusion", "prior")
 LONGEST_NAME = 200  # bytes; most file systems take 255
 KINDS = {"autoencoder": ("VQVAE", "VAE"), "diffusion": ("DiffusionModel",), "prior": ("CodePrior",)}  # of models
+TENSORFLOW_SAYS = {  # of files
+    tf.errors.ResourceExhaustedError: errno.ENOSPC,
+    tf.errors.PermissionDeniedError: errno.EACCES,
+    tf.errors.FailedPreconditionError: errno.ENOTDIR,
+    tf.errors.NotFoundError: errno.ENOENT,
+}
 LAST_SEED = 2_000_000_000  # tensors hold seeds as int32, and to some a number is added
 
 
@@ -97,7 +105,24 @@ def training(run):
         for pattern in (*(f"~*.{name}.*" for name in (*STAGES, "codebook")), "latents/~*", "pictures/~*"):
             for litter in run.glob(pattern):
                 litter.unlink(missing_ok=True)
+        with _named(run):
+            yield
+
+
+@contextlib.contextmanager
+def _named(run):
+    """Errors of the system that name no file, and those that TensorBoard meets in the run, name the run's folder."""
+    try:
         yield
+    except OSError as error:
+        if not error.errno or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(run)) from error
+    except tf.errors.OpError as error:
+        if str(run) not in error.message:
+            raise
+        number = TENSORFLOW_SAYS.get(type(error), errno.EIO)
+        raise OSError(number, os.strerror(number), str(run)) from error
 
 
 def write(path, writer):
@@ -204,8 +229,6 @@ def load_first_stage(run):
 
 def versions():
     """Versions of what the result depends on."""
-    import tensorflow as tf
-
     return {"python": platform.python_version(), "keras": keras.__version__, "tensorflow": tf.__version__}
 
 
