@@ -11,14 +11,18 @@ and what bad generators get. What cannot be said (no test people, no labels, few
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
+import command
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+if __name__ == "__main__":
+    command.from_the_start("evaluate.py")  # TensorFlow takes seconds to import
 
 import dataset
 import study
+from ldm import files
 from ldm.diffusion import samplers
 from ldm.drawing import pages, report
 from ldm.training import distribution, runs
@@ -59,9 +63,11 @@ def check(flags):
 
 def work(flags):
     """Do what the flags say; returns the exit status."""
+    check(flags)
     began = time.time()
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion", "autoencoder")
     out = Path(flags.out) if flags.out else run
+    files.check_folder(out)
     print(f"{run}: {distribution.set_precision(flags.precision)}")
     known = study.make(
         run,
@@ -150,18 +156,11 @@ def audit_status(facts, limit):
 
 
 def main(argv=None):
-    """Run the command line; exit status: 0 done, 2 a user's mistake, 3 too many copies, 130 interrupted."""
+    """Run the command line; exit status: 0 done, 2 a user's mistake, 3 too many copies, 130 or 143 interrupted."""
     flags = parser().parse_args(argv)
-    try:
-        check(flags)
-        return work(flags)
-    except (dataset.DataError, runs.RunError) as mistake:
-        print(f"evaluate.py: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command to go on", file=sys.stderr)
-        return 130
+    hint = "run the same command to go on"
+    return command.run("evaluate.py", lambda: work(flags), (dataset.DataError, runs.RunError), hint)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import modules  # noqa: F401  (registers the classes that a .keras file names)
 from ldm import batches
+from ldm.data import latents as stored_latents
 from ldm.data import masks
 from ldm.diffusion import guidance, samplers, schedules
 from ldm.training import runs
@@ -313,8 +314,7 @@ def histogram_latents(run, z, seed):
     path = run / "latents" / "train.npz"
     if not path.exists():
         raise runs.RunError(f"--prior histogram needs {path}: run `python train.py latents --run {run.name}` first")
-    with np.load(path) as file:
-        stored, stored_z = file["latents"], file["z"]  # (views, slices, h, w, C), (slices,)
+    stored, stored_z = stored_latents.read(path, "latents", "z")  # (views, slices, h, w, C), (slices,)
     result = []
     for i, index in enumerate(z):
         distance = np.abs(stored_z - index)

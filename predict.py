@@ -18,7 +18,11 @@ import os
 import sys
 import time
 
+import command
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+if __name__ == "__main__":
+    command.from_the_start("predict.py")  # TensorFlow takes seconds to import
 
 import keras
 import numpy as np
@@ -28,7 +32,7 @@ import dataset
 import predict_flags
 from conditions import SWEEP, drawn_conditions, drawn_masks, negative_conditions, real_pair, real_slices
 from generator import FirstStage, Generator, prior_latents
-from ldm import batches, tissue
+from ldm import batches, files, tissue
 from ldm.data import volumes
 from ldm.diffusion import guidance, samplers
 from ldm.drawing import figures
@@ -381,26 +385,25 @@ WORK = {work.__name__: work for work in (sample, person, prior, interpolate, den
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 or 143 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] in (["-h"], ["--help"]):
         print(__doc__)
         return 0
-    try:
-        name, values = predict_flags.parse(argv)
-        stage, work = predict_flags.TASKS[name].stage, WORK[name]
-        run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
-        print(f"{run}: {distribution.set_precision(values['precision'])}")
-        keras.utils.set_random_seed(values.get("seed", 0))
-        work(run, **predict_flags.arguments(work, values))
-        return 0
-    except (dataset.DataError, runs.RunError) as mistake:
-        print(f"predict.py: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return command.run("predict.py", lambda: do(argv), (dataset.DataError, runs.RunError))
+
+
+def do(argv):
+    """Do what the words say; returns the exit status."""
+    name, values = predict_flags.parse(argv)
+    stage, work = predict_flags.TASKS[name].stage, WORK[name]
+    run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
+    files.check_folder(values["out"])
+    print(f"{run}: {distribution.set_precision(values['precision'])}")
+    keras.utils.set_random_seed(values.get("seed", 0))
+    work(run, **predict_flags.arguments(work, values))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -288,7 +288,7 @@ def renew_latents(run, settings, source, manifest, strategy, needed):
         path = run / "latents" / f"{split}.npz"
         if not path.exists():
             raise runs.RunError(f"{path} is not there yet: run `python train.py latents --run {run.name}` first")
-        with np.load(path) as file:
+        with latents.opened(path) as file:
             same = np.array_equal(file["label"], source.label[source.select(split)])
             stale |= not same or any(name not in file for name in needed)
     distribution.wait_for_all(strategy)  # nobody writes before all have looked
@@ -443,8 +443,8 @@ def train_prior(run, settings, source, manifest, strategy):
     with strategy.scope():
         options = {"num_labels": len(source.label_names), "seed": seed, **arguments(settings, "CodePrior")}
         model = prior.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
-        with np.load(run / "latents" / "train.npz") as file:
-            model.start_from(file["codes"][0])  # the transformer learns what the histogram per place does not know
+        (codes,) = latents.read(run / "latents" / "train.npz", "codes")
+        model.start_from(codes[0])  # the transformer learns what the histogram per place does not know
 
     def slices(split, training, start_step=0):
         order = {"seed": seed, "start_step": start_step, "codes": True}

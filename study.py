@@ -22,7 +22,7 @@ import dataset
 import features
 from generator import Generator
 from ldm import batches, files, tissue
-from ldm.data import phantom
+from ldm.data import latents, phantom
 from ldm.judging import measures, metrics
 from ldm.judging.measures import Measured, Slices
 from ldm.training import runs
@@ -167,7 +167,7 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
     store = out / "evaluation" / f"samples_{key.hexdigest()[:12]}.npz"
     images, seconds = np.empty((0, *people.real["train"].images.shape[1:]), "uint8"), 0.0
     if store.exists():
-        with np.load(store) as file:
+        with latents.opened(store) as file:
             images, seconds = file["images"], float(file["seconds"])
     with tqdm(total=count, initial=len(images), desc="samples", unit="slice") as bar:
         for part in batches.parts(count - len(images)):

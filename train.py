@@ -12,16 +12,20 @@ Settings come from a preset, then from what the run already is, then from the fl
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
+import command
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+if __name__ == "__main__":
+    command.from_the_start("train.py")  # TensorFlow takes seconds to import
 
 import numpy as np
 
 import dataset
 import stages
+from ldm import files
 from ldm.data import people
 from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
@@ -100,7 +104,7 @@ def make_strategy(replicas, todo, settings):
     try:
         strategy = distribution.make_strategy(replicas)
     except ValueError as error:
-        raise runs.RunError(f"{error}: give fewer") from error
+        raise runs.RunError(str(error)) from error
     replicas = strategy.num_replicas_in_sync
     for stage in todo:
         rows, parts = settings[stage].get("batch_size", replicas), settings[stage].get("accumulate", 1)
@@ -146,6 +150,7 @@ def announce(stage, run, settings, source, replicas, precision):
 def work(flags):
     """Do what the flags say; returns the exit status."""
     run, todo, settings = resolve(flags)
+    files.check_folder(run)
     strategy = make_strategy(flags.replicas, todo, settings)
     precision = distribution.set_precision(flags.precision or "auto")
     source = open_data(settings)
@@ -163,26 +168,32 @@ def work(flags):
         return overfit(flags.stage, settings, source, strategy)
     manifest = source.manifest()
     records.refuse_other_people(run, manifest)
-    for stage in todo:
-        if records.is_finished(run, stage, settings):
-            print(f"{stage}: finished before; its result is in {run}/")
-            continue
-        start = time.time()
-        with dataset.data_errors(source):
-            if stage == "autoencoder":
-                stages.train_autoencoder(run, settings, source, manifest, strategy)
-            elif stage == "latents":
-                stages.encode_latents(run, settings, source, manifest)
-            elif stage == "diffusion":
-                stages.train_diffusion(run, settings, source, manifest, strategy)
-            else:
-                stages.train_prior(run, settings, source, manifest, strategy)
-        distribution.wait_for_all(strategy)
-        print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
+    with runs.training(run):
+        for stage in todo:
+            do_stage(stage, run, settings, source, manifest, strategy)
     following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
     following["prior"] = "predict.py --prior transformer"
     print(f"next: python {following.get(todo[-1], 'predict.py')} --run {flags.run or run.name}")
     return 0
+
+
+def do_stage(stage, run, settings, source, manifest, strategy):
+    """Train one stage to its end, if it has not come there before."""
+    if records.is_finished(run, stage, settings):
+        print(f"{stage}: finished before; its result is in {run}/")
+        return
+    start = time.time()
+    with dataset.data_errors(source):
+        if stage == "autoencoder":
+            stages.train_autoencoder(run, settings, source, manifest, strategy)
+        elif stage == "latents":
+            stages.encode_latents(run, settings, source, manifest)
+        elif stage == "diffusion":
+            stages.train_diffusion(run, settings, source, manifest, strategy)
+        else:
+            stages.train_prior(run, settings, source, manifest, strategy)
+    distribution.wait_for_all(strategy)
+    print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
 
 
 def overfit(stage, settings, source, strategy):
@@ -200,17 +211,11 @@ def overfit(stage, settings, source, strategy):
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 or 143 interrupted."""
     flags = parser().parse_args(argv)
-    try:
-        return work(flags)
-    except (dataset.DataError, runs.RunError) as mistake:
-        print(f"train.py: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; all finished epochs are saved: run the same command to go on", file=sys.stderr)
-        return 130
+    hint = "all finished epochs are saved: run the same command to go on"
+    return command.run("train.py", lambda: work(flags), (dataset.DataError, runs.RunError), hint)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -1,10 +1,17 @@
 """Files that are written whole or not at all: under another name first, and then put in place in one step.
 
-Who is interrupted, or finds the disk full, keeps the file of before.
+Who is interrupted, or finds the disk full, keeps the file of before. And a lock, for what only one process may do.
 """
 
+import errno
 import os
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has another way to lock
+    fcntl = None
+    import msvcrt
 
 
 def write(path, data):
@@ -26,5 +33,35 @@ def write_by(path, writer):
     try:
         writer(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and (error.filename is None or Path(error.filename) == temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # the name that its user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(path):
+    """See that files can be written into a folder, or that it can be made; nothing is made.
+
+    Raises:
+        OSError: naming the part of the path that stands in the way.
+    """
+    there = next(part for part in (Path(path), *Path(path).absolute().parents) if part.exists())
+    wrong = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+    if wrong:
+        raise OSError(wrong, os.strerror(wrong), str(there))
+
+
+def lock(file):
+    """Lock an open file for as long as it is open; returns False if another one has. No process outlives its lock."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):  # the first is flock's, the second that of Windows
+        return False
+    except OSError:  # some network file systems have no locks: better to train without than not at all
+        return True
+    return True

@@ -39,15 +39,16 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "ldm.training.prior": wing("training")
     | {"ldm.nets.layers", "ldm.nets.networks", "ldm.nets.saving", "ldm.nets.transformer"},
     "features": {"dataset", "ldm.data.pixels", "ldm.training.losses", "ldm.training.runs"} | wing("nets"),
-    "generator": {"modules", "ldm.training.runs", "ldm.data.masks"} | wing("diffusion"),
+    "generator": {"modules", "ldm.training.runs", "ldm.data.masks", "ldm.data.latents"} | wing("diffusion"),
     "conditions": {"dataset", "ldm.data.table", "ldm.training.runs"},
     "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
     | wing("diffusion"),
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
-    "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.training.runs", "ldm.judging.measures"}
-    | {"ldm.judging.metrics"},
+    "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.data.latents", "ldm.training.runs"}
+    | {"ldm.judging.measures", "ldm.judging.metrics"},
+    "command": set(),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
-    "evaluate": {"dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}
+    "evaluate": {"command", "dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}
     | {"ldm.training.runs", "ldm.training.distribution"},
 }
 

@@ -1,6 +1,8 @@
 """ldm/files.py: a file is there whole, or as it was before."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,40 @@ def test_a_writer_that_writes_nothing_is_an_error_and_not_an_empty_file(tmp_path
     with pytest.raises(FileNotFoundError):
         files.write_by(tmp_path / "a.txt", lambda temporary: None)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_error_names_the_file_that_was_to_be_written_and_not_its_temporary_one(tmp_path):
+    def full(temporary):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write says it: without a name
+
+    with pytest.raises(OSError) as found:
+        files.write_by(tmp_path / "a.txt", full)
+    assert found.value.filename == str(tmp_path / "a.txt") and found.value.errno == errno.ENOSPC
+    (tmp_path / "folder" / "in it").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError) as found:
+        files.write(tmp_path / "folder", "text")
+    assert (found.value.filename, found.value.filename2) == (str(tmp_path / "folder"), None)
+
+    def of_another_file(temporary):
+        (tmp_path / "nowhere").read_text()
+
+    with pytest.raises(FileNotFoundError) as found:
+        files.write_by(tmp_path / "a.txt", of_another_file)
+    assert Path(found.value.filename) == tmp_path / "nowhere"
+
+
+def test_a_folder_that_cannot_be_is_found_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    files.check_folder(tmp_path)
+    files.check_folder(tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path) == ["file"]
+    for path in (tmp_path / "file", tmp_path / "file" / "deep" / "er"):
+        with pytest.raises(NotADirectoryError) as found:
+            files.check_folder(path)
+        assert found.value.filename == str(tmp_path / "file")
+    monkeypatch.chdir(tmp_path)
+    files.check_folder("relative")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # nothing is forbidden to root
+    with pytest.raises(PermissionError) as found:
+        files.check_folder(tmp_path / "new" / "folder")
+    assert found.value.filename == str(tmp_path)

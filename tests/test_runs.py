@@ -3,6 +3,8 @@ again.
 """
 
 import csv
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +20,8 @@ import tensorflow as tf
 
 import dataset
 import modules
-from ldm.training import runs
+from ldm import files
+from ldm.training import distribution, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +34,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     runs.write(path, lambda temporary: temporary.write_text("old"))
 
     def dies_half_way(temporary):
-        assert temporary != path and temporary.suffix == path.suffix and temporary.parent == path.parent
+        assert temporary.name == path.name and temporary.parent != path.parent  # HDF5 must not meet a full disk
         temporary.write_text("ne")
         assert path.read_text() == "old"
         raise OSError("disk full")
@@ -53,6 +56,119 @@ def test_json_comes_back_and_is_none_where_there_is_none(tmp_path):
 def test_a_run_is_a_name_under_checkpoint_or_a_path(tmp_path):
     assert runs.folder("first") == Path("checkpoint/first")
     assert runs.folder(str(tmp_path / "first")) == tmp_path / "first"
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "../", "a/..", "x" * 300, "ä" * 150, "here/" + "x" * 300])
+def test_a_name_that_no_folder_of_its_own_can_have_is_refused(name):
+    with pytest.raises(runs.RunError, match="--run"):
+        runs.folder(name)
+    assert runs.folder("x" * 200) and runs.folder("../a/..b") and runs.folder("ä" * 100)
+
+
+CLUSTER = '{"cluster": {"worker": ["a:1"]}'
+
+
+@pytest.mark.parametrize(
+    "said", ["[]", "{", "3", '{"cluster": [1]}', *(CLUSTER + rest for rest in ("}", ', "task": 3}', ', "task": {}}'))]
+)
+def test_tf_config_that_says_nothing_of_machines_is_one_sentence(said, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", said)
+    with pytest.raises(runs.RunError, match="^TF_CONFIG=.* does not say which machines train together: unset it"):
+        runs.is_chief()
+    with pytest.raises(ValueError, match="^TF_CONFIG="):
+        distribution.make_strategy()
+
+
+@pytest.mark.parametrize(
+    "jobs, job, index, chief",
+    [
+        ({"worker": ["a:1", "b:1"]}, "worker", 0, True),
+        ({"worker": ["a:1", "b:1"]}, "worker", 1, False),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, "worker", 0, False),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, "chief", 0, True),
+        ({}, None, None, True),
+    ],
+)
+def test_one_of_all_machines_is_the_chief(jobs, job, index, chief, monkeypatch):
+    config = {"cluster": jobs, "task": {"type": job, "index": index}} if jobs else {}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert runs.is_chief() == chief
+
+
+# ---- one process at a time -------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from ldm import files
+file = open(sys.argv[1], "w")
+print(files.lock(file), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_is_trained_by_one_process_and_free_when_that_is_killed(tmp_path):
+    with runs.training(tmp_path / "run"):
+        with pytest.raises(runs.RunError, match="another process trains this run"), runs.training(tmp_path / "run"):
+            pass
+        with runs.training(tmp_path / "another"):
+            pass
+    lock = tmp_path / "run" / ".lock"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+    with pytest.raises(runs.RunError, match="another process trains this run"), runs.training(tmp_path / "run"):
+        pass
+    other.kill()
+    other.communicate()
+    with runs.training(tmp_path / "run"):
+        pass
+
+
+def test_a_lock_that_the_file_system_does_not_have_stops_nobody(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with runs.training(tmp_path / "run"):
+        pass
+
+
+def test_what_a_killed_training_left_half_written_is_removed_and_nothing_else(tmp_path):
+    half = ["~7.diffusion.keras", "~7.diffusion.last.weights.h5", "latents/~7.train.npz", "pictures/~7.a.png"]
+    kept = ["diffusion.keras", "~7.report.html", "latents/train.npz", "~notes.txt"]
+    for name in (*half, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with runs.training(tmp_path):
+        assert not any((tmp_path / name).exists() for name in half) and all((tmp_path / name).exists() for name in kept)
+
+
+def test_an_error_that_names_no_file_of_the_run_names_its_folder(tmp_path):
+    run, node = tmp_path / "run", None
+    full = tf.errors.ResourceExhaustedError(node, None, f"{run}/logs/diffusion/train/events.1; No space left on device")
+    for error, number in (
+        (OSError(errno.ENOSPC, "can't write data\nbuf = 0x5"), errno.ENOSPC),  # as HDF5 and `write` say it
+        (full, errno.ENOSPC),
+        (tf.errors.FailedPreconditionError(node, None, f"{run}/logs is not a directory"), errno.ENOTDIR),
+        (tf.errors.InternalError(node, None, f"{run}/logs"), errno.EIO),
+    ):
+        with pytest.raises(OSError) as found, runs.training(run):
+            raise error
+        assert (found.value.errno, found.value.filename) == (number, str(run))
+    others = [
+        OSError(errno.ENOENT, "gone", "a.png"),
+        OSError("half"),
+        tf.errors.ResourceExhaustedError(node, None, "GPU"),
+    ]
+    for error in others:
+        with pytest.raises(type(error)) as found, runs.training(run):
+            raise error
+        assert found.value is error
+
+
+def test_only_the_chief_holds_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "is_chief", lambda: False)
+    with runs.training(tmp_path / "run"), runs.training(tmp_path / "run"):
+        assert not (tmp_path / "run").exists()
 
 
 def test_newest_run_is_the_one_trained_last(tmp_path, monkeypatch):
@@ -121,12 +237,13 @@ def test_a_history_is_read_whatever_interrupted_runs_leave_behind(tmp_path):
 def test_a_first_stage_still_in_training_is_not_for_use(tmp_path):
     model = modules.VQVAE(16, width=8)
     model.save(tmp_path / "autoencoder.keras")
-    for stored in (None, {"finished": False}):
+    record = {"settings": {}, "data": {}}
+    for stored in (None, {**record, "finished": False}):
         if stored is not None:
             runs.save_json(tmp_path / "autoencoder.json", stored)
         with pytest.raises(runs.RunError, match="still in training"):
             runs.load_first_stage(tmp_path)
-    runs.save_json(tmp_path / "autoencoder.json", {"finished": True})
+    runs.save_json(tmp_path / "autoencoder.json", {**record, "finished": True})
     assert isinstance(runs.load_first_stage(tmp_path), modules.VQVAE)
 
 
@@ -175,7 +292,7 @@ def test_checkpoint_keeps_the_best_and_the_last(tmp_path):
     ]
     model.fit(x, 2.0 * x, epochs=3, verbose=0, callbacks=callbacks)
     assert len(set(after)) == 3
-    best = runs.load_model(tmp_path / "diffusion.keras")
+    best = keras.saving.load_model(tmp_path / "diffusion.keras")
     np.testing.assert_allclose(best.weights[0], [[after[1]]])
     last = tiny_model()
     last.load_weights(tmp_path / "diffusion.last.weights.h5")

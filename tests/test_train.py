@@ -176,11 +176,20 @@ def test_a_finished_first_stage_is_not_trained_further_under_its_diffusion_model
 
 
 def test_latents_are_those_of_the_first_stage_as_it_is(tmp_path):
-    (tmp_path / "autoencoder.json").write_text(json.dumps({"epochs": 5, "finished": True}))
+    first = {"epochs": 5, "finished": True, "settings": {}, "data": {}}
+    (tmp_path / "autoencoder.json").write_text(json.dumps(first))
+    (tmp_path / "latents").mkdir()
+    for split in ("train", "validate"):
+        (tmp_path / "latents" / f"{split}.npz").touch()
     for epochs, labels, finished in ((5, None, True), (4, None, False), (5, "other.csv", False)):
-        stored = {"epochs": epochs, "finished": True, "settings": {"labels": labels}}
+        stored = {"epochs": epochs, "finished": True, "settings": {"labels": labels}, "data": {}}
         (tmp_path / "latents.json").write_text(json.dumps(stored))
         assert records.is_finished(tmp_path, "latents", {"labels": None}) == finished
+    stored["settings"]["labels"] = None
+    (tmp_path / "latents.json").write_text(json.dumps(stored))
+    assert records.is_finished(tmp_path, "latents", {"labels": None})
+    (tmp_path / "latents" / "train.npz").unlink()  # as one does with a damaged file
+    assert not records.is_finished(tmp_path, "latents", {"labels": None})
 
 
 def test_settings_come_from_preset_then_run_then_flags(tmp_path):
@@ -328,7 +337,7 @@ def test_a_run_is_trained_and_then_found_finished(tmp_path, phantoms, capsys, mo
     assert stored["finished"] and stored["epochs"] == 1 and stored["data"]["source"] == phantoms
     assert schema.frozen(stored["settings"]) == resolved(*argv)  # and nothing else is left undone
     names = "diffusion.csv diffusion.json diffusion.keras diffusion.last.weights.h5 diffusion.png logs pictures".split()
-    assert sorted(path.name for path in run.iterdir()) == names
+    assert sorted(path.name for path in run.iterdir()) == [".lock", *names]
     assert (run / "pictures" / "diffusion_epoch_001.png").stat().st_size > 0
 
     capsys.readouterr()

@@ -4,11 +4,17 @@ A file holds V views of each of N slices. View 0 is the slice as it is; the othe
 stage that learns from latents has no other augmentation.
 """
 
+import contextlib
+import zipfile
+import zlib
+
 import numpy as np
 import tensorflow as tf
 
 from ldm import files
-from ldm.data import order, pixels
+from ldm.data import archive, order, pixels
+
+VIEWED = {"latents": 5, "codes": 4, "mask": 5}  # dimensions of the arrays that have V views of N slices; others: N
 
 
 def view(batches, number: int, *, seed: int = 0, flip: bool = False, strength: float = 1.0):
@@ -54,6 +60,46 @@ def write(path, latents, z, label, case, codes=None, mask=None) -> None:
     files.write_by(path, lambda temporary: np.savez(temporary, **arrays))
 
 
+@contextlib.contextmanager
+def opened(path):
+    """The arrays of an .npz, by name, each read when it is asked for; nothing in it is executed.
+
+    Raises:
+        DataError: naming the file, if it is damaged, or something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            yield file
+    except (EOFError, KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise archive.DataError(
+            f"{path} cannot be read ({str(error) or type(error).__name__}); remove it and run the same command again."
+        ) from error
+
+
+def read(path, *names):
+    """Some arrays of a file of latents.
+
+    Args:
+        path: what `write` has written.
+        names: of its arguments.
+
+    Returns:
+        The arrays, in that order.
+
+    Raises:
+        DataError: naming the file, if it is damaged, lacks one of them, or they do not belong together.
+    """
+    with opened(path) as file:
+        arrays, count = [file[name] for name in names], len(file["z"])
+        for name, array in zip(names, arrays, strict=True):
+            views = VIEWED.get(name, 0)
+            if array.dtype.kind not in "iuf" or array.ndim != (views or 1) or array.shape[views > 0] != count:
+                raise ValueError(f"its {name} are of shape {array.shape} and type {array.dtype}")
+    return arrays
+
+
 def make_dataset(
     path, batch_size: int, training: bool, *, seed: int = 0, start_step: int = 0, codes: bool = False, masks=False
 ) -> tf.data.Dataset:
@@ -71,9 +117,8 @@ def make_dataset(
         "image", "codes": (B, h, w) int32. With masks also "mask": (B, h, w, 4) float32.
     """
     name, kind = ("codes", "int32") if codes else ("image", "float32")
-    with np.load(path) as file:
-        latents, z, label, case = (file[key] for key in ("codes" if codes else "latents", "z", "label", "case"))
-        fractions = file["mask"] if masks else None
+    latents, z, label, case = read(path, "codes" if codes else "latents", "z", "label", "case")
+    (fractions,) = read(path, "mask") if masks else (None,)
     views, count, *shape = latents.shape
     elements = order.element_order(count, batch_size, training, seed)
 

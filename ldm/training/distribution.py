@@ -26,14 +26,39 @@ def make_strategy(replicas=None):
     Raises:
         ValueError: if more GPUs are asked for than there are, or CPU devices were set up before with another number.
     """
-    if json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster"):
+    if machines()[0]:
         return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         if replicas and replicas > len(gpus):
-            raise ValueError(f"--replicas {replicas} asks for more GPUs than the {len(gpus)} that are visible")
+            raise ValueError(
+                f"--replicas {replicas} asks for more GPUs than the {len(gpus)} that are visible: give fewer"
+            )
         return _mirrored(tuple(gpu.name for gpu in gpus[:replicas]))
     return _mirrored(tuple(cpu.name for cpu in _logical_cpus(replicas or 1)))
+
+
+def machines():
+    """What TF_CONFIG says of several machines that train together.
+
+    Returns:
+        {job: its addresses}, and {"type": job, "index": number} of this process; both empty without TF_CONFIG.
+
+    Raises:
+        ValueError: if it says something else.
+    """
+    said = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        config = json.loads(said)
+        cluster, task = config.get("cluster", {}), config.get("task", {})
+        if not cluster or task["type"] in cluster and isinstance(task["index"], int):
+            return dict(cluster), dict(task)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"TF_CONFIG={said[:40]!r} does not say which machines train together: unset it, or give it as TensorFlow's "
+        "guide to several workers does"
+    )
 
 
 @functools.cache  # two strategies over the same devices number their collectives alike, and mix them up
@@ -66,10 +91,10 @@ def _logical_cpus(count):
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
         except RuntimeError as error:  # TensorFlow has started, with one device
             if count > 1:
-                raise ValueError("--replicas must be set before TensorFlow has used the processor") from error
+                raise ValueError("--replicas comes too late, TensorFlow has started: begin anew") from error
     cpus = tf.config.list_logical_devices("CPU")
     if len(cpus) < count:
-        raise ValueError(f"--replicas {count} asks for more devices than the {len(cpus)} that were set up")
+        raise ValueError(f"--replicas {count} asks for more devices than the {len(cpus)} that were set up: give fewer")
     return cpus[:count]
 
 

@@ -35,8 +35,10 @@ def write(run, stage, settings, manifest, *, columns=None, **more):
 def is_finished(run, stage, settings):
     """Whether a stage was trained to the end for as many epochs as the settings ask for."""
     stored = runs.load_json(run / f"{stage}.json") or {}
-    if stage == "latents":  # they are those of a first stage, which may have been trained further since
-        return are_current(run) and stored["settings"].get("labels") == settings["labels"]  # which lie beside them
+    if stage == "latents":
+        there = all((run / "latents" / f"{split}.npz").exists() for split in ("train", "validate"))
+        same = stored.get("settings", {}).get("labels") == settings["labels"]
+        return there and same and are_current(run)
     return stored.get("finished", False) and settings[stage]["epochs"] <= stored.get("epochs", 0)
 
 

@@ -8,12 +8,16 @@
     latents/<split>.npz       the first stage's latents
     pictures/, logs/          a picture per epoch; TensorBoard
 
-Files are written whole or not at all: under a temporary name first, then renamed. The number of finished epochs is read
+    .lock                     held by the process that trains the run
+
+Files are written whole or not at all: under a temporary name first, then renamed. What cannot be read is one sentence,
+and nothing in a file is ever executed: Keras loads models in its safe mode. The number of finished epochs is read
 off the optimiser's own step counter inside the checkpoint, so that weights and count cannot disagree.
 """
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
@@ -22,12 +26,21 @@ import tempfile
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from ldm import files
-from ldm.training import old_runs
+from ldm.training import distribution, old_runs
 
 ROOT = Path("checkpoint")
 STAGES = ("autoencoder", "latents", "diffusion", "prior")
+LONGEST_NAME = 200  # bytes; most file systems take 255
+KINDS = {"autoencoder": ("VQVAE", "VAE"), "diffusion": ("DiffusionModel",), "prior": ("CodePrior",)}  # of models
+TENSORFLOW_SAYS = {  # of files
+    tf.errors.ResourceExhaustedError: errno.ENOSPC,
+    tf.errors.PermissionDeniedError: errno.EACCES,
+    tf.errors.FailedPreconditionError: errno.ENOTDIR,
+    tf.errors.NotFoundError: errno.ENOENT,
+}
 LAST_SEED = 2_000_000_000  # tensors hold seeds as int32, and to some a number is added
 
 
@@ -36,8 +49,18 @@ class RunError(ValueError):
 
 
 def folder(name):
-    """The folder of a run, given its name under `checkpoint/` or a path."""
-    return Path(name) if os.sep in str(name) else ROOT / name
+    """The folder of a run, given its name under `checkpoint/` or a path.
+
+    Raises:
+        RunError: for a name that no folder of its own can have.
+    """
+    path = Path(name) if os.sep in str(name) else ROOT / name
+    last = Path(name).name  # "" of "." and of "/"
+    if last in ("", ".."):
+        raise RunError(f"--run {name} names no folder of its own: give the run a name")
+    if len(os.fsencode(last)) > LONGEST_NAME:
+        raise RunError(f"--run {last[:20]}... is longer than {LONGEST_NAME} bytes: give a shorter name")
+    return path
 
 
 def newest(*stages):
@@ -54,36 +77,115 @@ def newest(*stages):
 
 def is_chief():
     """Whether this process writes the run folder: of several machines (TF_CONFIG) only the first one does."""
-    config = json.loads(os.environ.get("TF_CONFIG") or "{}")
-    task = config.get("task", {"type": "chief"})
-    first = "chief" if "chief" in config.get("cluster", {"chief": []}) else "worker"
-    return task["type"] == first and task.get("index", 0) == 0
+    try:
+        cluster, task = distribution.machines()
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    first = "chief" if "chief" in cluster or not cluster else "worker"
+    return task.get("type", "chief") == first and task.get("index", 0) == 0
+
+
+@contextlib.contextmanager
+def training(run):
+    """Make the folder of a run, and hold it for this process alone as long as it trains; on the chief only.
+
+    The system lets go of the lock when a process ends, however it ends. What a killed one left half written is removed.
+
+    Raises:
+        RunError: if another process trains this run.
+        OSError: if the folder cannot be made or written into.
+    """
+    if not is_chief():
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / ".lock", "w") as file:
+        if not files.lock(file):
+            raise RunError(f"{run}: another process trains this run: wait for its end, or give this one another --run")
+        for pattern in (*(f"~*.{name}.*" for name in (*STAGES, "codebook")), "latents/~*", "pictures/~*"):
+            for litter in run.glob(pattern):
+                litter.unlink(missing_ok=True)
+        with _named(run):
+            yield
+
+
+@contextlib.contextmanager
+def _named(run):
+    """Errors of the system that name no file, and those that TensorBoard meets in the run, name the run's folder."""
+    try:
+        yield
+    except OSError as error:
+        if not error.errno or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(run)) from error
+    except tf.errors.OpError as error:
+        if str(run) not in error.message:
+            raise
+        number = TENSORFLOW_SAYS.get(type(error), errno.EIO)
+        raise OSError(number, os.strerror(number), str(run)) from error
 
 
 def write(path, writer):
-    """Let `writer(temporary_path)` write a file, then put it in place in one step. Only the chief writes."""
+    """Let `writer(temporary path)` write a file of Keras, then put its bytes in place. Only the chief writes.
+
+    HDF5 that finds a disk full ends the process without a word. So it writes among the system's temporary files, and
+    what meets the disk of the run are bytes.
+    """
     if not is_chief():
         return
-    files.write_by(path, writer)
+    path = Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        writer(temporary)
+        files.write(path, temporary.read_bytes())
 
 
 def save_json(path, content):
-    write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+    """Write JSON. Only the chief writes."""
+    if is_chief():
+        files.write(path, json.dumps(content, indent=2) + "\n")
 
 
 def load_json(path):
-    """The content of a JSON file, or None where there is no such file; settings with today's names."""
-    content = json.loads(Path(path).read_text()) if Path(path).exists() else None
-    if content and "settings" in content:
+    """The content of a JSON file, or None where there is no such file; settings with today's names.
+
+    Raises:
+        RunError: if it is damaged, or not what a run writes down.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    with unreadable(path, "put its copy back, or give a new run a name with --run"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        needed = ("settings", "data") if path.stem in STAGES else ()
+        if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in needed):
+            raise ValueError("no record that a run writes down")
+    if "settings" in content:
         content["settings"] = old_runs.modern_settings(content["settings"])
     return content
+
+
+@contextlib.contextmanager
+def unreadable(path, way_out):
+    """One sentence for whatever goes wrong inside: which error it is depends on which bytes of the file are wrong.
+
+    Raises:
+        RunError: naming the file, the reason, and the way out.
+    """
+    try:
+        yield
+    except (MemoryError, PermissionError):  # no fault of the file's content
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120].rstrip(" .:")
+        raise RunError(f"{path} cannot be read ({reason}): {way_out}") from error
 
 
 def load_model(path):
     """A `.keras` file of this project, ready to use.
 
     Raises:
-        RunError: if it is not there, naming the command that makes it.
+        RunError: if it is not there, naming the command that makes it; if it is damaged, or another stage's model.
     """
     path = Path(path)
     if not path.exists():
@@ -91,8 +193,12 @@ def load_model(path):
         raise RunError(f"{path} is not there yet: run `python train.py {stage} --run {path.parent.name}` first")
     from ldm.training import prior  # noqa: F401  (a .keras file may name its class)
 
-    with of_today(path, old_runs.modernised(path)) as today:
-        return keras.saving.load_model(today, compile=False)
+    way_out = "put its copy back, or remove it and train that stage again"
+    with unreadable(path, way_out), of_today(path, old_runs.modernised(path)) as today:
+        model = keras.saving.load_model(today, compile=False, safe_mode=True)
+        if type(model).__name__ not in KINDS.get(path.stem, (type(model).__name__,)):
+            raise ValueError(f"it holds a {type(model).__name__}")
+    return model
 
 
 @contextlib.contextmanager
@@ -123,8 +229,6 @@ def load_first_stage(run):
 
 def versions():
     """Versions of what the result depends on."""
-    import tensorflow as tf
-
     return {"python": platform.python_version(), "keras": keras.__version__, "tensorflow": tf.__version__}
 
 
@@ -183,18 +287,23 @@ def resume(model, run, stage, steps_per_epoch):
 
     Returns:
         Number of finished epochs.
+
+    Raises:
+        RunError: if the checkpoint is damaged, or another model's.
     """
     path, history = run / f"{stage}.last.weights.h5", run / f"{stage}.csv"
     if not path.exists():
         if is_chief():
             history.unlink(missing_ok=True)
         return 0
-    with of_today(path, old_runs.modern_weights(path)) as today:
+    way_out = "put its copy back, or remove it, and the stage begins anew"
+    with unreadable(path, way_out), of_today(path, old_runs.modern_weights(path)) as today:
         model.load_weights(today)
     epochs = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
     if history.exists():
         lines = history.read_text().splitlines(keepends=True)[: 1 + epochs]
-        write(history, lambda temporary: temporary.write_text("".join(lines)))
+        if is_chief():
+            files.write(history, "".join(lines))
     return epochs
 
 

@@ -1,0 +1,113 @@
+"""How a command line ends: with the status of its work, or with one sentence on stderr, never with a traceback.
+
+    0 done    2 a mistake that the user can mend    130 interrupted (Ctrl-C)    143 terminated (as batch systems do)
+
+`train.py`, `predict.py` and `evaluate.py` call `from_the_start` before their slow imports, and `run` for their work.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MEND = {  # what to do about an error of the system; otherwise: try again
+    errno.ENOSPC: "make room on it, and run the same command again",
+    errno.EDQUOT: "make room in your quota, and run the same command again",
+    errno.EACCES: "allow it to be used, or name another place",
+    errno.EPERM: "allow it to be used, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.EEXIST: "move it away, or name another place",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it away, or name another place",
+    errno.EISDIR: "a folder stands where a file is needed: move it away, or name another place",
+    errno.ENOENT: "put it back, or name another place, and run the same command again",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead in a circle: mend them, or name another place",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, with a status of its own."""
+
+
+def run(name, work, mistakes, hint=""):
+    """Do the work of a command line.
+
+    Args:
+        name: of the command, with which its sentence begins.
+        work: callable () -> exit status.
+        mistakes: classes of exceptions that are one sentence for the user.
+        hint: what is said after "interrupted".
+
+    Returns:
+        The exit status.
+    """
+    try:
+        with _signals_raise():
+            return work()
+    except mistakes as mistake:
+        said, status = str(mistake), 2
+    except OSError as error:
+        said, status = sentence(error), 2
+    except KeyboardInterrupt as stop:
+        said, status = _stopped(stop, hint)
+    print(f"{name}: {said}", file=sys.stderr)
+    return status
+
+
+def sentence(error):
+    """What an error of the system means to the user: which path, what is wrong with it, and the way out."""
+    where = " -> ".join(os.fsdecode(path) for path in (error.filename, error.filename2) if path is not None)
+    said = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+    what = " ".join(said.lower().split())  # libraries say more than one line
+    return f"{where or 'a file'}: {what}: {MEND.get(error.errno, 'mend that, and run the same command again')}"
+
+
+def from_the_start(name):
+    """Let a signal end the process with one line from now on: during imports an exception may be lost, or be shown."""
+
+    def end(number, frame):
+        os.write(2, f"{name}: interrupted\n".encode())
+        os._exit(128 + number)
+
+    _handle(end)
+
+
+def leave(status):
+    """End the process; a signal on the way out finds nothing to interrupt, and cannot change the status."""
+    _handle(lambda number, frame: os._exit(status))
+    sys.exit(status)
+
+
+def _stopped(stop, hint):
+    word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+    return word + (f"; {hint}" if hint else ""), status
+
+
+def _handle(handler):
+    """Set the handler of both signals, but of those that this process was started to ignore; returns those before."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, old in before.items():
+        if old is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    return before
+
+
+@contextlib.contextmanager
+def _signals_raise():
+    """Signals raise KeyboardInterrupt, SIGTERM its kind `Terminated`; only the main thread of a process has them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    before = _handle(stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

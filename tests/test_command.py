@@ -1,0 +1,176 @@
+"""command.py: however a command line ends, it says one sentence, and its status says which kind of end it was."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import command
+import evaluate
+import predict
+import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Mistake(ValueError):
+    pass
+
+
+def ended(work, capsys, **options):
+    """(status, what was said) of some work; every end leaves the handlers of signals as they were."""
+    before = [signal.getsignal(number) for number in command.SIGNALS]
+    status = command.run("x.py", work, (Mistake,), **options)
+    assert [signal.getsignal(number) for number in command.SIGNALS] == before
+    said = capsys.readouterr().err
+    assert said.count("\n") == (1 if said else 0)
+    return status, said.strip()
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+def test_the_status_of_the_work_is_that_of_the_command(capsys):
+    assert ended(lambda: 3, capsys) == (3, "")
+
+
+def test_a_mistake_is_its_own_sentence(capsys):
+    assert ended(raising(Mistake("--z: too many")), capsys) == (2, "x.py: --z: too many")
+
+
+def test_a_fault_of_the_program_stays_a_traceback():
+    with pytest.raises(ZeroDivisionError):
+        command.run("x.py", lambda: 1 / 0, (Mistake,))
+
+
+KINDS = "ENOSPC EDQUOT EACCES EPERM EROFS EEXIST ENOTDIR EISDIR ENOENT ENAMETOOLONG ELOOP"
+
+
+@pytest.mark.parametrize("name", KINDS.split())
+def test_an_error_of_the_system_names_the_path_and_the_way_out(name, capsys):
+    number = getattr(errno, name)
+    status, said = ended(raising(OSError(number, os.strerror(number), "some/file")), capsys)
+    assert status == 2
+    assert said == f"x.py: some/file: {os.strerror(number).lower()}: {command.MEND[number]}"
+
+
+def test_an_error_of_the_system_may_know_two_paths_or_none(capsys):
+    said = ended(raising(OSError(errno.EXDEV, os.strerror(errno.EXDEV), "a", None, "b")), capsys)[1]
+    assert said.startswith("x.py: a -> b: invalid cross-device link: ")
+    said = ended(raising(OSError(errno.ENOSPC, "Can't write\ndata, buf = 0x5")), capsys)[1]  # as HDF5 says it
+    assert said.startswith("x.py: a file: no space left on device: make room")
+    assert ended(raising(OSError("half a header")), capsys)[1].startswith("x.py: a file: half a header: ")
+
+
+@pytest.mark.parametrize(
+    "number, status, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_lets_the_work_clean_up_and_has_a_status_of_its_own(number, status, word, capsys):
+    cleaned = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            cleaned.append(True)
+
+    assert ended(work, capsys, hint="go on") == (status, f"x.py: {word}; go on")
+    assert cleaned
+
+
+def test_a_second_signal_during_the_clean_up_is_no_traceback(capsys):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    assert ended(work, capsys) == (143, "x.py: terminated")
+
+
+def test_a_signal_that_the_process_was_started_to_ignore_stays_so(capsys):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert ended(lambda: os.kill(os.getpid(), signal.SIGINT) or 0, capsys) == (0, "")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_beside_the_main_one_does_its_work_as_well():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(command.run("x.py", lambda: 0, ())))
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
+def process(*words):
+    """A process of Python whose signals are not ignored, whatever started these tests."""
+
+    def heard():
+        for number in command.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, preexec_fn=heard, **pipes)
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py", "evaluate.py"])
+def test_an_interruption_during_the_imports_is_one_line(script, tmp_path):
+    """The script as it is, with a `keras` that takes its time."""
+    (tmp_path / "keras.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "tensorflow.py").write_text((tmp_path / "keras.py").read_text())
+    start = (
+        f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, '.']; runpy.run_path({script!r}, run_name='__main__')"
+    )
+    started = process("-c", start)
+    assert started.stdout.readline() == "importing\n"
+    started.send_signal(signal.SIGINT)
+    assert started.communicate(timeout=30)[1] == f"{script}: interrupted\n"
+    assert started.returncode == 130
+
+
+def test_a_signal_on_the_way_out_is_no_traceback_and_leaves_the_status():
+    late = "import atexit, os, signal, command; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT)); "
+    started = process("-c", late + "command.leave(3)")
+    assert started.communicate(timeout=30)[1] == ""
+    assert started.returncode == 3
+
+
+@pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main])
+@pytest.mark.parametrize("named", ["file", "file/run", "file/deep/run"])
+def test_every_command_says_in_one_sentence_that_a_file_is_no_run(main, named, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["--run", str(tmp_path / named)]
+    assert main(words if main is train.main else [*words, "--out", str(tmp_path / named)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].split(":")[0] in ("train.py", "predict.py", "evaluate.py")
+    assert f"{tmp_path / 'file'}: not a directory: a file stands where a folder is needed" in said[0]
+
+
+@pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main])
+@pytest.mark.parametrize("name", ["..", ".", "x" * 300])
+def test_every_command_refuses_a_run_without_a_folder_of_its_own(main, name, capsys):
+    assert main(["--run", name]) == 2
+    said = capsys.readouterr().err
+    assert "--run" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("said", ["[]", "{"])
+def test_train_refuses_a_damaged_tf_config(said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TF_CONFIG", said)
+    assert train.main(["--run", str(tmp_path / "run"), "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith(f"train.py: TF_CONFIG={said!r} does not say")
