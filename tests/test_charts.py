@@ -118,6 +118,7 @@ def test_codebook_health_shows_shares_codes_and_ranks(tmp_path, drawn):
     assert list(panels) == ["codes used (%)", "perplexity", "codes revived per epoch", RANKS]
     usage, perplexity, revived, ranks = ([line.get_ydata() for line in axes.lines] for axes in panels.values())
     assert np.allclose(usage, np.outer([90, 60, 30], [1, 1 / 2, 1 / 3]))
+    assert panels["codes used (%)"].get_ylim() == (-2, 102), "so that two runs compare"
     assert np.allclose(perplexity[0], [3, 1.5, 1]) and set(perplexity[1]) == {6}, "and a line at K"
     assert np.allclose(revived, [[7, 3.5, 7 / 3]])
     assert [line.tolist() for line in ranks] == [[9, 3, 2, 1], [8, 4]], "each ranked by itself, without the unused"

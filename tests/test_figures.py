@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import imageio.v3 as iio
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -257,6 +258,23 @@ def test_difference_has_a_fixed_scale(tmp_path, brains):
         figures.labelled_sheet(path, [("real", real)], difference=("error", np.full_like(real, error)))
         brightness.append(int(iio.imread(path)[-60, 60, :3].sum()))
     assert brightness[0] < 10 and brightness[0] < brightness[1] < brightness[2]
+
+
+@pytest.mark.parametrize(
+    ("draw", "side"),
+    [
+        (lambda path, a, b: figures.labelled_sheet(path, [("a", a)], None, ("error", b - a), 0.5, minimum=64), 64),
+        (lambda path, a, b: figures.reconstruction_sheet(path, a, b, limit=0.5), 128),
+        (lambda path, a, b: figures.pairs_sheet(path, a, b, limit=0.5, minimum=64), 64),
+    ],
+    ids=["labelled", "reconstruction", "pairs"],
+)
+def test_an_error_is_half_the_distance_in_the_colour_of_the_scale_and_has_no_sign(tmp_path, draw, side):
+    """0.3 of [-1, 1] is 15 % of the grey range; between an error of +15 % and one of -15 % nothing is right."""
+    board = (0.3 * (-1) ** np.indices((32, 32)).sum(axis=0))[None]
+    draw(tmp_path / "a.png", np.zeros_like(board), board)
+    colour = np.array(matplotlib.colormaps["magma"](0.15 / 0.5, bytes=True)[:3])
+    assert contains(iio.imread(tmp_path / "a.png")[..., :3], np.tile(colour, (side, side, 1)))
 
 
 @pytest.fixture
