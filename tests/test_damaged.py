@@ -56,13 +56,13 @@ def test_the_model_of_another_stage_is_told_by_its_class(tmp_path):
 
 
 def test_no_model_file_is_executed(tmp_path):
-    """A Lambda layer holds Python; Keras says how to run it all the same, and nobody here does."""
-    trace = tmp_path / "was here"
-    layer = keras.layers.Lambda(eval(f"lambda x: (open({str(trace)!r}, 'w'), x)[1]"), output_shape=(1,))
-    model = keras.Sequential([keras.Input((1,)), layer])
-    model.save(tmp_path / "autoencoder.keras")
-    trace.unlink(missing_ok=True)
-    refusal(runs.RunError, tmp_path / "autoencoder.keras", lambda: runs.load_model(tmp_path / "autoencoder.keras"))
+    """A Lambda layer holds Python, which Keras would run while it builds the model."""
+    path, trace = tmp_path / "features.keras", tmp_path / "was here"
+    run = eval(f"lambda x: (open({str(trace)!r}, 'w'), x)[1]")
+    keras.Sequential([keras.Input((1,)), keras.layers.Lambda(run)]).save(path)
+    assert trace.exists()  # it was run here, where the model was made
+    trace.unlink()
+    refusal(runs.RunError, path, lambda: runs.load_model(path))
     assert not trace.exists()
 
 
@@ -128,8 +128,9 @@ def arrays(**others):
         {"case": np.array(["a"] * 4)},
         {"label": np.array([None] * 4)},  # pickled: reading it would execute what it says
         {"latents": np.zeros((4, 2, 2, 3))},
+        {"case": np.zeros((4, 2), "int32")},
     ],
-    ids=["missing", "too few", "a number", "words", "pickled", "without views"],
+    ids=["missing", "too few", "a number", "words", "pickled", "without views", "two numbers for one"],
 )
 def test_latents_whose_arrays_do_not_belong_together_are_one_sentence(others, tmp_path):
     path = tmp_path / "train.npz"

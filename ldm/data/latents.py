@@ -69,8 +69,6 @@ def opened(path):
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
             yield file
     except (EOFError, KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise archive.DataError(
