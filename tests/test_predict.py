@@ -459,7 +459,7 @@ def test_what_lies_between_two_noises_has_one_label_and_one_slice_index(home, tm
 def test_a_prior_is_told_the_labels_that_it_was_trained_with(monkeypatch, tmp_path):
     """The first stage may have been trained before there were labels."""
     for stage, labels in (("autoencoder", []), ("prior", ["AD", "NC"])):
-        (tmp_path / f"{stage}.json").write_text(json.dumps({"data": {"labels": labels, "z": [0, 3]}}))
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"settings": {}, "data": {"labels": labels, "z": [0, 3]}}))
     told = {}
     stage = SimpleNamespace(decode=lambda x, known: np.zeros((len(x), 8, 8, 1), "float32"), names_tissues=False)
     monkeypatch.setattr(predict.runs, "load_first_stage", lambda run: None)

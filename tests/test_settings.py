@@ -287,7 +287,7 @@ def test_a_run_of_before_is_gone_on_with(run):
 
 def test_what_another_version_wrote_down_besides_is_left_out(tmp_path):
     stored = {"seed": 3, "shelf": 1, "diffusion": {"epochs": 2, "shelf": 1}}
-    (tmp_path / "diffusion.json").write_text(json.dumps({"settings": stored}))
+    (tmp_path / "diffusion.json").write_text(json.dumps({"settings": stored, "data": {}}))
     settings = schema.recorded(tmp_path)
     assert settings == schema.merged(schema.defaults(), {"seed": 3, "diffusion": {"epochs": 2}})
     assert schema.recorded(tmp_path / "nothing") is None
