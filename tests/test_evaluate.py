@@ -157,16 +157,26 @@ def test_without_a_diffusion_model_there_are_sentences_and_what_can_be_measured(
 # ---- samples ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_sample_is_a_function_of_its_seed_and_number_and_conditions(evaluated, tmp_path):
-    """Sampler's noise, x_T and conditions of sample 33, drawn alone, are those of the second in its batch."""
+def test_a_sample_is_a_function_of_its_seed_and_number_and_conditions(evaluated, tmp_path, monkeypatch):
+    """x_T, the sampler's noise and the conditions of sample 33 are its own, in whichever batch it is drawn."""
     run, known, _ = evaluated
-    generator, people = Generator(run), known.people
+    generator, people, asked = Generator(run), known.people, []
+
+    def draw(self, x_T, conditions, sampler, steps, *, seed, first):
+        asked.append((x_T, conditions, (sampler, steps, seed), first))
+        return 0.1 * x_T
+
+    monkeypatch.setattr(Generator, "draw", draw)
     kept, taken = study.draw_samples(run, generator, people, 40, "ddpm", 3, 5, tmp_path)
-    for number in (0, 33):
-        told = {"z": kept.z[number : number + 1], "label": kept.label[number : number + 1]}
-        x = generator.draw(generator.noise(5, 1, number), told, "ddpm", 3, seed=5, first=number)
-        alone = metrics.to_unit(generator.decode(x, told))[0]
-        assert np.abs(alone - kept.images[number]).max() <= 1.01 / 255
+    x_T, noise = np.concatenate([part[0] for part in asked]), generator.noise(5, 40)
+    np.testing.assert_array_equal(x_T, noise)
+    np.testing.assert_allclose(kept.images, metrics.to_unit(0.1 * noise), atol=0.51 / 255)
+    told = study.conditions_of(generator, people, 40, 5)
+    for name, values in told.items():
+        np.testing.assert_array_equal(np.concatenate([part[1][name] for part in asked]), values)
+    np.testing.assert_array_equal(kept.z, told["z"])
+    np.testing.assert_array_equal(kept.label, told["label"])
+    assert {part[2] for part in asked} == {("ddpm", 3, 5)} and [part[3] for part in asked] == [0, 32]
     np.testing.assert_array_equal(np.sort(kept.z), np.sort(np.resize(people.real["train"].z, 40)))
     assert taken["network calls per slice"] == 3 and taken["parameters"] == generator.model.count_params()
 
