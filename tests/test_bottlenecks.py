@@ -122,6 +122,15 @@ def test_dead_codes_move_onto_candidates_and_live_ones_stay():
     np.testing.assert_allclose(after[[0, 2, 4, 5]], before[[0, 2, 4, 5]], rtol=1e-5)
 
 
+def test_dead_is_what_is_used_less_than_a_part_of_the_even_share_not_of_the_largest():
+    layer = made(decay=0.5, revival=0.5)
+    counts = np.array([28, 5, 5, 4, 3, 3], "float32")  # even share 8; half of the largest is 14
+    settle(layer, counts)
+    candidates = normal(6, 3, seed=5)
+    assert float(layer.follow(counts, np.asarray(layer.codebook) * counts[:, None], candidates)) == 2
+    np.testing.assert_allclose(layer.average_count, [28, 5, 5, 4, 8, 8], rtol=1e-6)  # revived with the even share
+
+
 def test_a_revived_code_is_not_dead_at_once_again():
     layer = made(decay=0.9, revival=0.1)
     settle(layer, np.array([0, 10, 10, 10, 10, 10], "float32"))
@@ -201,6 +210,23 @@ def test_codes_number_the_whole_grid(levels):
     for channel, level in enumerate(levels):
         steps = np.arange(level) - level // 2
         np.testing.assert_allclose(np.unique(vectors[:, channel]), steps / (level // 2), atol=1e-6)
+
+
+def test_codes_count_up_in_the_first_channel_first():
+    """As in the paper's listing; codes on disk and priors that were trained on them depend on it."""
+    layer = grid([3, 5, 4])
+    digits = np.asarray(layer.decode(np.arange(60, dtype="int32"))) * [1, 2, 2] + [1, 2, 2]
+    np.testing.assert_allclose(digits @ [1, 3, 15], np.arange(60), atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_bounded_latents_go_a_little_beyond_the_ends_of_the_grid(levels):
+    """So that a finite output of the encoder reaches them; and by less than would round to another level."""
+    ends = [(np.array(levels) - 1 - np.array(levels) // 2), np.array(levels) // 2]
+    for sign, end in zip((1, -1), ends, strict=True):
+        beyond = sign * np.asarray(grid(levels).bound(np.full((1, len(levels)), sign * 50.0)))[0]
+        beyond = beyond * (np.array(levels) // 2) - end  # in levels
+        assert (beyond > 1e-4).all() and (beyond < 0.5).all()
 
 
 @pytest.mark.parametrize("levels", LEVELS)

@@ -98,7 +98,7 @@ def test_an_image_is_neither_turned_nor_flipped():
 
 
 @pytest.mark.parametrize(
-    ("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (8, 4), (9, 3), (16, 4), (32, 8)]
+    ("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (8, 4), (9, 3), (14, 4), (16, 4), (32, 8)]
 )
 def test_default_sheet_is_near_square(count, columns):
     assert figures.sheet(flat(*[0] * count)).shape[1] == columns * (6 + GAP) - GAP
@@ -113,6 +113,12 @@ def test_enlarge_scales_by_the_smallest_sufficient_whole_factor():
     assert figures.enlarge(flat(7, height=30, width=50), minimum=64).shape == (1, 90, 150)
     assert figures.enlarge(flat(7, height=64, width=64), minimum=64).shape == (1, 64, 64)
     assert (figures.to_uint8(figures.enlarge(flat(0, 7, 255), minimum=64)) == [[[0]], [[7]], [[255]]]).all()
+
+
+def test_what_is_enlarged_is_smooth():
+    """A slope stays one, without steps of whole pixels."""
+    slope = np.broadcast_to(np.linspace(-0.9, 0.9, 16, dtype=np.float32), (1, 16, 16))
+    assert np.diff(figures.enlarge(slope, minimum=64)[0, :, 8:-8], axis=1).min() > 0.02
 
 
 # -------------------------------------------------------------------------------------------------------- save_png, gif

@@ -333,4 +333,7 @@ def test_neighbours_correlate_by_the_mean_over_pairs_where_either_is_brain():
     pairs = [np.corrcoef(stack[i, :, :4].ravel(), stack[i + 1, :, :4].ravel())[0, 1] for i in range(2)]
     np.testing.assert_allclose(metrics.neighbour_correlation(stack), np.mean(pairs))
     np.testing.assert_allclose(metrics.neighbour_correlation(stack[[0, 0, 0]]), 1.0)
+    apart = stack[:2].copy()
+    apart[1] = apart[1, :, ::-1]  # brain on the left, and on the right: it is all compared
+    np.testing.assert_allclose(metrics.neighbour_correlation(apart), np.corrcoef(*apart.reshape(2, -1))[0, 1])
     assert np.isnan(metrics.neighbour_correlation(np.zeros((3, 8, 8))))

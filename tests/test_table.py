@@ -1,0 +1,35 @@
+"""ldm/data/table.py: what a table of people says, without any archive."""
+
+import math
+
+import pytest
+
+from ldm.data import table
+
+
+def test_the_unknown_is_left_out_however_it_is_written():
+    text = b"case,age,sex\n1,N/A,NaN\n2,Unknown,none\n3,70,F\n4,,?\n5,NA,nan\n"
+    assert table.read(text) == {"age": {3: "70"}, "sex": {3: "F"}}
+
+
+def test_a_person_is_the_same_with_and_without_zeros_or_a_word_in_front():
+    assert [table.person(name) for name in ("1", "001", "sub-01", " ann ", "1a")] == [1, 1, 1, "ann", "1a"]
+    assert table.read("\ufeffcase,age\n001,70\n1,70\n sub-02 ,71\n".encode()) == {"age": {1: "70", 2: "71"}}
+
+
+def test_numbers_are_measured_on_finite_values_of_the_training_people():
+    column = {1: "60", 2: "80", 3: "inf", 4: "1000", 5: "nan"}
+    assert table.describe(column, train={1, 2, 3, 5}) == {"kind": "number", "mean": 70.0, "std": 10.0}
+    assert table.describe({4: "5"}, train={1}) == {"kind": "number", "mean": 0.0, "std": 1.0}
+    about = table.describe(column, train={1, 2})
+    assert table.encode("85", about) == 1.5 and math.isnan(table.encode(None, about))
+    with pytest.raises(ValueError, match="no finite number"):
+        table.encode("inf", about)
+
+
+def test_categories_are_numbered_by_name_whoever_has_them():
+    about = table.describe({1: "M", 2: "F", 3: "M", 4: "other"}, train={1})
+    assert about == {"kind": "category", "values": ["F", "M", "other"]}
+    assert [table.encode(value, about) for value in about["values"]] == [0.0, 1.0, 2.0]
+    with pytest.raises(ValueError, match="X is none of F, M, other"):
+        table.encode("X", about)
