@@ -5,6 +5,10 @@ import os
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # tests compare digits, which TF32 and cuDNN would round; subprocesses too
 
+# NumPy's products stay on one thread: spread over cores that the other process of the tests, or anything else, keeps
+# busy, a small one waits for them, and takes up to 400 times as long. Before NumPy is imported; subprocesses too.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import keras
 import pytest
 import tensorflow as tf

@@ -184,6 +184,18 @@ def test_a_slice_without_brain_has_no_measures_and_leaves_the_others_alone():
     assert full["brain_area"] == 1 and np.isnan(full["background"])
 
 
+def test_each_slice_is_measured_by_itself():
+    """Beside a darker one, and with a faint background that is no brain and a faint rim that is."""
+    drawn = GREYS[rings()]
+    drawn[rings() == 0], drawn[rings(radii=(40, 38, 24, 10)) == 1] = 0.03, 0.07
+    pictures = np.stack([drawn, 0.6 * drawn + 0.02 * (rings() > 0)])
+    together = anatomy.measure(pictures)
+    for name, values in together.items():
+        np.testing.assert_array_equal(values, [anatomy.measure(one[None])[name][0] for one in pictures], err_msg=name)
+    np.testing.assert_allclose(together["brain_area"], np.mean(rings() > 0))
+    np.testing.assert_allclose(together["deviation"], [picture[rings() > 0].std() for picture in pictures], rtol=1e-5)
+
+
 def test_histograms_count_the_brain_only():
     tissue = rings()
     shares = anatomy.histograms(GREYS[tissue][None], bins=10)
