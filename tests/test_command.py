@@ -19,6 +19,15 @@ import train
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def heard_signals():
+    """Signals are heard, also where whatever started these tests ignores them, as a shell does in the background."""
+    before = [signal.signal(number, signal.default_int_handler) for number in command.SIGNALS]
+    yield
+    for number, handler in zip(command.SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
 class Mistake(ValueError):
     pass
 

@@ -95,6 +95,7 @@ def planted(count, seed=0):
     return {"codes": table[z], "z": 5 * z, "label": np.full(count, -1, "int32")}
 
 
+@pytest.mark.slow
 def test_codes_that_the_slice_index_decides_are_learnt_and_drawn():
     model = fitted(make_prior(**TRAINED), planted(256), steps=150, batch_size=32, learning_rate=5e-3)
     asked = planted(12, seed=2)

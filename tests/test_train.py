@@ -200,7 +200,7 @@ def test_settings_come_from_preset_then_run_then_flags(tmp_path):
     only = settings("autoencoder", "--preset", "256-f8", "--epochs", "3")
     assert only["autoencoder"]["epochs"] == 3 and only["diffusion"]["epochs"] == preset["diffusion"]["epochs"]
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": only}))
+    (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": only, "data": {}}))
     assert settings("latents")["autoencoder"]["epochs"] == 3
     assert settings("latents", "--views", "3")["latents"]["views"] == 3
 
@@ -304,8 +304,9 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
     with pytest.raises(runs.RunError, match="train.py latents"):
         stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
     (tmp_path / "latents").mkdir()
+    record = {"finished": True, "settings": {}, "data": {}}
     for stage, epochs in (("autoencoder", 5), ("latents", 5)):
-        (tmp_path / f"{stage}.json").write_text(json.dumps({"finished": True, "epochs": epochs}))
+        (tmp_path / f"{stage}.json").write_text(json.dumps({**record, "epochs": epochs}))
 
     def write(**more):
         for split in ("train", "validate"):
@@ -318,7 +319,7 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
         stages.renew_latents(tmp_path, {}, source, {}, strategy, needed)
         assert len(encoded) == times, (more, needed)
     write()
-    (tmp_path / "autoencoder.json").write_text(json.dumps({"finished": True, "epochs": 6}))
+    (tmp_path / "autoencoder.json").write_text(json.dumps({**record, "epochs": 6}))
     stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
     assert len(encoded) == 2  # once above, and once because the first stage has been trained further
 
@@ -326,6 +327,7 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
 # ---- exit statuses, and what a run leaves ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_and_then_found_finished(tmp_path, phantoms, capsys, monkeypatch):
     """Status 0; the archive is fingerprinted once per command, however many stages there are."""
     asked, manifest = [], dataset.Source.manifest
