@@ -285,6 +285,17 @@ def test_a_run_of_before_is_gone_on_with(run):
     assert settings == schema.merged({**stored[flags.stage], **since}, own)  # the same keys, and the same values
 
 
+def test_each_stage_knows_best_what_it_was_made_with(tmp_path):
+    """The record of a later stage has all settings, too, as they were when that began."""
+    for stage, epochs, views in (("autoencoder", 5, 1), ("latents", 6, 2), ("diffusion", 7, 3)):
+        group = {"epochs": epochs}
+        stored = {"seed": epochs, "autoencoder": group, "latents": {"views": views}, "diffusion": group}
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"settings": stored}))
+    settings = schema.recorded(tmp_path)
+    assert [settings[stage]["epochs"] for stage in ("autoencoder", "diffusion", "prior")] == [5, 7, 20]
+    assert settings["latents"]["views"] == 2 and settings["seed"] == 7
+
+
 def test_what_another_version_wrote_down_besides_is_left_out(tmp_path):
     stored = {"seed": 3, "shelf": 1, "diffusion": {"epochs": 2, "shelf": 1}}
     (tmp_path / "diffusion.json").write_text(json.dumps({"settings": stored, "data": {}}))
