@@ -290,7 +290,7 @@ def test_each_stage_knows_best_what_it_was_made_with(tmp_path):
     for stage, epochs, views in (("autoencoder", 5, 1), ("latents", 6, 2), ("diffusion", 7, 3)):
         group = {"epochs": epochs}
         stored = {"seed": epochs, "autoencoder": group, "latents": {"views": views}, "diffusion": group}
-        (tmp_path / f"{stage}.json").write_text(json.dumps({"settings": stored}))
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"settings": stored, "data": {}}))
     settings = schema.recorded(tmp_path)
     assert [settings[stage]["epochs"] for stage in ("autoencoder", "diffusion", "prior")] == [5, 7, 20]
     assert settings["latents"]["views"] == 2 and settings["seed"] == 7
