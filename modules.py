@@ -226,6 +226,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
         normal = functools.partial(distribution.normal, seed=self.seed_at(step)) if training else None
         encoded = self.encoder({"image": images, **conditions}, training=training)
         latents, extra, state = self.bottleneck(encoded, normal=normal)
+        latents = self.disturbed(latents, step) if training else latents
         outputs = self.decoder({"latents": latents, **conditions}, training=training)
         reconstruction, weights = self.compare(images, outputs["image"]), self.bottleneck_weights(step, training)
         extra = {name: weights[name] * loss for name, loss in extra.items()}
@@ -238,6 +239,10 @@ class Autoencoder(Recorded, Reports, keras.Model):
             extra["tissue"] = self.tissue_weight * losses.segmentation(outputs["tissue"], batch["mask"], known)
         values = {"loss": reconstruction + sum(extra.values()), "reconstruction": reconstruction, **extra}
         return values, outputs["image"], state
+
+    def disturbed(self, latents, step):
+        """Latents (B, h, w, C) -> what the decoder sees of them in training; here, themselves."""
+        return latents
 
     def compare(self, real, fake):
         """The reconstruction loss: L1 + MSE + weight (1 - SSIM)."""
@@ -354,10 +359,12 @@ class VAE(Autoencoder):
         kl_weight: weight of the KL divergence in nats per slice.
         kl_cycles: number of cycles in which the weight rises from 0 (`losses.cyclical`), against posterior collapse.
         kl_cycle_steps: training steps that all cycles take together; 0 for the full weight from the start.
+        latent_noise: most noise on what the decoder sees in training, in standard deviations of the latents. A second
+            stage errs in each latent, and a decoder that has seen nothing but exact ones makes specks of its errors.
         Others: as `Autoencoder`.
     """
 
-    def __init__(self, image_size, kl_weight=1e-6, kl_cycles=4, kl_cycle_steps=0, **kwargs):
+    def __init__(self, image_size, kl_weight=1e-6, kl_cycles=4, kl_cycle_steps=0, latent_noise=0.0, **kwargs):
         super().__init__(image_size, **kwargs)
         self.remember(locals())
         self.assemble(bottlenecks.Gaussian)
@@ -365,6 +372,16 @@ class VAE(Autoencoder):
     def bottleneck_weights(self, step, training):
         share = losses.cyclical(step, self.kl_cycles, self.kl_cycle_steps) if training else 1.0
         return {"kl": self.kl_weight * share}
+
+    def disturbed(self, latents, step):
+        """Latents with noise, of a level of its own for each slice, uniform in [0, `latent_noise`]."""
+        if not self.latent_noise:
+            return latents
+        rows, *shape = tf.shape(latents)[0], *latents.shape[1:]
+        first, second = tf.unstack(tf.random.experimental.stateless_split(self.seed_at(step), 2))
+        level = distribution.global_rows(lambda n: tf.random.stateless_uniform((n, 1, 1, 1), first), rows)
+        _, deviation = distribution.moments(tf.stop_gradient(latents))
+        return latents + self.latent_noise * level * deviation * distribution.normal((rows, *shape), second)
 
 
 # ---- second stage ----------------------------------------------------------------------------------------------------

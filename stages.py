@@ -157,10 +157,12 @@ def train_autoencoder(run, settings, source, manifest, strategy):
     validation = slices("validate", training=False)
     with strategy.scope():
         autoencoder = make_autoencoder(settings, len(source.label_names))
+        autoencoder.encoder.trainable = not stage["freeze_encoder"]
         model = with_adversary(autoencoder, stage) if stage["gan"] else autoencoder
+    begin_from(autoencoder, run, "autoencoder", settings)
     watchers, history = [], functools.partial(runs.read_history, run / "autoencoder.csv")
     if stage["gan"]:
-        watchers.append(adversary.AdversaryWatch(history))
+        watchers.append(adversary.AdversaryWatch(history, trained=settings["init_from"] is not None))
     if quantized:
 
         def draw_codes(**counts):
@@ -178,6 +180,17 @@ def train_autoencoder(run, settings, source, manifest, strategy):
         more["codebook"] = {"usage": float(np.mean(counts > 0)), "dead": np.flatnonzero(counts == 0).tolist()}
         print(f"autoencoder: the training split uses {more['codebook']['usage']:.1%} of {len(counts)} codes")
     records.write(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"], **more)
+
+
+def begin_from(model, run, stage, settings):
+    """Give an untrained model the weights of the run that `--init-from` names, if that has them and this stage none.
+
+    Raises:
+        RunError: as `runs.start_from`.
+    """
+    there = settings["init_from"] and runs.folder(settings["init_from"]) / f"{stage}.keras"
+    if there and there.exists() and not (run / f"{stage}.last.weights.h5").exists():
+        runs.start_from(model, there)
 
 
 def make_autoencoder(settings, num_labels):
@@ -309,6 +322,7 @@ def train_diffusion(run, settings, source, manifest, strategy):
     records.write(run, "diffusion", settings, manifest, finished=False, columns=columns)
     with strategy.scope():
         model = make_diffusion(settings, len(source.label_names), covariate_sizes(columns))
+    begin_from(model, run, "diffusion", settings)
     if not in_pixels:
         needed = ("mask",) if stage["condition_on_mask"] else ()
         renew_latents(run, settings, source, manifest, strategy, needed)

@@ -84,6 +84,8 @@ def resolve(flags):
         raise runs.RunError(
             "a prior draws codes, and --autoencoder vae has none: train a vqvae, or diffusion on this one"
         )
+    if settings["init_from"] and not any(runs.folder(settings["init_from"]).glob("*.keras")):
+        raise runs.RunError(f"--init-from {settings['init_from']}: no run of that name has a trained stage")
     for stage in runs.STAGES:
         records.refuse_change(run, stage, settings)
     records.refuse_new_ground(run, todo, settings)

@@ -190,11 +190,12 @@ class AdversaryWatch(keras.callbacks.Callback):
 
     Args:
         read: callable -> rows of the epochs before an interruption, {column: value}.
+        trained: whether the autoencoder was trained before: then one epoch, to compare with, is enough.
     """
 
-    def __init__(self, read=list):
+    def __init__(self, read=list, trained=False):
         super().__init__()
-        self.read = read
+        self.read, self.trained = read, trained
 
     def on_train_begin(self, logs=None):
         self.rows = self.read()
@@ -202,11 +203,10 @@ class AdversaryWatch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.rows.append(dict(logs))
         if not self.model.active:
-            if settled([row["val_reconstruction"] for row in self.rows]):
+            if self.trained or settled([row["val_reconstruction"] for row in self.rows]):
                 self.model.begin()
-                print(
-                    f"adversarial training begins: epochs {epoch} and {epoch + 1} gained less than a tenth of the first"
-                )
+                why = f"epochs {epoch} and {epoch + 1} gained less than a tenth of the first"
+                print(f"adversarial training begins: {'the first stage is a trained one' if self.trained else why}")
             return
         if logs["adversarial"] < 1.0:  # still on its way up
             return

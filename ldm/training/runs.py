@@ -235,6 +235,28 @@ def versions():
 # ---- one stage: checkpoints and resume -------------------------------------------------------------------------------
 
 
+def start_from(model, path):
+    """Give a model of a training that begins the weights of another run's, as far as they have its shapes.
+
+    Say in one line what did not fit: layers for other labels or other covariates stay new.
+
+    Args:
+        model: untrained.
+        path: `.keras` file of a model of the same kind.
+
+    Raises:
+        RunError: if it cannot be read, or is another network.
+    """
+    other = load_model(path)
+    pairs = list(zip(model.weights, other.weights, strict=False))
+    fit = [(new, old) for new, old in pairs if new.shape == old.shape]
+    if len(model.weights) != len(other.weights) or 2 * len(fit) < len(pairs):
+        raise RunError(f"--init-from: {path} is another network than the flags describe: give the flags of its run")
+    for new, old in fit:
+        new.assign(old)
+    print(f"starting from {path}: {len(fit)} of {len(pairs)} arrays of weights fit")
+
+
 def export(model, path):
     """Save a model for use: a copy on one device, without optimiser, with the averaged weights if there are any."""
     write(path, lambda temporary: copy_for_use(model).save(temporary))

@@ -98,6 +98,7 @@ OPTIONS = (
     Option("run", "image_size", 128, int, "pixels a side", bounds="[8, 1024]"),
     Option("run", "first_stage", "vqvae", str, "none: diffusion straight in pixels", ("vqvae", "vae", "none"),
            flag="autoencoder"),
+    Option("run", "init_from", None, str, "run whose weights the stages start from, as far as they fit"),
     Option("run", "flip", False, bool, "mirror training slices left to right"),
     Option("run", "seed", 0, int, "of splits that are carved out, order, augmentation, weights and noise",
            bounds=f"[0, {runs.LAST_SEED}]"),
@@ -130,6 +131,11 @@ OPTIONS = (
            bounds="[0, 1000]", needs="--autoencoder vae", feeds="VAE"),
     Option("autoencoder", "kl_cycle_steps", None, int, "half of the training as it was planned when it began",
            bounds="[0, 1000000000]", flag="", feeds="VAE", changes=True),
+    Option("autoencoder", "latent_noise", 0.0, float, "vae: most noise on what the decoder sees in training, in "
+           "standard deviations of the latents; diffusion errs by 0.1 to 0.3", bounds="[0, 2]",
+           needs="--autoencoder vae", feeds="VAE"),
+    Option("autoencoder", "freeze_encoder", False, bool, "train the decoder alone, so that latents stay what they are",
+           needs="--init-from"),
     Option("autoencoder", "condition_on_z", True, bool, "tell it the slice index", needs=FIRST, feeds="VQVAE VAE"),
     Option("autoencoder", "condition_on_label", False, bool, "tell it the label", needs=FIRST),
     Option("autoencoder", "segment", False, bool, "let it name tissues, from their masks", needs=FIRST),
@@ -328,6 +334,7 @@ NEEDS = {  # what a flag may need to have an effect -> whether these settings ha
     EMA: lambda s: _bottleneck(s) == "ema",
     "--quantizer fsq": lambda s: _bottleneck(s) == "fsq",
     "--gan": lambda s: s["first_stage"] != "none" and s["autoencoder"]["gan"],
+    "--init-from": lambda s: s["init_from"] is not None,
 }
 
 
