@@ -2,6 +2,7 @@
 
     python evaluate.py --run R                    -> report.html, report.json, model_card.md in the run's folder
     python evaluate.py --run R --fail-above 0.02  exit status 3 if more than 2 % of the samples are copies
+    python evaluate.py --run R --sections copies  some sections only -> report_part.html, report_part.json
 
 Every number stands beside what it must be read against: the distance of real people to other real people (the floor),
 and what bad generators get. What cannot be said (no test people, no labels, few samples) is said to be so.
@@ -27,7 +28,7 @@ from ldm.diffusion import samplers
 from ldm.drawing import pages, report
 from ldm.training import distribution, runs
 
-ORDER = ("reconstruction", "samples", "distribution", "anatomy", "copies", "embedding", "leaks", "cost")
+ORDER = tuple(pages.TITLES)  # of the sections
 
 
 def parser():
@@ -36,6 +37,7 @@ def parser():
     )
     p.add_argument("--run", help="name of the run (default: the one that was trained last)")
     p.add_argument("--data", nargs="+", help="real slices (default: the data that the run was trained on)")
+    p.add_argument("--sections", nargs="+", metavar="NAME", help=f"of {', '.join(ORDER)} (default: all)")
     p.add_argument("--count", type=int, default=1000, help="slices to draw (default: 1000)")
     p.add_argument("--sampler", default="dpm_solver_pp", choices=tuple(samplers.SAMPLERS))
     p.add_argument("--steps", type=int, default=20, help="network calls per slice (default: 20)")
@@ -59,6 +61,11 @@ def check(flags):
         raise runs.RunError(f"--seed must be at most {runs.LAST_SEED}, not {flags.seed}")
     if flags.fail_above is not None and not 0 <= flags.fail_above < 1:
         raise runs.RunError(f"--fail-above is a share between 0 and 1, not {flags.fail_above}")
+    for name in flags.sections or ():
+        if name not in ORDER:
+            raise runs.RunError(f"--sections {name}: there are {', '.join(ORDER)}")
+    if flags.fail_above is not None and flags.sections and "copies" not in flags.sections:
+        raise runs.RunError("--fail-above needs copies among the --sections: add it")
 
 
 def work(flags):
@@ -69,6 +76,14 @@ def work(flags):
     out = Path(flags.out) if flags.out else run
     files.check_folder(out)
     print(f"{run}: {distribution.set_precision(flags.precision)}")
+    names = [name for name in ORDER if name in (flags.sections or ORDER)]
+    if (
+        flags.sections
+        and not (run / "diffusion.keras").exists()
+        and all(study.needs([name]) & {"samples"} for name in names)
+    ):
+        again = f"`python train.py diffusion --run {run.name}` makes one"
+        raise runs.RunError(f"--sections {' '.join(names)}: there is no diffusion model yet: {again}")
     known = study.make(
         run,
         flags.data,
@@ -79,25 +94,39 @@ def work(flags):
         feature_steps=flags.feature_steps,
         seed=flags.seed,
         out=out,
+        needs=study.needs(names),
     )
-    found = study.measure(known)
+    found = study.measure(known, [name for name in names if name in study.MEASURES])
     found["samples"] = shown_samples(known.samples, run.name, flags.sampler, flags.steps, flags.seed)
     found["cost"] = study.cost(known.drawing, began)
+    found = {name: found[name] for name in names if name in found}
     sections = {
-        name: pages.section(name, *found[name], lambda figure: out / "evaluation" / f"{figure}.png")
-        for name in ORDER
-        if name in found
+        name: pages.section(name, *part, lambda figure: out / "evaluation" / f"{figure}.png")
+        for name, part in found.items()
     }
     facts = report_facts(found, sections)
     warnings = [warning for section in sections.values() for warning in section.warnings]
-    about = {"run": run.name, **runs.versions()}
-    report.write_html(out / "report.html", f"Can the pictures of {run.name} be trusted?", [*sections.values()], about)
-    runs.save_json(out / "report.json", facts)
-    card = pages.card(run.name, known.people.record, facts, warnings, flags.seed)
-    report.write_model_card(out / "model_card.md", card)
+    written = write(out, run.name, known, facts, sections, whole=names == list(ORDER))
     show(facts, warnings)
-    print(f"-> {out / 'report.html'}, report.json, model_card.md")
+    print(f"-> {', '.join(written)}")
     return audit_status(facts, flags.fail_above)
+
+
+def write(out, name, known, facts, sections, whole):
+    """Write the report, and, of a whole evaluation, the model card; returns their names.
+
+    What some sections say has a name of its own, so that it never takes the place of a whole report.
+    """
+    about, stem = {"run": name, **runs.versions()}, "report" if whole else "report_part"
+    report.write_html(out / f"{stem}.html", f"Can the pictures of {name} be trusted?", [*sections.values()], about)
+    runs.save_json(out / f"{stem}.json", facts)
+    written = [str(out / f"{stem}.html"), f"{stem}.json"]
+    if whole:
+        warnings = [warning for section in sections.values() for warning in section.warnings]
+        card = pages.card(name, known.people.record, facts, warnings, known.seed)
+        report.write_model_card(out / "model_card.md", card)
+        written.append("model_card.md")
+    return written
 
 
 def shown_samples(samples, run, sampler, steps, seed):
@@ -111,8 +140,10 @@ def shown_samples(samples, run, sampler, steps, seed):
 
 def report_facts(found, sections):
     """The content of report.json: the facts of all sections, and what is said of leaks."""
-    facts = {key: value for name in ORDER if name in found for key, value in found[name].facts.items()}
-    return {**facts, "leaks": {**facts["leaks"], "said": list(sections["leaks"].warnings)}}
+    facts = {key: value for part in found.values() for key, value in part.facts.items()}
+    if "leaks" in facts:
+        facts["leaks"] = {**facts["leaks"], "said": list(sections["leaks"].warnings)}
+    return facts
 
 
 def show(facts, warnings):

@@ -6,6 +6,7 @@
 A new measure is a function of `ldm.judging.measures`, a line of MEASURES, and a section of `ldm.drawing.pages`.
 """
 
+import contextlib
 import hashlib
 import resource
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -62,7 +64,7 @@ class Study:
         people: whom the run is read against; with features where there are samples.
         decoded: test people as the first stage gives them back; None in pixels, and where there are no test people.
         bits: per slice of the first stage; None where its latents are continuous.
-        samples: what the diffusion model draws; None where there is none yet.
+        samples: what the diffusion model draws; None where there is none yet, or no measure needs them.
         bad: {name: Slices} of generators that must lose.
         by_own_network: whether features are those of the run's own network; else they are Inception's.
         saw_masks: whether the samples were drawn inside tissue masks of training people.
@@ -123,7 +125,7 @@ def describer(people, kind="own", steps=features.STEPS):
     if kind == "inception":
         return features.inception()
     size = people.real["train"].images.shape[1]
-    with tqdm(total=steps, desc="features", unit="step", delay=1) as bar:
+    with tqdm(total=steps, desc="features", unit="step", delay=1, leave=False, disable=None) as bar:
         return features.of_run(people.run, people.source, size, steps, bar.update)
 
 
@@ -169,7 +171,7 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
     if store.exists():
         with latents.opened(store) as file:
             images, seconds = file["images"], float(file["seconds"])
-    with tqdm(total=count, initial=len(images), desc="samples", unit="slice") as bar:
+    with tqdm(total=count, initial=len(images), desc="samples", unit="slice", leave=False, disable=None) as bar:
         for part in batches.parts(count - len(images)):
             began, first, number = time.time(), len(images), part.stop - part.start
             known = {name: values[first : first + number] for name, values in conditions.items()}
@@ -199,6 +201,7 @@ def make(
     feature_steps=features.STEPS,
     seed=0,
     out=None,
+    needs=("decoded", "samples", "features", "bad"),
 ):
     """All that an evaluation of a run knows; the precision policy must have been set before.
 
@@ -209,6 +212,7 @@ def make(
         kind, feature_steps: of the features, see `describer`.
         seed: of noise and conditions.
         out: folder in which samples are kept; None is that of the run.
+        needs: what is made, see `Measure`; the other fields stay empty.
 
     Returns:
         A `Study`; without samples and features where there is no diffusion model yet.
@@ -221,30 +225,46 @@ def make(
     first_stage, decoded, test = None, None, people.real.get("test")
     if not people.in_pixels:
         first_stage = generator.autoencoder if generator else runs.load_first_stage(run)
-    if first_stage is not None and test is not None:
+    if first_stage is not None and test is not None and "decoded" in needs:
         through = tf.function(first_stage.reconstruct, reduce_retracing=True)
         fake = batches.in_batches(through, 2 * test.images - 1, test.z, test.label)
         decoded = replace(test, images=metrics.to_unit(fake))
     bits = getattr(first_stage, "bits_per_slice", None)
-    if generator is None:
+    if generator is None or "samples" not in needs:
         return Study(people, decoded, bits, seed=seed)
-    samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
-    describe = describer(people, kind, feature_steps)
-    described = {split: slices.described(describe) for split, slices in people.real.items()}
-    bad = {}
-    if test is not None and count >= measures.LEAST:
-        bad = measures.bad_generators(people.real["train"], count, seed)
-    return Study(
-        replace(people, real=described),
-        None if decoded is None else decoded.described(describe),
-        bits,
-        samples.described(describe),
-        {name: slices.described(describe) for name, slices in bad.items()},
-        by_own_network=kind == "own",
-        saw_masks=uses_masks(generator),
-        drawing=taken,
-        seed=seed,
+    with timed("drawing samples"):
+        samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
+    known = Study(people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, seed=seed)
+    if "bad" in needs and test is not None and count >= measures.LEAST:
+        known = replace(known, bad=measures.bad_generators(people.real["train"], count, seed))
+    if "features" not in needs:
+        return known
+    with timed("features"):
+        return described(known, describer(people, kind, feature_steps), by_own_network=kind == "own")
+
+
+def described(known, describe, by_own_network=True):
+    """The same study with features of all its slices; `describe` is a function of images, see `describer`."""
+
+    def each(sets):
+        return {name: slices.described(describe) for name, slices in sets.items()}
+
+    return replace(
+        known,
+        people=replace(known.people, real=each(known.people.real)),
+        decoded=known.decoded and known.decoded.described(describe),
+        samples=known.samples.described(describe),
+        bad=each(known.bad),
+        by_own_network=by_own_network,
     )
+
+
+@contextlib.contextmanager
+def timed(name):
+    """Say on one line how many minutes something took. What moves while it lasts is shown on a terminal only."""
+    began = time.time()
+    yield
+    print(f"{name}: {(time.time() - began) / 60:.1f} minutes", flush=True)
 
 
 # ---- measures --------------------------------------------------------------------------------------------------------
@@ -276,31 +296,71 @@ def _compared(s):
     return s.samples, s.people.real["train"], s.people.real.get("test")
 
 
-MEASURES: dict[str, Callable[[Study], Measured]] = {  # which values of a study each measure takes
-    "reconstruction": lambda s: measures.reconstruction(*_compared(s)[1:], s.decoded, s.bits, s.people.in_pixels),
-    "distribution": lambda s: measures.distribution(
-        s.samples,
-        s.people.real.get("test"),
-        s.people.real.get("validate"),
-        s.bad,
-        s.seed,
-        by_own_network=s.by_own_network,
-        saw_masks=s.saw_masks,
+class Measure(NamedTuple):
+    """How a section of the report is measured.
+
+    Attributes:
+        take: function of the study.
+        needs: what of the study it takes, beside people: of "decoded", "samples", "features" and "bad".
+    """
+
+    take: Callable[[Study], Measured]
+    needs: tuple[str, ...] = ()
+
+
+MEASURES = {  # which values of a study each measure takes
+    "reconstruction": Measure(
+        lambda s: measures.reconstruction(*_compared(s)[1:], s.decoded, s.bits, s.people.in_pixels), ("decoded",)
     ),
-    "anatomy": lambda s: measures.anatomy(*_compared(s), s.people.source.label_names, phantoms()),
-    "copies": lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),
-    "embedding": lambda s: measures.embedding(s.samples, s.people.real, s.people.source.label_names, s.seed),
-    "leaks": lambda s: measures.leaks(
-        s.people.real,
-        s.people.source.case_names,
-        seen_by(s.people.records),
-        s.people.source.kind,
-        s.people.source.person == "each",
+    "distribution": Measure(
+        lambda s: measures.distribution(
+            s.samples,
+            s.people.real.get("test"),
+            s.people.real.get("validate"),
+            s.bad,
+            s.seed,
+            by_own_network=s.by_own_network,
+            saw_masks=s.saw_masks,
+        ),
+        ("samples", "features", "bad"),
+    ),
+    "anatomy": Measure(
+        lambda s: measures.anatomy(*_compared(s), s.people.source.label_names, phantoms()), ("samples", "features")
+    ),
+    "copies": Measure(
+        lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),
+        ("decoded", "samples", "features"),
+    ),
+    "embedding": Measure(
+        lambda s: measures.embedding(s.samples, s.people.real, s.people.source.label_names, s.seed),
+        ("samples", "features"),
+    ),
+    "leaks": Measure(
+        lambda s: measures.leaks(
+            s.people.real,
+            s.people.source.case_names,
+            seen_by(s.people.records),
+            s.people.source.kind,
+            s.people.source.person == "each",
+        )
     ),
 }
-WITHOUT_SAMPLES = ("reconstruction", "leaks")  # can be measured before there is a diffusion model
+
+
+def needs(names):
+    """What `make` must make for some of the report's sections, in MEASURES or not."""
+    asked = {need for name in names if name in MEASURES for need in MEASURES[name].needs}
+    return asked | ({"samples"} if "samples" in names else set())
 
 
 def measure(known, names=tuple(MEASURES)):
-    """What a study says, {name: Measured}: of all measures, or of some, in any order."""
-    return {name: MEASURES[name](known) for name in names if known.samples is not None or name in WITHOUT_SAMPLES}
+    """What a study says, {name: Measured}: of all measures, or of some, in any order.
+
+    Those that need samples are left out where there is no diffusion model yet.
+    """
+    found = {}
+    for name in names:
+        if known.samples is not None or "samples" not in MEASURES[name].needs:
+            with timed(name):
+                found[name] = MEASURES[name].take(known)
+    return found

@@ -154,6 +154,42 @@ def test_without_a_diffusion_model_there_are_sentences_and_what_can_be_measured(
     assert "copies could not be counted" in capsys.readouterr().err
 
 
+# ---- sections --------------------------------------------------------------------------------------------------------
+
+
+def test_sections_are_the_same_alone_and_nothing_else_is_made(evaluated, tmp_path, monkeypatch, capsys):
+    """Leaks and the cost need no samples; what is said of leaks is what the whole report says."""
+    run, _, _ = evaluated
+    monkeypatch.setattr(study, "draw_samples", lambda *_: pytest.fail("samples were drawn"))
+    words = ["--run", str(run), *FEW, "--out", str(tmp_path), "--sections", "leaks"]
+    assert evaluate.main(words) == 0
+    said = capsys.readouterr()
+    assert "leaks: 0.0 minutes" in said.out.splitlines() and "\r" not in said.err, "a bar is for a terminal"
+    whole = json.loads((run / "report.json").read_text())
+    assert json.loads((tmp_path / "report_part.json").read_text()) == {"leaks": whole["leaks"]}
+    page = (tmp_path / "report_part.html").read_text()
+    assert ">Leaks</h2>" in page and ">Copies</h2>" not in page
+    assert not {"report.html", "report.json", "model_card.md"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_features_are_made_only_for_sections_that_compare_them(evaluated, tmp_path, monkeypatch):
+    run, known, _ = evaluated
+    monkeypatch.setattr(study, "describer", lambda *_: pytest.fail("features were made"))
+    found = study.make(run, count=COUNT, steps=2, out=run, needs=study.needs(["samples", "leaks"]))
+    np.testing.assert_array_equal(found.samples.images, known.samples.images)
+    assert found.samples.features is None and not found.bad
+    assert study.needs(["distribution"]) == {"samples", "features", "bad"} and not study.needs(["cost"])
+
+
+def test_sections_that_need_samples_are_refused_where_there_is_no_model(evaluated, tmp_path, capsys):
+    untrained = tmp_path / "untrained"
+    untrained.mkdir()
+    shutil.copy(evaluated[0] / "diffusion.json", untrained)
+    assert evaluate.main(["--run", str(untrained), *FEW, "--sections", "anatomy", "copies"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("evaluate.py: --sections anatomy copies: there is no diffusion model yet: `python train.py")
+
+
 # ---- samples ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,13 +266,11 @@ def test_samples_that_are_copies_end_with_status_3(evaluated, tmp_path, monkeypa
     train = known.people.real["train"].spread(COUNT)
     copied = replace(known, samples=replace(train, case=np.arange(COUNT)))
     monkeypatch.setattr(study, "make", lambda *words, **options: copied)
-    measure = study.measure
-    monkeypatch.setattr(study, "measure", lambda known: measure(known, ("copies", "leaks")))
-    words = ["--run", str(run), *FEW, "--out", str(tmp_path)]
+    words = ["--run", str(run), *FEW, "--out", str(tmp_path), "--sections", "copies"]
     assert evaluate.main([*words, "--fail-above", "0.02"]) == 3
     said = capsys.readouterr().out
     assert "100.0% of the samples are nearer to a training slice than --fail-above allows" in said
-    assert (tmp_path / "report.html").exists(), "the report is written first"
+    assert (tmp_path / "report_part.html").exists(), "the report is written first"
     assert evaluate.main(words) == 0
 
 
@@ -256,6 +290,8 @@ def test_exit_status_3_means_more_copies_than_allowed(rate, limit, status):
         (["--seed", "-1"], "--seed"),
         (["--seed", str(runs.LAST_SEED + 1)], "--seed must be at most"),
         (["--fail-above", "1.5"], "--fail-above"),
+        (["--sections", "copies", "beauty"], "--sections beauty: there are reconstruction, samples, "),
+        (["--sections", "leaks", "--fail-above", "0.1"], "--fail-above needs copies among the --sections"),
         (["--run", "nowhere"], "checkpoint/nowhere is no run: train one with `python train.py --run nowhere`"),
     ],
 )

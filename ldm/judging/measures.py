@@ -77,6 +77,11 @@ class Measured(NamedTuple):
     lacks: str | None = None
 
 
+def bar(parts, name):
+    """The parts of a long measurement, one by one, with a bar that only a terminal shows."""
+    return tqdm(parts, desc=name, leave=False, disable=None)
+
+
 def bad_generators(train, count, seed):
     """Two that must lose to any good one: mean images with noise, and blurred training slices.
 
@@ -241,8 +246,8 @@ def copies(samples, train, test, decoded, case_names):
         return Measured({}, {}, "test people")
     honest = test if decoded is None else decoded
     small = [audit.shrunk(slices.images) for slices in (samples, honest, train)]
-    found = audit.nearest(small[0], small[2], progress=lambda parts: tqdm(parts, desc="copies", unit="batch"))
-    usual = audit.nearest(small[1], small[2], progress=lambda parts: tqdm(parts, desc="copies, test people"))
+    found = audit.nearest(small[0], small[2], progress=lambda parts: bar(parts, "copies"))
+    usual = audit.nearest(small[1], small[2], progress=lambda parts: bar(parts, "copies, test people"))
     near, near_usual = (audit.nearest_features(slices.features, train.features) for slices in (samples, honest))
     rates = {
         "pixels": audit.copy_rate(found.distance, usual.distance, groups=test.case),
