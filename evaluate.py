@@ -68,6 +68,13 @@ def check(flags):
         raise runs.RunError("--fail-above needs copies among the --sections: add it")
 
 
+def check_model(run, names):
+    """Refuse sections of which none can be measured before there is a diffusion model."""
+    if not (run / "diffusion.keras").exists() and all("samples" in study.needs([name]) for name in names):
+        make = f"`python train.py diffusion --run {run.name}` makes one"
+        raise runs.RunError(f"--sections {' '.join(names)}: there is no diffusion model yet: {make}")
+
+
 def work(flags):
     """Do what the flags say; returns the exit status."""
     check(flags)
@@ -77,13 +84,8 @@ def work(flags):
     files.check_folder(out)
     print(f"{run}: {distribution.set_precision(flags.precision)}")
     names = [name for name in ORDER if name in (flags.sections or ORDER)]
-    if (
-        flags.sections
-        and not (run / "diffusion.keras").exists()
-        and all(study.needs([name]) & {"samples"} for name in names)
-    ):
-        again = f"`python train.py diffusion --run {run.name}` makes one"
-        raise runs.RunError(f"--sections {' '.join(names)}: there is no diffusion model yet: {again}")
+    if flags.sections:
+        check_model(run, names)
     known = study.make(
         run,
         flags.data,
