@@ -360,14 +360,19 @@ def test_real_slices_have_plausible_anatomy():
     small = [np.asarray(picture.resize((128, 128), Image.Resampling.BOX), np.float32) / 255 for picture in pictures]
     measured = anatomy.measure(np.stack(small))
     assert len(small) == 2 * 20  # people
-    # In a few slices of low contrast much grey matter is taken for white, so the bounds of these two are wide.
+    beyond = set()
     for name, low, high in (
         ("csf", 0.08, 0.35),
-        ("grey", 0.25, 0.6),
-        ("white", 0.25, 0.65),
+        ("grey", 0.3, 0.6),
+        ("white", 0.25, 0.5),
         ("ventricle_area", 0.02, 0.17),
         ("brain_area", 0.25, 0.32),
         ("symmetry", 0.5, 0.9),
         ("background", 0, 0.003),
     ):
-        assert low <= measured[name].min() and measured[name].max() <= high, name
+        outside = np.flatnonzero((measured[name] < low) | (measured[name] > high))
+        beyond |= {(name, Path(names[row]).name.removesuffix(".nii.png")) for row in outside}
+    # Three slices of low contrast, in which grey matter is more than 0.7 times as bright as white (their peaks): the
+    # segmenter takes much of it for white.
+    low_contrast = {"case_204_slice_12", "case_205_slice_12", "case_212_slice_12"}
+    assert beyond == {("grey", "case_212_slice_12"), *(("white", name) for name in low_contrast)}
