@@ -8,12 +8,14 @@ python predict.py interpolate                from one noise to another, on the a
 python predict.py denoise --from 0.5         variations: real slices, noised to t = 0.5 and denoised
 python predict.py anomaly --from 0.4         what the model would have drawn instead: a map of differences
 python predict.py inpaint                    a part of real slices drawn anew: the middle, or --box
+python predict.py archive --count 5000       a data set of drawn people, zipped, that `train.py --data` reads
 python predict.py reconstruct --data ...     real slices through the first stage: sheet and scores
 
 Without a task slices are drawn: the task `sample`. `--person` and `--prior X` are short for `person` and `prior X`.
 `python predict.py TASK --help` lists the flags of a task.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -30,6 +32,7 @@ from tqdm import tqdm
 
 import dataset
 import predict_flags
+import synthetic
 from conditions import SWEEP, drawn_conditions, drawn_masks, negative_conditions, real_pair, real_slices
 from generator import FirstStage, Generator, prior_latents
 from ldm import batches, files, tissue
@@ -324,6 +327,35 @@ def inpaint(run, wanted, sampling, real, pictures, box, resample):
     print(f"inpaint: {len(images)} slices, {network_calls(sampling, calls)} network calls each -> {path}, {gif}")
 
 
+# ---- a data set ------------------------------------------------------------------------------------------------------
+
+
+def archive(run, wanted, sampling, pictures, voxel, reject_copies):
+    """A data set of drawn people: a zip of slices, or a folder of volumes; see `synthetic`."""
+    generator, out = Generator(run), pictures.out
+    steps = sampling.steps or samplers.named(sampling.sampler).calls
+    made_with = {
+        "count": wanted.count,
+        "label": wanted.label,
+        "conditions": list(wanted.conditions),
+        **dataclasses.asdict(sampling),
+        "steps": steps,
+        "voxel": None if out.suffix == ".zip" else voxel,
+        "reject_copies": reject_copies,
+    }
+
+    def draw(known, number):
+        x_T = generator.noise(sampling.seed, len(known["z"]), number, shared=True)
+        options = options_for(sampling, sampling.sampler, generator, known) | {"first": number, "shared": True}
+        return generator.draw(x_T, known, sampling.sampler, steps, **options)
+
+    written = synthetic.write(generator, run, out, made_with, draw)
+    anew = sum(map(len, written["drawn anew as copies"].values()))
+    print(f"archive: {written['people']} people, {written['slices']} slices, {anew} drawn anew as copies -> {out}")
+    table = f" --labels {out / 'labels.csv'}" if out.suffix != ".zip" and (out / "labels.csv").exists() else ""
+    print(f"next: python train.py --data {out}{table} --dry-run")
+
+
 # ---- reconstruct -----------------------------------------------------------------------------------------------------
 
 
@@ -381,7 +413,8 @@ def show_scores(scores, split, people, count, rate):
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-WORK = {work.__name__: work for work in (sample, person, prior, interpolate, denoise, anomaly, inpaint, reconstruct)}
+TASKS = (sample, person, prior, interpolate, denoise, anomaly, inpaint, archive, reconstruct)
+WORK = {work.__name__: work for work in TASKS}
 
 
 def main(argv=None):
@@ -398,7 +431,7 @@ def do(argv):
     name, values = predict_flags.parse(argv)
     stage, work = predict_flags.TASKS[name].stage, WORK[name]
     run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
-    files.check_folder(values["out"])
+    files.check_folder(values["out"].parent if name == "archive" else values["out"])
     print(f"{run}: {distribution.set_precision(values['precision'])}")
     keras.utils.set_random_seed(values.get("seed", 0))
     work(run, **predict_flags.arguments(work, values))

@@ -125,6 +125,7 @@ class Single:
     )
     temperature: float = flag(1.0, "0: always the likeliest code", type=number(float, least=0))
     top_k: int = flag(0, "draw from the k likeliest codes; 0: from all", type=number(int, least=0))
+    reject_copies: bool = flag(False, "draw people anew who are too near to a training person", action="store_true")
     top_p: float = flag(1.0, "draw from the likeliest codes of the share p", type=number(float, above=0, most=1))
 
 
@@ -187,6 +188,16 @@ TASKS = {
         "A part of real slices drawn anew.",
         f"box resample {OF_REAL}",
         changes=EIGHT | {"steps": {"default": samplers.INPAINT.calls, "help": "calls of the denoiser"}},
+    ),
+    "archive": Task(
+        "A data set of drawn people: whole stacks, a table, where it comes from.",
+        f"sampler eta spacing {GUIDED} count label conditions voxel reject_copies",
+        changes={
+            "sampler": ONE["sampler"] | {"default": "dpm_solver_pp"},
+            "count": {"default": 1000, "help": "slices, rounded up to whole people"},
+            "out": {"default": Path("synthetic.zip"), "help": "a .zip of slices, or a folder of NIfTI volumes"},
+            "voxel": {"help": "mm, of volumes"},
+        },
     ),
     "reconstruct": Task("Real slices through the first stage, with scores.", "data split", "autoencoder"),
 }
@@ -281,6 +292,8 @@ def needs(values):
     yield "eta", "ddim" in values.get("sampler", ()), "--sampler ddim"
     if "mask" in values:
         yield "data split", values["mask"] == ["data"], "--mask data"
+    if "reject_copies" in values:
+        yield "voxel", values["out"].suffix != ".zip", "a folder as --out"
     if "kind" in values:
         yield "temperature top_k top_p", values["kind"] == "transformer", "prior transformer"
     if "between" in values:

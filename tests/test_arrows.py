@@ -46,6 +46,8 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
     "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.data.latents", "ldm.training.runs"}
     | {"ldm.judging.measures", "ldm.judging.metrics"},
+    "synthetic": {"dataset", "conditions", "ldm.data.volumes", "ldm.drawing.figures", "ldm.training.runs"}
+    | {"ldm.judging.audit", "ldm.judging.metrics"},
     "command": set(),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
     "evaluate": {"command", "dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}

@@ -104,7 +104,9 @@ def name_files(paths: list[Path]) -> dict[str, Path]:
     return {path.absolute().relative_to(above).as_posix(): path for path in paths}
 
 
-def save_volume(path: Path, slices: np.ndarray, voxel: tuple[float, float, float], axis: int = 2) -> None:
+def save_volume(
+    path: Path, slices: np.ndarray, voxel: tuple[float, float, float], axis: int = 2, said: str = ""
+) -> None:
     """Writes slices as a NIfTI volume in RAS orientation: `VolumeStore` with the same axis gives them back.
 
     Args:
@@ -113,6 +115,7 @@ def save_volume(path: Path, slices: np.ndarray, voxel: tuple[float, float, float
             at the top, the patient's left at the left.
         voxel: its size in mm, left-right, posterior-anterior, up. The origin is the middle of the volume.
         axis: along which the slices were cut.
+        said: a description for the header, of which NIfTI keeps 79 bytes.
     """
     volume = np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, axis)
     affine = np.diag([*voxel, 1.0])
@@ -121,6 +124,7 @@ def save_volume(path: Path, slices: np.ndarray, voxel: tuple[float, float, float
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = said.encode()[:79]
     nibabel.save(image, path)
 
 
