@@ -75,7 +75,8 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=Fal
         shared: whether all have the same noise.
 
     Yields:
-        (name of the sampler, images (N, H, W, 1) in [-1, 1]).
+        (name of the files, images (N, H, W, 1) in [-1, 1]): that of the sampler; of a person, "person_" before it, so
+        that no task writes over another's pictures.
     """
     count, tissues, models = len(known["z"]), None, None
     if mask:
@@ -85,11 +86,12 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=Fal
     for name in sampling.sampler:
         clock = Clock()
         options = options_for(sampling, name, generator, known) | {"shared": shared, "title": name}
+        stem = f"person_{name}" if shared else name
         trajectory = generator.trajectory(x_T, known, name, sampling.steps, moments=FRAMES, **options)
         clock.ends("drawing")
         images = generator.decode(trajectory[-1][0], known)
         clock.ends("decoding")
-        png, gif = (pictures.out / f"{name}.{kind}" for kind in ("png", "gif"))
+        png, gif = (pictures.out / f"{stem}.{kind}" for kind in ("png", "gif"))
         figures.save_png(png, figures.sheet(figures.enlarge(images), columns))
         save_trajectory(gif, generator, trajectory, known, pictures, columns, last=images)
         clock.ends("filming")
@@ -97,13 +99,13 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=Fal
         print(f"{name}: {count} slices, {calls} network calls each -> {png}, {gif}")
         print(f"{name}: {clock.seconds['drawing'] / count:.2f} seconds per slice; {clock}")
         if mask:
-            figures.tissue_sheet(pictures.out / f"{name}_mask.png", images, tissues, known["z"])
+            figures.tissue_sheet(pictures.out / f"{stem}_mask.png", images, tissues, known["z"])
             say_how_masks_are_followed(images, tissues, models)
-        write_tissue(generator, pictures.out / f"{name}_tissue.png", images, trajectory[-1][0], known)
+        write_tissue(generator, pictures.out / f"{stem}_tissue.png", images, trajectory[-1][0], known)
         if in_order:
             alike = metrics.neighbour_correlation(metrics.to_unit(images))
             print(f"{name}: neighbouring slices correlate by {alike:.3f}")
-        yield name, images
+        yield stem, images
 
 
 def options_for(sampling, sampler, generator, known):

@@ -29,6 +29,8 @@ predict person {DRAWN} --sampler euler --steps 4
 predict {DRAWN} --mask data --count 4 --sampler ddim --steps 4
 predict interpolate {DRAWN} --count 2 --steps 2
 predict interpolate {DRAWN} --count 4 --between slices --split train --steps 4
+predict archive {RUN} --out {{0}}/samples/drawn.zip --count 70 --steps 1 --reject-copies
+dataset describe {{0}}/samples/drawn.zip
 predict denoise {DRAWN} --count 2 --from 0.3 --steps 4
 predict anomaly {DRAWN} --count 2 --steps 4
 predict inpaint {DRAWN} --count 2 --resample 2 --steps 4
@@ -53,7 +55,7 @@ first_stage table {{0}}/fsq {{0}}/vae {OTHER}/rate.png
 
 WRITTEN = {
     "whole": """ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json transformer.png normal.png
-        euler.nii.gz interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png ladder.png
+        person_euler.nii.gz interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png ladder.png drawn.zip
         ../run/report.html ../run/report.json ../run/model_card.md""",
     "others": "heun.gif histogram.png histogram_tissue.png reconstruct_tissue.png rate.png",
 }

@@ -491,9 +491,26 @@ def test_a_person_is_drawn_from_one_noise_in_order_and_stored_as_a_volume(home, 
     np.testing.assert_array_equal(x_T[1:], x_T[:-1])
     np.testing.assert_array_equal(known["z"], [0, 8, 16, 23, 31])
     assert set(known["label"]) == {0}
-    stored = nibabel.load(tmp_path / "ddpm.nii.gz")
+    stored = nibabel.load(tmp_path / "person_ddpm.nii.gz")
     assert stored.shape == (32, 32, 5)
     np.testing.assert_allclose(stored.header.get_zooms(), (1.0, 2.0, 3.0 * 31 / 4))
+
+
+def test_no_task_writes_over_the_pictures_of_another(home, tmp_path, latent, monkeypatch):
+    """`latent` is the run in latents, so that it is compiled once."""
+    monkeypatch.setattr(predict, "Generator", lambda run: latent)
+    written = {}
+    drawn = "--sampler ddim --steps 1 --count 2"
+    lines = [f"sample {drawn}", f"person {drawn}", "prior normal --count 2", "interpolate --count 2 --steps 1"]
+    lines += [f"{task} --count 1 --steps 1 --split train" for task in ("denoise", "anomaly")]
+    lines += ["inpaint --count 1 --steps 1 --split train", "reconstruct --split train"]
+    for line in lines:
+        task, out = line.split()[0], tmp_path / line.split()[0]
+        assert predict.main([*line.split(), "--run", str(home / "vqvae"), "--out", str(out)]) == 0
+        written[task] = {path.name for path in out.iterdir()}
+    names = [name for found in written.values() for name in found]
+    assert len(written) == 8 and all(written.values())
+    assert len(names) == len(set(names)), written
 
 
 def test_a_volume_has_the_steps_between_the_slice_indices_that_are_drawn(tmp_path):
