@@ -345,7 +345,7 @@ def make_dataset(
     *,
     seed: int = 0,
     start_step: int = 0,
-    augment: float = 1.0,
+    augment=1.0,
     flip: bool = False,
     masks: bool = False,
     cache_bytes: int = 2 * 2**30,

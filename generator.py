@@ -189,7 +189,6 @@ class Generator(FirstStage):
         if sampler == "inpaint":
             calls = samplers.inpainting_calls(steps, options.get("resample", samplers.RESAMPLE))
         kept = {calls - 1} if moments == 1 else set(batches.evenly(calls, moments).tolist())
-        limit = 1.0 if self.model.clip_x_0 else None
         parts, found = batches.parts(len(x_T)), []
         with tqdm(total=calls * len(parts), desc=title, unit="call", disable=None if title else True) as bar:
             for part in parts:
@@ -199,7 +198,9 @@ class Generator(FirstStage):
                 )
                 if "seed" in method.takes:  # a stream of its own: that of x_T is [seed, number]
                     own["seed"] = [(seed, first if shared else first + i, 1) for i in range(part.start, part.stop)]
-                steered = guidance.guided(self.denoise, known, guidance_scale, guidance_rescale, away or None, limit)
+                steered = guidance.guided(
+                    self.denoise, known, guidance_scale, guidance_rescale, away or None, self.model.threshold
+                )
                 states = []
                 walk = method(steered, x_T=x_T[part], schedule=self.model.schedule, steps=steps, **own)
                 for step, pair in enumerate(walk):

@@ -397,7 +397,8 @@ class DiffusionModel(Recorded, Reports, keras.Model):
         prediction: what the network's output is: one of `ldm.diffusion.schedules.PREDICTIONS`.
         drop_conditions: share of the training examples whose conditions are all hidden, as guidance needs it;
             `ldm.training.corruption.hide` tells what else is hidden as often.
-        clip_x_0: clip the predicted x_0 to [-1, 1]; for pixels, never for latents.
+        clip_x_0: the range of the data to which the predicted x_0 is clipped (`threshold`): True for pixels, [-1, 1];
+            for latents (lows, highs), C numbers each; False for none.
         clip_norm: global norm to which gradients are clipped.
         seed: of the noise in training and in validation.
         zero_snr: rescale the schedule so that nothing of the picture is left at t = 1; not with "eps".
@@ -450,7 +451,9 @@ class DiffusionModel(Recorded, Reports, keras.Model):
         if zero_snr:
             self._schedule = schedules.zero_terminal_snr(self._schedule)
         if prediction == "eps" and float(self._schedule(1.0)[0]) == 0.0:
-            raise ValueError("zero terminal SNR needs the prediction v, x_0, flow or edm: eps leaves x_0 open at t = 1")
+            raise ValueError(
+                "zero terminal SNR needs the prediction v, eps_v, x_0, flow or edm: eps leaves x_0 open at t = 1"
+            )
         self.extra_conditions = [name for name in ("covariates", "mask") if name in unet.input]
         names = ("loss", "gradient_norm", *self.only_validation)
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
@@ -509,7 +512,22 @@ class DiffusionModel(Recorded, Reports, keras.Model):
         known = (alpha, sigma, self.sigma_data)
         output = self.unet({**inputs, "x": schedules.to_input(self.prediction, inputs["x"], *known)})
         x_0 = schedules.to_x_0(self.prediction, output, inputs["x"], *known)
-        return ops.clip(x_0, -1.0, 1.0) if self.clip_x_0 else x_0
+        return self.threshold(x_0, inputs["t"])
+
+    def threshold(self, x_0, t):
+        """Clip x_0 (B, H, W, C) at the times t (B,) to the range of the data, widened where noise prevails.
+
+        A network's x_0 is unsure by about sigma / alpha times its error in eps. Clipped to the range itself, an unsure
+        background of -1 could only become brighter. So the range is wider on both sides by min(sigma / alpha, 1) times
+        half its width: by nothing at t = 0, and by as much as it takes to keep an eps without skip from exploding.
+        """
+        if not self.clip_x_0:
+            return x_0
+        low, high = ((-1.0,), (1.0,)) if self.clip_x_0 is True else self.clip_x_0
+        low, high = (ops.convert_to_tensor(edge, "float32") for edge in (low, high))
+        alpha, sigma = self.coefficients(ops.convert_to_tensor(t))
+        margin = sigma / ops.maximum(sigma, alpha) * (high - low) / 2.0
+        return ops.minimum(ops.maximum(x_0, low - margin), high + margin)
 
     def coefficients(self, t):
         """alpha(t), sigma(t) shaped (B, 1, 1, 1)."""
@@ -529,10 +547,13 @@ class DiffusionModel(Recorded, Reports, keras.Model):
             **{name: batch[name] for name in self.extra_conditions},
         }
         target = schedules.to_target(self.prediction, x_0, eps, alpha, sigma, self.sigma_data)
-        loss = self.penalties[self.penalty](target, self.unet(inputs, training=training))  # (B, H, W)
-        if self.min_snr_gamma is not None:
+        output = self.unet(inputs, training=training)
+        if self.min_snr_gamma is None:
+            scale = schedules.error_scale(self.prediction, alpha, sigma)
+            loss = self.penalties[self.penalty](scale * target, scale * output)  # (B, H, W)
+        else:
             weight = schedules.min_snr_weight(self.prediction, alpha, sigma, self.min_snr_gamma, self.sigma_data)
-            loss = loss * weight[..., 0]
+            loss = weight[..., 0] * self.penalties[self.penalty](target, output)
         return ops.mean(loss, axis=(1, 2))
 
     def train_step(self, batch):

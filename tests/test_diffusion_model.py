@@ -14,7 +14,7 @@ from tiny_models import (
     randomised,
 )
 
-from ldm.diffusion import schedules
+from ldm.diffusion import samplers, schedules
 from ldm.training import corruption
 
 # ---- denoise ---------------------------------------------------------------------------------------------------------
@@ -54,8 +54,37 @@ def test_clipping_of_x_0_is_for_those_who_ask():
     unet = randomised(make_unet())
     free = np.asarray(make_diffusion(unet, prediction="eps").denoise(x_t, t, conditions))
     clipped = make_diffusion(unet, prediction="eps", clip_x_0=True).denoise(x_t, t, conditions)
-    assert np.abs(free).max() > 1.5
-    np.testing.assert_array_equal(clipped, np.clip(free, -1.0, 1.0))
+    alpha, sigma = (np.asarray(v)[:, None, None, None] for v in schedules.cosine(t))
+    edge = 1.0 + np.minimum(sigma / alpha, 1.0)  # half the width of [-1, 1] is 1
+    assert np.abs(free).max() > 2.5
+    np.testing.assert_allclose(clipped, np.clip(free, -edge, edge), rtol=1e-6)
+
+
+def test_latents_are_clipped_to_the_range_of_each_channel():
+    """By nothing more than that at t = 0, and by half its width more on both sides from sigma = alpha on."""
+    lows, highs = np.float32([-2.0, 0.0]), np.float32([1.0, 4.0])
+    model = make_diffusion(randomised(make_unet()), schedule="flow", clip_x_0=(lows.tolist(), highs.tolist()))
+    far = np.float32([-99.0, 99.0]).reshape(2, 1, 1, 1) * np.ones((2, 1, 1, 2), "float32")
+    for t, share in ((0.0, 0.0), (0.25, 1 / 3), (0.5, 1.0), (0.9, 1.0), (1.0, 1.0)):
+        below, above = np.asarray(model.threshold(far, np.full(2, t, "float32")))[:, 0, 0]
+        margin = share * (highs - lows) / 2
+        np.testing.assert_allclose([below, above], [lows - margin, highs + margin], rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["as it is", "within the range", "through v"])
+def test_an_eps_that_errs_explodes_unless_it_is_thresholded_or_said_through_v(way):
+    """20 calls of DDIM from the end of the cosine schedule, where x_0 = (x_t - sigma eps) / alpha divides by 5e-5."""
+    model = make_diffusion(make_unet(), clip_x_0=([-3.0] * 2, [3.0] * 2))
+    random, x_T = np.random.default_rng(0), np.random.default_rng(1).standard_normal((400, 2, 2, 2)).astype("float32")
+
+    def denoise(x_t, t):
+        alpha, sigma = (np.asarray(v)[:, None, None, None] for v in schedules.cosine(t))
+        miss = 0.12 * random.standard_normal(x_t.shape).astype("float32")
+        x_0 = alpha * x_t - sigma * miss / (1.0 if way == "through v" else alpha)  # exact for N(0, 1), but for the miss
+        return np.asarray(model.threshold(x_0, t)) if way == "within the range" else x_0
+
+    *_, (samples, _) = samplers.ddim(denoise, x_T, schedules.cosine, 20)
+    assert np.std(samples) > 50 if way == "as it is" else abs(np.std(samples) - 1.0) < 0.1
 
 
 def test_unknown_schedule_or_prediction_is_refused():

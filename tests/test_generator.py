@@ -34,7 +34,11 @@ def stub(denoise=None, clip_x_0=False):
             return x_t / 5.0 - 1.0
         return said(x_t, tf.cast(conditions["z"], tf.float32)[:, None, None, None])
 
-    return SimpleNamespace(denoise=denoise or formula, schedule=schedules.cosine, data_shape=SHAPE, clip_x_0=clip_x_0)
+    def threshold(x_0, t):
+        return tf.clip_by_value(x_0, -1.0, 1.0) if clip_x_0 else x_0
+
+    known = {"schedule": schedules.cosine, "data_shape": SHAPE, "threshold": threshold}
+    return SimpleNamespace(denoise=denoise or formula, **known)
 
 
 def known(count):

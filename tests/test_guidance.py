@@ -36,12 +36,18 @@ def test_guiding_x_0_is_guiding_eps():
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_guided_pixels_stay_in_their_range(rescale):
-    """Whatever else was done to them: the limit comes last."""
+    """Whatever else was done to them: the threshold comes last."""
 
     def stretching(x_t, t, conditions):
         return x_t if conditions is None else 3.0 * x_t
 
-    free, limited = (np.asarray(guidance.guided(stretching, Z, 2.5, rescale, limit=one)(X, T)) for one in (None, 4.0))
+    def threshold(x_0, t):
+        assert t is T
+        return np.clip(x_0, -4, 4)
+
+    free, limited = (
+        np.asarray(guidance.guided(stretching, Z, 2.5, rescale, None, one)(X, T)) for one in (None, threshold)
+    )
     assert free.max() > 6 and free.min() < -6 and np.mean(np.abs(free) < 4) > 0.3
     np.testing.assert_array_equal(limited, np.clip(free, -4, 4))
 

@@ -131,6 +131,17 @@ def test_augment_changes_in_proportion_to_its_strength():
         assert spread[0] == pytest.approx(0, abs=1e-3) and spread[1] == pytest.approx(0.4 * spread[2], rel=0.2)
 
 
+def test_augment_for_a_generator_moves_heads_and_leaves_their_size_and_light():
+    """A disc of two greys may move by the whole range, and its area and its greys stay."""
+    images = np.repeat(disc(), 64, axis=0)
+    changed = augment(images, seeds(64), strength=(1.0, 0.0)).numpy()
+    moved = [np.argwhere(image[..., 0] > -0.5).mean(0) for image in changed]
+    assert np.std(moved, axis=0).min() > 0.5
+    areas = (changed > -0.5).sum((1, 2, 3)) / (images > -0.5).sum((1, 2, 3))
+    assert np.abs(areas - 1).max() < 0.03
+    assert np.abs(np.median(changed[changed > -0.5]) - np.median(images[images > -0.5])) < 1e-3
+
+
 def test_augment_keeps_fine_detail():
     rng = np.random.default_rng(0)
     window = np.hanning(64)[:, None] * np.hanning(64)

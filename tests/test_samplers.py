@@ -29,6 +29,7 @@ DRAWS = {
     "heun": lambda *a: samplers.heun(*a),
 }
 # a flow is so by itself
+FROM_1 = [spacing for spacing in samplers.SPACINGS if spacing != "leading"]  # grids that begin at t = 1
 ZERO_SNR = {name: remembered(schedules.zero_terminal_snr(SCHEDULES[name])) for name in ("linear", "cosine", "flow")}
 every_sampler = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 
@@ -41,9 +42,11 @@ every_sampler = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_samples_have_the_mean_and_deviation_of_the_data(name, schedule):
     """The classic mistake, alpha_t where alpha_bar belongs, shrinks the deviation."""
     x_T = noise(20, 1000)
-    x_T = (x_T - x_T.mean()) / x_T.std()
+    alpha, sigma = float64(schedule, 1.0)  # the process ends here, in scaled_linear short of pure noise
+    x_T = alpha * MU + np.hypot(alpha * S, sigma) * (x_T - x_T.mean()) / x_T.std()
     # The posterior variance is low by O(1 / steps). Rows with seeds of their own get NumPy's noise, which is cheaper.
     steps, options = (800, {"seed": [(1, row) for row in range(20)]}) if name == "ddpm" else (300, {})
+    steps *= 3 if schedule is SCHEDULES["scaled_linear"] else 1  # whose first beta is eight times as large
     *_, (x_t, _) = samplers.SAMPLERS[name](exact_denoiser(schedule), x_T, schedule, steps, **options)
     assert abs(np.mean(x_t) - MU) < 0.02 * S
     assert abs(np.std(x_t) / S - 1.0) < 0.02
@@ -110,7 +113,7 @@ def test_one_data_point_is_reached_exactly_in_one_step():
         np.testing.assert_allclose(x_0, 0.7, atol=1e-6)
 
 
-@pytest.mark.parametrize("spacing", samplers.SPACINGS)
+@pytest.mark.parametrize("spacing", FROM_1)
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 @pytest.mark.parametrize("schedule", ZERO_SNR.values(), ids=ZERO_SNR)
 def test_first_step_from_pure_noise_is_the_definition(schedule, name, spacing, recwarn):
@@ -143,7 +146,15 @@ def grid_of(name, steps, spacing, schedule):
 def test_every_grid_falls_from_1_to_0(schedule, spacing, steps):
     times = samplers.time_grid(steps, spacing, schedule)
     assert times.dtype == np.float32 and times.shape == (steps + 1,)
-    assert times[0] == 1.0 and times[-1] == 0.0 and np.all(np.diff(times) < 0.0)
+    assert (times[0] == 1.0) == (spacing != "leading" or steps == 1000)
+    assert times[0] <= 1.0 and times[-1] == 0.0 and np.all(np.diff(times) < 0.0)
+
+
+def test_leading_times_are_those_of_ddim():
+    """Every (T // S)-th entry of the table of T = 1000, from its first one on; diffusers' steps_offset is 1 here."""
+    times = samplers.time_grid(50, "leading")
+    np.testing.assert_allclose(times[[0, 1, -3, -2, -1]], [0.981, 0.961, 0.021, 0.001, 0.0], atol=1e-7)
+    np.testing.assert_allclose(samplers.time_grid(7, "leading")[:-1] * 1000, 1 + 142 * np.arange(7)[::-1], atol=1e-3)
 
 
 def test_trailing_times_are_those_of_the_paper():
@@ -180,7 +191,7 @@ def test_karras_spacing_of_a_process_that_ends_below_80_starts_at_its_end():
 def test_unknown_spacing_is_refused(draw):
     name = next(name for name, other in DRAWS.items() if other is draw).removesuffix("_eta_1")
     with pytest.raises(ValueError, match="spacing must be one of"):
-        list(samplers.SAMPLERS[name](None, noise(2, 2), cosine, 3, spacing="leading"))
+        list(samplers.SAMPLERS[name](None, noise(2, 2), cosine, 3, spacing="lagging"))
     with pytest.raises(ValueError, match="at most 1000 steps"):
         list(samplers.SAMPLERS[name](None, noise(2, 2), cosine, 2002, spacing="trailing"))
 

@@ -17,7 +17,7 @@ from ldm.data import archive, order, pixels
 VIEWED = {"latents": 5, "codes": 4, "mask": 5}  # dimensions of the arrays that have V views of N slices; others: N
 
 
-def view(batches, number: int, *, seed: int = 0, flip: bool = False, strength: float = 1.0):
+def view(batches, number: int, *, seed: int = 0, flip: bool = False, strength=1.0):
     """The slices of a split as one view shows them.
 
     Args:

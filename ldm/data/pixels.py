@@ -6,6 +6,7 @@ to batches of pixels, `decoded` keeps those of a small split in memory.
 
 import contextlib
 import io
+import operator
 import re
 
 import numpy as np
@@ -120,7 +121,7 @@ def fit(image, size: int):
     return tf.ensure_shape(image, [size, size, 1])
 
 
-def augment(images, seeds, flip: bool = False, masks=None, strength: float = 1.0):
+def augment(images, seeds, flip: bool = False, masks=None, strength=1.0):
     """Small anatomical changes, each slice its own, in one bilinear warp; background stays exactly -1.
 
     Rotation up to 5 degrees, scale up to 5 %, shift up to 3 % of the side, a bend of the intensities
@@ -135,8 +136,9 @@ def augment(images, seeds, flip: bool = False, masks=None, strength: float = 1.0
         seeds: (B, 2) int32 or int64; equal seeds give equal changes, whatever else is in the batch.
         flip: mirror left to right with probability 1/2.
         masks: (B, H, W) int32 classes, or None; they move with their slice. -1 throughout is a slice without a mask.
-        strength: share of these ranges that is used. A first stage gives back what it is shown, so it is shown
-            everything; a generator draws what it is shown, heads too large and too bright as well, so it is shown less.
+        strength: share of these ranges that is used; or two shares, of turn and shift, and of scale and intensities. A
+            first stage gives back what it is shown, so it is shown everything; a generator draws what it is shown,
+            heads too large and too bright as well, so it is shown less.
 
     Returns:
         (B, H, W, 1) float32 in [-1, 1]; with masks, a pair of that and (B, H, W) int32, 0 where nothing was.
@@ -146,7 +148,8 @@ def augment(images, seeds, flip: bool = False, masks=None, strength: float = 1.0
         lambda key: tf.random.stateless_uniform([7], key, -1.0, 1.0), seeds, fn_output_signature=tf.float32
     )
     *changes, mirror = tf.unstack(rearrange(draws, "b k -> k b"), num=7)
-    turn, zoom, right, down, bend, gain = (strength * change for change in changes)
+    pose, look = strength if isinstance(strength, tuple) else (strength, strength)
+    turn, zoom, right, down, bend, gain = map(operator.mul, (pose, look, pose, pose, look, look), changes)
     height, width = tf.shape(images)[1], tf.shape(images)[2]
     centre_x, centre_y = tf.cast(width - 1, tf.float32) / 2, tf.cast(height - 1, tf.float32) / 2
     angle, scale = turn * (np.pi / 36), 1.0 + 0.05 * zoom

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 
-def guided(denoise, conditions, scale=1.0, rescale=0.0, negative=None, limit=None):
+def guided(denoise, conditions, scale=1.0, rescale=0.0, negative=None, threshold=None):
     """Classifier-free guidance (arXiv 2207.12598, eq. 6): away from what the network says without the conditions.
 
     For a fixed x_t, x_0 and eps are linear in each other, so guiding x_0, unless it is clipped, is guiding eps. A step
@@ -20,8 +20,9 @@ def guided(denoise, conditions, scale=1.0, rescale=0.0, negative=None, limit=Non
         rescale: share, in [0, 1], of the contrast that guidance added and that is taken back: the deviation of each
             guided x_0 is drawn towards that of the conditional one (arXiv 2305.08891, eq. 15 and 16, there for v).
         negative: conditions to move away from; None is no conditions at all.
-        limit: guided x_0 are clipped to [-limit, limit], for pixels: what guidance exaggerates leaves the range of the
-            data, which no x_t in training has seen (arXiv 2205.11487, section 2.3). None leaves them as they are.
+        threshold: callable (x_0, t) -> x_0 that brings guided x_0 back into the range of the data: what guidance
+            exaggerates leaves it, which no x_t in training has done (arXiv 2205.11487, section 2.3). None leaves them
+            as they are.
 
     Returns:
         Callable (x_t, t) -> x_0.
@@ -38,7 +39,7 @@ def guided(denoise, conditions, scale=1.0, rescale=0.0, negative=None, limit=Non
         x_0 = away + scale * (towards - away)
         ratio = deviation(towards) / ops.maximum(deviation(x_0), 1e-6)
         x_0 = x_0 * (rescale * ratio + 1.0 - rescale)
-        return x_0 if limit is None else ops.clip(x_0, -limit, limit)
+        return x_0 if threshold is None else threshold(x_0, t)
 
     return denoise_guided
 

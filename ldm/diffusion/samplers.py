@@ -20,7 +20,7 @@ from keras import ops
 
 from ldm.diffusion import schedules
 
-SPACINGS = ("uniform", "trailing", "karras")
+SPACINGS = ("uniform", "trailing", "leading", "karras")
 
 # The noise levels sigma / alpha between which the Karras spacing lies, and its exponent (arXiv 2206.00364, table 1).
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
@@ -35,9 +35,11 @@ def time_grid(steps, spacing="uniform", schedule=None, start=1.0):
         steps: number of steps.
         spacing: "uniform": evenly spaced. "trailing": these times rounded to the table of T = 1000 entries, which is
             the spacing of that name in arXiv 2305.08891, section 3.3; so the uniform one is its continuous form, and
-            they are the same where `steps` divides T. "karras": noise levels sigma / alpha whose 7th roots are evenly
-            spaced from 80 (or the schedule's own end, if that is less) to 0.002, and then 0 (arXiv 2206.00364, eq. 5);
-            the first of them is moved to t = 1, where x_T is noise and next to nothing else.
+            they are the same where `steps` divides T. "leading": every (T // steps)-th entry of that table from the
+            first one on, as DDIM's own code and latent diffusion's have it; it begins short of t = 1. "karras": noise
+            levels sigma / alpha whose 7th roots are evenly spaced from 80 (or the schedule's own end, if that is less)
+            to 0.002, and then 0 (arXiv 2206.00364, eq. 5); the first of them is moved to t = 1, where x_T is noise and
+            next to nothing else.
         schedule: callable t -> (alpha, sigma), for "karras".
         start: the first time, in (0, 1]; less than 1 where x_T is a noised picture, evenly spaced only.
 
@@ -60,7 +62,10 @@ def time_grid(steps, spacing="uniform", schedule=None, start=1.0):
     if spacing == "uniform":
         return uniform
     if steps > schedules.TABLE_LENGTH:
-        raise ValueError(f"trailing spacing has at most {schedules.TABLE_LENGTH} steps, not {steps}")
+        raise ValueError(f"{spacing} spacing has at most {schedules.TABLE_LENGTH} steps, not {steps}")
+    if spacing == "leading":
+        entries = 1 + np.arange(steps)[::-1] * (schedules.TABLE_LENGTH // steps)
+        return (np.append(entries, 0) / schedules.TABLE_LENGTH).astype("float32")
     return np.round(uniform * schedules.TABLE_LENGTH) / np.float32(schedules.TABLE_LENGTH)
 
 

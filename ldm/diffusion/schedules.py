@@ -15,8 +15,14 @@ TABLE_LENGTH = 1000  # T of the classic discrete chain
 # alpha; the discrete cosine table avoids this by clipping beta at 0.999, which leaves about the same alpha at t = 1.
 SMALLEST_ALPHA = 4.9e-5
 
-_BETAS = np.linspace(1e-4, 0.02, TABLE_LENGTH)
-_LOG_ALPHA_TABLE = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-_BETAS))]).astype("float32")
+
+def _log_alphas(betas):
+    """log alpha at t = i / T, i = 0 ... T, of a chain with these T betas."""
+    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))]).astype("float32")
+
+
+_LOG_ALPHA_TABLE = _log_alphas(np.linspace(1e-4, 0.02, TABLE_LENGTH))
+_SCALED_LOG_ALPHA_TABLE = _log_alphas(np.linspace(0.00085**0.5, 0.012**0.5, TABLE_LENGTH) ** 2)
 
 
 def linear(t):
@@ -30,12 +36,22 @@ def linear(t):
     Returns:
         (alpha, sigma), float32, the shape of `t`.
     """
-    position = ops.clip(_float32(t), 0.0, 1.0) * TABLE_LENGTH
-    lower = ops.clip(ops.floor(position), 0, TABLE_LENGTH - 1)
-    index = ops.cast(lower, "int32")
-    table = ops.convert_to_tensor(_LOG_ALPHA_TABLE)
-    left, right = ops.take(table, index), ops.take(table, index + 1)
-    return _from_log_alpha(left + (position - lower) * (right - left))
+    return _from_log_alpha(_between(_LOG_ALPHA_TABLE, t))
+
+
+def scaled_linear(t):
+    """Schedule of latent diffusion: sqrt(beta) from sqrt(0.00085) to sqrt(0.012) in T = 1000 steps.
+
+    It is that of arXiv 2112.10752 as published with its models: it ends at alpha(1) = 0.068, ten times the alpha of
+    `linear`, so that less of the way lies where there is nothing to see.
+
+    Args:
+        t: float in [0, 1], any shape.
+
+    Returns:
+        (alpha, sigma), float32, the shape of `t`.
+    """
+    return _from_log_alpha(_between(_SCALED_LOG_ALPHA_TABLE, t))
 
 
 def cosine(t):
@@ -84,7 +100,7 @@ def flow(t):
     return 1.0 - t, t
 
 
-SCHEDULES = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "flow": flow}
+SCHEDULES = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine, "sigmoid": sigmoid, "flow": flow}
 
 
 def zero_terminal_snr(schedule):
@@ -120,7 +136,7 @@ def zero_terminal_snr(schedule):
 # (`to_target`), and carries the same information once x_t is known: x_0 = c_skip x_t + c_out output. They differ in
 # which noise levels the mean squared error weighs most, which `min_snr_weight` evens out.
 
-PREDICTIONS = ("eps", "v", "x_0", "flow", "edm")
+PREDICTIONS = ("eps", "v", "x_0", "flow", "edm", "eps_v")
 
 # Standard deviation of the data that "edm" counts on: the paper's, for pixels in [-1, 1]. Latents have unit variance:
 # with sigma_data = 1 and alpha^2 + sigma^2 = 1, "edm" is -v.
@@ -136,9 +152,10 @@ def to_target(prediction, x_0, eps, alpha, sigma, sigma_data=SIGMA_DATA):
     """What the network should say, given clean data and noise.
 
     Args:
-        prediction: "eps"; "v" = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D); "x_0"; "flow" = eps - x_0, the
-            velocity of a rectified flow (arXiv 2209.03003, eq. 1, with t = 1 at the noise); "edm", the target of
-            unit variance of arXiv 2206.00364, appendix B.6, (x_0 - c_skip x_t) / c_out.
+        prediction: "eps"; "v" = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D); "eps_v", v as well, whose errors
+            count as those of eps (`error_scale`); "x_0"; "flow" = eps - x_0, the velocity of a rectified flow (arXiv
+            2209.03003, eq. 1, with t = 1 at the noise); "edm", the target of unit variance of arXiv 2206.00364,
+            appendix B.6, (x_0 - c_skip x_t) / c_out.
         sigma_data: standard deviation of the data, for "edm".
 
     Raises:
@@ -146,7 +163,7 @@ def to_target(prediction, x_0, eps, alpha, sigma, sigma_data=SIGMA_DATA):
     """
     if prediction == "eps":
         return eps
-    if prediction == "v":
+    if prediction in ("v", "eps_v"):
         return alpha * eps - sigma * x_0
     if prediction == "x_0":
         return x_0
@@ -161,8 +178,9 @@ def preconditioning(prediction, alpha, sigma, sigma_data=SIGMA_DATA):
     """How x_0 follows from the network's output: x_0 = c_skip x_t + c_out network(c_in x_t).
 
     For "edm" these are table 1 of arXiv 2206.00364 with sigma / alpha for its sigma and x_t / alpha for its x, in a
-    form that holds at alpha = 0 too. Its c_noise, a function of sigma alone, is t here. "v" and "flow" hold for any
-    alpha and sigma, at either end; "eps" needs alpha > 0.
+    form that holds at alpha = 0 too. Its c_noise, a function of sigma alone, is t here. "v", "eps_v" and "flow" hold
+    for any alpha and sigma, at either end; "eps" needs alpha > 0, and makes an error of the network sigma / alpha times
+    as large in x_0: 20,000 times where the cosine schedule ends.
 
     Returns:
         (c_skip, c_out, c_in), each a number or the shape of `alpha`.
@@ -172,7 +190,7 @@ def preconditioning(prediction, alpha, sigma, sigma_data=SIGMA_DATA):
     """
     if prediction == "eps":
         return 1.0 / alpha, -sigma / alpha, 1.0
-    if prediction == "v":
+    if prediction in ("v", "eps_v"):
         power = alpha**2 + sigma**2  # 1, except in a flow
         return alpha / power, -sigma / power, 1.0
     if prediction == "x_0":
@@ -204,6 +222,19 @@ def to_x_0(prediction, output, x_t, alpha, sigma, sigma_data=SIGMA_DATA):
     return c_skip * x_t + c_out * output
 
 
+def error_scale(prediction, alpha, sigma):
+    """What an error of the network's output counts in the loss: 1, but for "eps_v".
+
+    There the network says v, and eps = (sigma x_t + alpha v) / (alpha^2 + sigma^2): an error of v is one of
+    alpha / (alpha^2 + sigma^2) times its size in eps, which is what DDPM's loss is about (arXiv 2006.11239, eq. 14).
+    Near t = 1 the network need not learn that eps is all but x_t, and its errors are not divided by alpha in x_0.
+
+    Returns:
+        A number, or the shape of `alpha`.
+    """
+    return alpha / (alpha**2 + sigma**2) if prediction == "eps_v" else 1.0
+
+
 def min_snr_weight(prediction, alpha, sigma, gamma, sigma_data=SIGMA_DATA):
     """Weight of the squared error of the network's output under min-SNR-gamma (arXiv 2303.09556, section 3.4).
 
@@ -229,6 +260,15 @@ def to_eps(x_0, x_t, alpha, sigma):
 def _deviation(alpha, sigma, sigma_data):
     """Standard deviation of x_t."""
     return (sigma**2 + (sigma_data * alpha) ** 2) ** 0.5
+
+
+def _between(table, t):
+    """The T + 1 entries of a table, read at t in [0, 1], linearly between two of them."""
+    position = ops.clip(_float32(t), 0.0, 1.0) * TABLE_LENGTH
+    lower = ops.clip(ops.floor(position), 0, TABLE_LENGTH - 1)
+    index, table = ops.cast(lower, "int32"), ops.convert_to_tensor(table)
+    left, right = ops.take(table, index), ops.take(table, index + 1)
+    return left + (position - lower) * (right - left)
 
 
 def _float32(t):

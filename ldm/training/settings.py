@@ -148,10 +148,10 @@ OPTIONS = (
     Option("latents", "views", 8, int, "latents stored per slice: the first as is, the others augmented",
            bounds="[1, 1000]", needs=FIRST),
 
-    Option("diffusion", "schedule", "cosine", str, "alpha and sigma by time", ("linear", "cosine", "sigmoid", "flow"),
-           feeds="DiffusionModel"),
-    Option("diffusion", "prediction", "v", str, "what the network says", ("eps", "v", "x_0", "flow", "edm"),
-           feeds="DiffusionModel"),
+    Option("diffusion", "schedule", "cosine", str, "alpha and sigma by time",
+           ("linear", "scaled_linear", "cosine", "sigmoid", "flow"), feeds="DiffusionModel"),
+    Option("diffusion", "prediction", "v", str, "what the network says; eps_v: v, whose errors count as those of "
+           "eps", ("eps", "v", "x_0", "flow", "edm", "eps_v"), feeds="DiffusionModel"),
     Option("diffusion", "width", 64, int, "channels of the U-Net's first level", bounds="[1, 4096]", feeds="UNet"),
     Option("diffusion", "multipliers", (1, 2, 4), int, "channels of each level, in widths", bounds="[1, 64]", many="+",
            feeds="UNet"),
