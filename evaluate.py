@@ -70,7 +70,7 @@ def check(flags):
 
 def check_model(run, names):
     """Refuse sections of which none can be measured before there is a diffusion model."""
-    if not (run / "diffusion.keras").exists() and all("samples" in study.needs([name]) for name in names):
+    if not (run / "diffusion.keras").exists() and all("samples" in study.needs([name], wanted=False) for name in names):
         make = f"`python train.py diffusion --run {run.name}` makes one"
         raise runs.RunError(f"--sections {' '.join(names)}: there is no diffusion model yet: {make}")
 

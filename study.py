@@ -302,10 +302,12 @@ class Measure(NamedTuple):
     Attributes:
         take: function of the study.
         needs: what of the study it takes, beside people: of "decoded", "samples", "features" and "bad".
+        wants: the same, of what it can do without.
     """
 
     take: Callable[[Study], Measured]
     needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
 
 
 MEASURES = {  # which values of a study each measure takes
@@ -327,6 +329,10 @@ MEASURES = {  # which values of a study each measure takes
     "anatomy": Measure(
         lambda s: measures.anatomy(*_compared(s), s.people.source.label_names, phantoms()), ("samples", "features")
     ),
+    "texture": Measure(
+        lambda s: measures.texture(*_compared(s), s.people.real.get("validate"), s.decoded),
+        wants=("decoded", "samples"),
+    ),
     "copies": Measure(
         lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),
         ("decoded", "samples", "features"),
@@ -347,9 +353,10 @@ MEASURES = {  # which values of a study each measure takes
 }
 
 
-def needs(names):
-    """What `make` must make for some of the report's sections, in MEASURES or not."""
-    asked = {need for name in names if name in MEASURES for need in MEASURES[name].needs}
+def needs(names, wanted=True):
+    """What `make` must make for some of the report's sections, in MEASURES or not; with what they want, or without."""
+    chosen = [MEASURES[name] for name in names if name in MEASURES]
+    asked = {need for measure in chosen for need in (*measure.needs, *(measure.wants if wanted else ()))}
     return asked | ({"samples"} if "samples" in names else set())
 
 

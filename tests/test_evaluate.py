@@ -91,10 +91,20 @@ def test_the_report_has_every_part(evaluated):
     run, _, status = evaluated
     assert status == 0
     page, facts = (run / "report.html").read_text(), json.loads((run / "report.json").read_text())
-    for title in ("Reconstruction", "Samples", "Distribution", "Anatomy", "Copies", "Leaks", "Embedding", "Cost"):
+    for title in (
+        "Reconstruction",
+        "Samples",
+        "Distribution",
+        "Texture",
+        "Anatomy",
+        "Copies",
+        "Leaks",
+        "Embedding",
+        "Cost",
+    ):
         assert f">{title}</h2>" in page
     assert "src=" in page and "http://" not in page and "https://" not in page
-    assert set(facts) == {"distribution", "anatomy", "copies", "leaks", "cost"}
+    assert set(facts) == {"distribution", "texture", "anatomy", "copies", "leaks", "cost"}
     assert set(facts["leaks"]) == {"near-identical pairs", "misfiled", "said"}
     assert facts["copies"]["pixels"]["rate"] == 0.0  # grey noise is nobody's copy
     assert facts["distribution"]["samples"]["precision"] == 0.0
@@ -149,7 +159,7 @@ def test_without_a_diffusion_model_there_are_sentences_and_what_can_be_measured(
     shutil.copy(run / "diffusion.json", untrained)
     assert evaluate.main(["--run", str(untrained), *FEW]) == 0
     assert "`python train.py diffusion --run untrained` makes one" in capsys.readouterr().out
-    assert set(json.loads((untrained / "report.json").read_text())) == {"leaks", "cost"}
+    assert set(json.loads((untrained / "report.json").read_text())) == {"texture", "leaks", "cost"}
     assert evaluate.main(["--run", str(untrained), *FEW, "--fail-above", "0.1"]) == 2
     assert "copies could not be counted" in capsys.readouterr().err
 

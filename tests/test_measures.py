@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from ldm.data import phantom
 from ldm.drawing import pages
-from ldm.judging import audit, fidelity, measures, metrics
+from ldm.judging import audit, fidelity, measures, metrics, texture
 from ldm.judging.measures import Slices
 
 SIZE = 32
@@ -193,6 +193,32 @@ def test_anatomy_of_the_training_people_themselves_is_at_no_distance(sets):
     assert not without.facts["anatomy"]["label effect"]
 
 
+# ---- texture ---------------------------------------------------------------------------------------------------------
+
+
+def test_texture_is_that_of_each_set_at_the_same_slice_indices_and_a_soft_first_stage_is_blamed(tmp_path):
+    found = [piece for piece in phantom.slices(24, 64, seed=2) if piece["z"] % 8 == 4]
+    z, case = (np.array([piece[key] for piece in found]) for key in ("z", "case"))
+    images = (np.stack([piece["image"] for piece in found]) / np.float32(255))[..., None]
+    whole = Slices(images, z, np.zeros(len(z), int), case)
+    train, test = whole.take(case <= 12), whole.take(case > 12)
+    soft = replace(test, images=ndimage.gaussian_filter(test.images, (0, 1, 1, 0)))
+    samples = replace(soft, case=np.arange(len(soft)))
+    measured = measures.texture(samples, train, test, None, soft)
+    row = measured.facts["texture"]["power at 2.8 pixels"]
+    power = [texture.power(s.images, [2.8])[:, 0] for s in (test, soft)]
+    of_index = [np.mean([values[test.z == index].mean() for index in np.unique(test.z)]) for values in power]
+    assert row["decoded"]["mean"] == pytest.approx(of_index[1] / of_index[0]) and row["people"]["mean"] == 1
+    assert row["to blame"] == ["first stage"] and row["samples"]["mean"] == pytest.approx(row["decoded"]["mean"])
+    section = pages.section("texture", *measured, lambda name: tmp_path / f"{name}.png")
+    assert section.warnings[0].startswith("Soft: samples have") and "first stage is to blame" in section.warnings[0]
+    assert section.tables[0].columns == ["", "test people", "decoded test people", "samples"]
+    people = measures.texture(None, train, test, test, test)
+    assert all(row["to blame"] is None for row in people.facts["texture"].values() if row)
+    section = pages.section("texture", *people, lambda name: tmp_path / f"{name}.png")
+    assert not section.warnings and "Nothing here tells" in section.text[1]
+
+
 # ---- copies ----------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +309,7 @@ def test_a_person_filed_under_two_names_is_named():
         ("distribution", {"test": None}, "There are no test people: the distance"),
         ("distribution", {}, "32 samples are too few for a distance: at least 50 are needed (--count)."),
         ("copies", {"test": None}, "There are no test people: how near"),
+        ("texture", {"test": None, "decoded": None}, "There are no test people: how soft or mottled"),
     ],
 )
 def test_what_cannot_be_measured_is_a_sentence_and_no_number(sets, name, values, sentence):

@@ -6,6 +6,7 @@ from scipy import ndimage
 from skimage.measure import euler_number, perimeter_crofton
 
 from ldm.data import phantom
+from ldm.drawing import looks
 from ldm.judging import texture
 
 
@@ -95,3 +96,31 @@ def test_white_matter_in_islands_is_told_from_a_ribbon():
 def test_a_black_slice_has_nothing_to_measure():
     measured = texture.measure(np.zeros((1, 64, 64)))
     assert np.isnan(measured["white matter's peak"][0]) and measured["Euler number of bright white matter"][0] == 0
+
+
+def test_fluid_is_not_taken_for_grey_matter():
+    levels = np.repeat([0.2, 0.5, 0.8], [2000, 700, 1396]).reshape(1, 64, 64)
+    noisy = np.clip(levels + 0.03 * np.random.default_rng(0).standard_normal(levels.shape), 0, 1)
+    np.testing.assert_allclose(texture.grey_peaks(noisy)[0, :2], [0.5, 0.8], atol=0.02)
+
+
+def test_every_number_has_words_of_its_own(brains):
+    measured = texture.measure(np.repeat(np.repeat(brains[:2], 2, axis=1), 2, axis=2), np.zeros((2, 256, 256)))
+    for name in measured:
+        assert sum(name.startswith(start) for start in looks.SAID) == 1, name
+    assert {"power at 5.6 pixels", "residual power at 32 pixels", "Euler number of grey matter"} <= measured.keys()
+
+
+@pytest.mark.parametrize(("size", "periods"), [(256, [5.6, 4.4]), (128, [2.8, 2.2]), (64, [2.8]), (32, [])])
+def test_softness_is_judged_at_the_shortest_periods_that_a_picture_shows(size, periods):
+    assert texture.soft_periods(size) == pytest.approx(periods)
+    assert texture.measure(np.zeros((1, size, size)), np.zeros((1, size, size)))
+
+
+def test_what_is_left_without_the_mean_image_is_ones_own(brains):
+    """Where everybody is the mean image, nothing is left; a person's own deviation has its own power."""
+    mean = brains.mean(axis=0, keepdims=True).repeat(len(brains), axis=0)
+    alike, own = texture.measure(mean, mean), texture.measure(brains, mean)
+    name = "residual power at 16 pixels"
+    assert (alike[name] == 0).all() and (own[name] > 0).all()
+    np.testing.assert_allclose(own[name], texture.power(brains - mean, [16])[:, 0])

@@ -5,7 +5,7 @@ arrays for figures; images in [0, 1]) and `picture`, which says where the figure
 there and returns a `report.Section`. What has not been measured, because something is lacking, is said to be so.
 """
 
-from ldm.drawing import charts, figures, report
+from ldm.drawing import charts, figures, looks, report
 
 number = report.number
 
@@ -13,6 +13,7 @@ TITLES = {
     "reconstruction": "Reconstruction",
     "samples": "Samples",
     "distribution": "Distribution",
+    "texture": "Texture",
     "anatomy": "Anatomy",
     "copies": "Copies",
     "embedding": "Embedding",
@@ -30,6 +31,9 @@ LACKING = {  # section -> {what is lacking: what can therefore not be said}
     "distribution": {
         "test people": "There are no test people: the distance to people that nobody trained on cannot be said.",
         "samples": "{count} samples are too few for a distance: at least {least} are needed (--count).",
+    },
+    "texture": {
+        "test people": "There are no test people: how soft or mottled slices are beside people's cannot be said.",
     },
     "copies": {
         "test people": "There are no test people: how near a slice of somebody new comes to the training slices is "
@@ -259,6 +263,7 @@ SECTIONS = {
     "reconstruction": reconstruction,
     "samples": samples,
     "distribution": distribution,
+    "texture": looks.texture,
     "anatomy": anatomy,
     "copies": copies,
     "embedding": embedding,

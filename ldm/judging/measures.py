@@ -3,6 +3,7 @@
     reconstruction   what the first stage loses          copies      samples that show a training person
     distribution     how far samples are from people     leaks       people and slices in two splits
     anatomy          are they brains                     embedding   all of them on a map
+    texture          soft, mottled, whose fault
 
 Each is a function of the values that it needs. None needs what another has found, so their order does not matter.
 """
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from ldm import batches, tissue
 from ldm.judging import anatomy as anatomies
-from ldm.judging import audit, fidelity, metrics
+from ldm.judging import audit, blame, fidelity, metrics
+from ldm.judging import texture as textures
 
 LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to person
 LEAST = 50  # samples below which no distance is given: its own error would exceed it
@@ -234,6 +236,35 @@ def label_effects(sets, areas, names):
 def segmenter_dice(images, classes):
     """{tissue: Dice} of the segmenter on brains whose tissue is known exactly."""
     return dict(zip(tissue.NAMES[1:], metrics.dice(classes, anatomies.tissues(images)), strict=True))
+
+
+def texture(samples, train, test, validate, decoded):
+    """How soft and how mottled slices are, beside people, and which stage is to blame.
+
+    Args:
+        samples, validate, decoded: Slices or None; decoded are the test people after the first stage.
+        train, test: Slices; their mean images are subtracted for the residuals. Test may be None.
+    """
+    if test is None:
+        return Measured({}, {}, "test people")
+    mean = metrics.mean_images([(train.images, train.z)])
+    sets = {"test people": test, "validation people": validate, "decoded": decoded, "samples": samples}
+    sets = {kind: slices for kind, slices in sets.items() if slices is not None}
+    measured = {
+        kind: textures.measure(slices.images, metrics.mean_image_prediction(mean, slices.z))
+        for kind, slices in sets.items()
+    }
+    facts = {}
+    for name in measured["test people"]:
+        numbers = {kind: blame.Numbers(measured[kind][name], s.z, s.case) for kind, s in sets.items()}
+        reference, through = numbers.pop("test people"), numbers.pop("decoded", None)
+        found = blame.beside(reference, numbers, through, relative="power" in name)
+        facts[name] = {**found, "to blame": blame.stages(found)} if found else {}
+    size = test.images.shape[1]
+    soft = [textures.POWER.format(period) for period in textures.soft_periods(size)]
+    islands = {kind: (s.z, measured[kind][textures.ISLANDS]) for kind, s in sets.items()}
+    shown = {"people": test.people, "few": test.people < LEAST_PEOPLE, "soft": soft, "islands": islands}
+    return Measured({"texture": facts}, shown)
 
 
 def copies(samples, train, test, decoded, case_names):

@@ -4,6 +4,7 @@
     euler_number   pieces less holes: speckle makes many of either
     ribbon_width   mean width of a thin region, such as the cortex
     grey_peaks     how bright grey and white matter are, and how clearly they part
+    residual_power the same of what a slice has beyond the mean image of its index: variety
     measure        images -> all of these, slice by slice
 
 Plain functions on arrays. Images are floats (N, H, W) or (N, H, W, 1) in [0, 1], background 0 or nearly so.
@@ -15,12 +16,18 @@ from scipy import ndimage, signal
 from ldm.judging import anatomy
 from ldm.tissue import GREY
 
-PERIODS = (16.0, 8.0, 5.6, 4.4, 3.2)  # pixels of a picture of 256, where the cortex is about 4 wide
-SMOOTHING, BRIGHT = (
-    1.5,
-    0.92,
-)  # pixels of a picture of 256; share of white matter's peak above which it counts as bright
+PERIODS = (16.0, 11.2, 8.0, 5.6, 4.4, 3.2)  # pixels of a picture of 256, where the cortex is about 4 wide
+COARSE = (32.0, 16.0)  # the same, of what is left of a slice without the mean image of its index
+SHORTEST = 2.2  # pixels: a picture shows no shorter period reliably
+SOFT = (5.6, 4.4)  # the periods, in pixels of a picture of 256, at which softness shows first
+SMOOTHING = 1.5  # pixels of a picture of 256
+BRIGHT = 0.92  # share of white matter's peak above which it counts as bright
+DARKEST = 0.45  # of white matter's peak: a darker one is not grey matter's
 PROMINENT = 0.02  # of the histogram's highest point: a lower rise is no peak
+POWER, RESIDUAL = "power at {:.3g} pixels", "residual power at {:.3g} pixels"  # names of what `measure` finds
+ISLANDS, GREY_PIECES = "Euler number of bright white matter", "Euler number of grey matter"
+RIBBON, GREY_PEAK, WHITE_PEAK = "width of the cortical ribbon", "grey matter's peak", "white matter's peak"
+VALLEY = "valley between the peaks"
 RING = 1.15  # a ring of the spectrum goes from a frequency over this to the frequency times this
 
 
@@ -132,31 +139,48 @@ def grey_peaks(images):
         peaks, about = signal.find_peaks(smooth, prominence=PROMINENT * smooth.max())
         white = peaks[-1]
         row[1] = level[white - 1]
-        if len(peaks) > 1:
-            grey = peaks[:-1][np.argmax(about["prominences"][:-1])]
+        grey = peaks[:-1][level[peaks[:-1] - 1] > DARKEST * row[1]]  # lower ones are fluid, and the rim of the brain
+        if len(grey):
+            grey = grey[np.argmax(about["prominences"][:-1][-len(grey) :])]
             row[0], row[2] = level[grey - 1], smooth[grey:white].min() / min(smooth[grey], smooth[white])
     return found
 
 
-def measure(images, periods=PERIODS):
+def shown(periods, size):
+    """Those periods, given in pixels of a picture of 256, that a picture of `size` pixels shows, in its own pixels."""
+    return [period * size / 256 for period in periods if period * size / 256 >= SHORTEST]
+
+
+def soft_periods(size):
+    """The periods of `measure` at which softness is judged: those of `SOFT`, or the shortest that is shown."""
+    return shown(SOFT, size) or shown(PERIODS, size)[-1:]
+
+
+def _named(name, images, periods):
+    """`power` as {name of the period: (N,)}; empty where there is no period."""
+    found = power(images, periods).T if periods else []
+    return {name.format(period): values for period, values in zip(periods, found, strict=True)}
+
+
+def measure(images, mean=None):
     """All of the above for each slice: name -> (N,) float64, NaN where there is nothing to measure.
 
     Args:
         images: (N, H, W) or (N, H, W, 1) in [0, 1].
-        periods: of `power`, in pixels of a picture of 256; smaller pictures have them shorter, and those below 2.2
-            pixels are left out.
+        mean: (N, H, W) the mean image of each slice's index; None leaves out what is told by it.
     """
     images = anatomy._as_stack(images)
-    scale, tissue = images.shape[1] / 256, anatomy.tissues(images)
-    kept = [period for period in periods if period * scale >= 2.2]
-    spectrum = power(images, [period * scale for period in kept]) if kept else np.zeros((len(images), 0))
+    size, tissue = images.shape[1], anatomy.tissues(images)
+    found = _named(POWER, images, shown(PERIODS, size))
+    if mean is not None:
+        found |= _named(RESIDUAL, images - mean, shown(COARSE, size))
     grey, white, valley = grey_peaks(images).T
-    smooth = ndimage.gaussian_filter(images, (0, SMOOTHING * scale, SMOOTHING * scale))
-    return {
-        **{f"power at {period * scale:.3g} pixels": values for period, values in zip(kept, spectrum.T, strict=True)},
-        "Euler number of bright white matter": euler_number(smooth > BRIGHT * white[:, None, None]).astype("float64"),
-        "width of the cortical ribbon": ribbon_width(tissue == GREY),
-        "grey matter's peak": grey,
-        "white matter's peak": white,
-        "valley between the peaks": valley,
+    smooth = ndimage.gaussian_filter(images, (0, SMOOTHING * size / 256, SMOOTHING * size / 256))
+    return found | {
+        ISLANDS: euler_number(smooth > BRIGHT * white[:, None, None]).astype("float64"),
+        GREY_PIECES: euler_number(tissue == GREY).astype("float64"),
+        RIBBON: ribbon_width(tissue == GREY),
+        GREY_PEAK: grey,
+        WHITE_PEAK: white,
+        VALLEY: valley,
     }

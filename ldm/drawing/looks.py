@@ -1,0 +1,112 @@
+"""Sections of an evaluation's report on how slices look: what a viewer sees first, said in numbers and plain words.
+
+As in `pages`, nothing is measured here.
+"""
+
+from ldm.drawing import charts, report
+
+number = report.number
+
+SETS = {"validation people": "validation people", "decoded": "decoded test people", "samples": "samples"}
+BROKEN = "broken: grey matter of {who} is in {mean:.1f} pieces less holes, people's in {people}"
+SAID = {  # how the name of a number begins: what is said where it is too low, and where it is too high
+    "power": (
+        "soft: {who} have {mean:.0%} of people's {name}, and people differ by {spread:.0%}",
+        "grainy: {who} have {mean:.0%} of people's {name}, and people differ by {spread:.0%}",
+    ),
+    "residual power": (
+        "alike: less the mean image, {who} have {mean:.0%} of people's {name}, and people differ by {spread:.0%}",
+        "unruly: less the mean image, {who} have {mean:.0%} of people's {name}, and people differ by {spread:.0%}",
+    ),
+    "Euler number of bright": (
+        "clumped: white matter of {who} has only {mean:.1f} islands less holes, people's {people}",
+        "mottled: white matter of {who} falls into {mean:.1f} islands, people's into {people}",
+    ),
+    "Euler number of grey": (BROKEN, BROKEN),
+    "width": (
+        "thin: the cortical ribbon of {who} is {mean:.2f} pixels wide, people's {people}",
+        "thick: the cortical ribbon of {who} is {mean:.2f} pixels wide, people's {people}",
+    ),
+    "grey matter's peak": (
+        "dark: grey matter of {who} has a grey level of {mean:.2f}, people's {people}",
+        "bright: grey matter of {who} has a grey level of {mean:.2f}, people's {people}",
+    ),
+    "white matter's peak": (
+        "dark: white matter of {who} has a grey level of {mean:.2f}, people's {people}",
+        "bright: white matter of {who} has a grey level of {mean:.2f}, people's {people}",
+    ),
+    "valley": (
+        "stark: between grey and white matter the grey levels of {who} dip to {mean:.2f} of the peak, people's to "
+        "{people}",
+        "flat: between grey and white matter the grey levels of {who} dip to {mean:.2f} of the peak only, people's to "
+        "{people}",
+    ),
+}
+
+
+def verdict(name, found):
+    """What is wrong with samples, and which stage is to blame, in one sentence; None if nothing can be told.
+
+    Args:
+        name: of a number of texture.
+        found: its part of the facts, see `ldm.judging.blame.beside`.
+    """
+    if not found or found["to blame"] is None:
+        return None
+    kind = "samples" if "samples" in found else "decoded"
+    row, people = found[kind], found["people"]
+    (words,) = (pair[row["z"] > 0] for start, pair in SAID.items() if name.startswith(start))
+    said = words.format(
+        who=SETS[kind],
+        name=name.removeprefix("residual "),
+        mean=row["mean"],
+        spread=people["spread"],
+        people=f"{number(people['mean'], 2)} ± {number(people['spread'], 2)}",
+    )
+    relative = "power" in name
+    decoded = found.get("decoded", {}).get("mean")
+    through = None if decoded is None else f"{decoded:.0%}" if relative else number(decoded, 2)
+    if kind == "decoded":
+        cause = "the first stage is to blame"
+    elif through is None:
+        cause = "there is no first stage, so the model is to blame"
+    else:
+        blamed = {
+            (): "which stage is to blame cannot be told",
+            ("first stage",): "so the first stage is to blame",
+            ("second stage",): "so the second stage is to blame",
+        }.get(tuple(found["to blame"]), "so both stages are to blame")
+        cause = f"decoded test people have {through}, {blamed}"
+    return f"{said[0].upper()}{said[1:]}; {cause}."
+
+
+def texture(facts, shown, picture):
+    """Softness, islands of white matter, cortex and grey levels beside people, and whose fault a difference is."""
+    found = {name: row for name, row in facts["texture"].items() if row}
+    present = [kind for kind in SETS if any(kind in row for row in found.values())]
+    rows = []
+    for name, row in found.items():
+        cells = [f"{number(row['people']['mean'], 2)} ± {number(row['people']['spread'], 2)}"]
+        for kind in present:
+            part = row.get(kind)
+            cells.append(
+                f"{number(part['mean'], 2)} (z {number(part['z'], 1)} ± {number(part['error'], 1)})" if part else ""
+            )
+        rows.append([name, *cells])
+    table = report.Table(["", "test people", *(SETS[kind] for kind in present)], rows)
+    said = {name: verdict(name, row) for name, row in found.items()}
+    powers = [name for name in found if "power" in name]
+    warnings = [said[name] for name in [*shown["soft"][:1], *powers, *found] if said.get(name)]
+    warnings = list({words.split(":")[0]: words for words in reversed(warnings)}.values())[::-1]  # one of each kind
+    if shown["few"]:
+        warnings.append("There are too few test people to know what people differ by: z scores are shaky.")
+    text = [
+        "Mean ± deviation over people; z is the difference from the test people in such deviations, ± its standard "
+        "error, always at the same slice indices. A warning names what lies further from people than 1 deviation and 2 "
+        "errors. Power: of all waves of about that length, as a multiple of people's; residual: after the mean image "
+        "of the slice index was subtracted. Euler number: pieces less holes, averaged over slices.",
+        *([] if warnings else ["Nothing here tells these slices from people's."]),
+    ]
+    islands = picture("islands")
+    charts.by_slice_index(islands, {SETS.get(k, k): v for k, v in shown["islands"].items()}, "islands of white matter")
+    return text, [table], [(islands, "islands of bright white matter, less holes, by slice index")], warnings
