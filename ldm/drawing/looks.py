@@ -8,7 +8,6 @@ from ldm.drawing import charts, report
 number = report.number
 
 SETS = {"validation people": "validation people", "decoded": "decoded test people", "samples": "samples"}
-BROKEN = "broken: grey matter of {who} is in {mean:.1f} pieces less holes, people's in {people}"
 SAID = {  # how the name of a number begins: what is said where it is too low, and where it is too high
     "power": (
         "soft: {who} have {mean:.0%} of people's {name}, and people differ by {spread:.0%}",
@@ -22,7 +21,10 @@ SAID = {  # how the name of a number begins: what is said where it is too low, a
         "clumped: white matter of {who} has only {mean:.1f} islands less holes, people's {people}",
         "mottled: white matter of {who} falls into {mean:.1f} islands, people's into {people}",
     ),
-    "Euler number of grey": (BROKEN, BROKEN),
+    "Euler number of grey": (
+        "riddled: grey matter of {who} has an Euler number of {mean:.0f}, people's {people}: more holes, fewer pieces",
+        "plain: grey matter of {who} has an Euler number of {mean:.0f}, people's {people}: fewer holes, or more pieces",
+    ),
     "width": (
         "thin: the cortical ribbon of {who} is {mean:.2f} pixels wide, people's {people}",
         "thick: the cortical ribbon of {who} is {mean:.2f} pixels wide, people's {people}",
