@@ -322,12 +322,15 @@ def train_diffusion(run, settings, source, manifest, strategy):
     autoencoder = None if in_pixels else runs.load_first_stage(run)
     columns = source.columns(stage["conditions"])
     records.write(run, "diffusion", settings, manifest, finished=False, columns=columns)
-    with strategy.scope():
-        model = make_diffusion(settings, len(source.label_names), covariate_sizes(columns))
-    begin_from(model, run, "diffusion", settings)
-    if not in_pixels:
+    if in_pixels:
+        x_0_range = True
+    else:
         needed = ("mask",) if stage["condition_on_mask"] else ()
         renew_latents(run, settings, source, manifest, strategy, needed)
+        x_0_range = latents.ranges(run / "latents" / "train.npz")
+    with strategy.scope():
+        model = make_diffusion(settings, len(source.label_names), covariate_sizes(columns), x_0_range)
+    begin_from(model, run, "diffusion", settings)
     learned = functools.partial(diffusion_batches, run, settings, source, columns)
     validation = learned("validate", False)
     names = ["z", "label"] + ["covariates"] * bool(columns) + ["mask"] * stage["condition_on_mask"]
@@ -380,13 +383,14 @@ def covariate_sizes(columns):
     return [len(about.get("values", ())) for about in columns.values()]
 
 
-def make_diffusion(settings, num_labels, covariates=()):
+def make_diffusion(settings, num_labels, covariates=(), x_0_range=False):
     """The diffusion model that the settings describe, untrained.
 
     Args:
         settings: of the run.
         num_labels: of the data.
         covariates: as `covariate_sizes` returns.
+        x_0_range: to which it clips: True in pixels, `latents.ranges` of the training split, False for none.
     """
     keras.utils.set_random_seed(settings["seed"])
     in_pixels, (*shape, channels) = settings["first_stage"] == "none", latent_shape(settings)
@@ -395,7 +399,7 @@ def make_diffusion(settings, num_labels, covariates=()):
     unet = modules.UNet(shape, channels, **told, **options)
     return modules.DiffusionModel(
         unet,
-        clip_x_0=in_pixels,
+        clip_x_0=x_0_range,
         sigma_data=schedules.SIGMA_DATA if in_pixels else 1.0,
         seed=settings["seed"],
         **arguments(settings, "DiffusionModel"),

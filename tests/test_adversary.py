@@ -39,9 +39,9 @@ class Model:
         self.active = True
 
 
-def watched(epochs, history=(), capsys=None):
+def watched(epochs, history=(), capsys=None, **options):
     """A watch that has seen these epochs: (reconstruction, foreground SSIM, ramp, D(real), D(fake))."""
-    watch, model = AdversaryWatch(lambda: list(history)), Model()
+    watch, model = AdversaryWatch(lambda: list(history), **options), Model()
     watch.set_model(model)
     watch.on_train_begin()
     names = ("val_reconstruction", "val_foreground_ssim", "adversarial", "d_real", "d_fake")
@@ -61,6 +61,14 @@ def test_it_begins_when_the_reconstruction_has_settled_and_not_before(capsys):
     model, said = watched([*BEFORE, RAMP, (0.48, 0.79, 1.0, 0.5, -0.5)], capsys=capsys)
     assert model.active and float(model.strength) == 1.0
     assert len(said) == 1 and "begins: epochs 2 and 3" in said[0]
+
+
+def test_after_a_trained_first_stage_it_begins_with_the_second_epoch(capsys):
+    """The first is what foreground SSIM is compared with."""
+    model, said = watched(BEFORE[:1], capsys=capsys, trained=True)
+    assert model.active and "a trained one" in said[0]
+    model, said = watched([BEFORE[0], RAMP, (0.48, 0.47, 1.0, 0.5, -0.5)], capsys=capsys, trained=True)
+    assert float(model.strength) == 0.5 and "below the 0.500 before" in said[1]
 
 
 def test_a_constant_discriminator_is_said_and_turned_down(capsys):

@@ -91,6 +91,26 @@ def test_vae_noise_is_another_in_every_step_and_the_same_when_a_step_is_repeated
     np.testing.assert_allclose(still, model(data), atol=1e-6)
 
 
+def test_the_decoder_of_a_vae_meets_noise_of_every_level_up_to_the_one_asked_for():
+    """Of each slice, in deviations of each channel: uniform in [0, 0.5], so 0.25 on average; in training alone."""
+    model, shape = make_vae(latent_noise=0.5), (200, 4, 4, 3)
+    scale = np.float32([1.0, 5.0, 0.2])
+    latents = scale * np.random.default_rng(0).standard_normal(shape).astype("float32")
+    step = tf.constant(7, tf.int64)
+    noise = (np.asarray(model.disturbed(tf.constant(latents), step)) - latents) / latents.std(axis=(0, 1, 2))
+    levels = noise.std(axis=(1, 2, 3))
+    assert levels.min() < 0.05 and 0.4 < levels.max() < 0.65 and abs(levels.mean() - 0.25) < 0.03
+    np.testing.assert_allclose(noise.std(axis=(0, 1, 2)), np.sqrt(0.25 / 3), rtol=0.15)  # mean square of the levels
+    assert np.abs(np.corrcoef(noise.reshape(200, -1)[:, :6], rowvar=False) - np.eye(6)).max() < 0.3
+    np.testing.assert_array_equal(model.disturbed(latents, step), model.disturbed(latents, step))
+    assert np.abs(np.asarray(model.disturbed(latents, step)) - model.disturbed(latents, step + 1)).max() > 0.1
+    np.testing.assert_array_equal(make_vae().disturbed(latents, step), latents)
+    model, data = randomised(make_vae(latent_noise=0.5)), tensors(batch_of(2))
+    still = model.forward(data, step, training=False)[1]
+    np.testing.assert_allclose(still, model(data), atol=1e-6)
+    assert np.abs(np.asarray(model.forward(data, step, training=True)[1]) - still).max() > 1e-3
+
+
 @pytest.mark.parametrize("make", [make_vqvae, make_fsq, make_vae])
 def test_decoded_images_are_in_range(make):
     model = randomised(make())

@@ -109,6 +109,16 @@ def test_view_0_is_the_slice_and_the_others_are_augmented_each_in_its_own_way(so
     assert np.abs(weak - plain["image"]).mean() < np.abs(views[1]["image"] - plain["image"]).mean()
 
 
+def test_the_range_of_a_channel_leaves_out_its_farthest_latents(tmp_path):
+    """A 10,000th on either side: of 40,000 latents of a channel, evenly spread over [0, 1], four."""
+    steps = np.linspace(0.0, 1.0, 40_000, dtype="float32")
+    steps = np.random.default_rng(0).permutation(steps).reshape(2, 50, 20, 20)
+    latents.write(tmp_path / "train.npz", np.stack([steps, 3.0 - 2.0 * steps], axis=-1), *[np.zeros(50, "int32")] * 3)
+    (low, first_low), (high, first_high) = latents.ranges(tmp_path / "train.npz")
+    np.testing.assert_allclose([low, high, first_low, first_high], [1e-4, 1 - 1e-4, 1 + 2e-4, 3 - 2e-4], atol=2e-3)
+    assert 0 < low < 2e-4
+
+
 def test_masks_of_a_view_move_with_its_slices(source):
     plain, view = (shown(source, number, with_masks=True, seed=4, flip=True) for number in (0, 1))
     np.testing.assert_array_equal(view["image"], shown(source, 1, seed=4, flip=True)["image"])

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny_models
 
 import dataset
 import modules
@@ -401,3 +402,44 @@ def test_killed_diffusion_goes_on_to_where_an_unbroken_run_ends(tmp_path, phanto
     more = ("--autoencoder", "none", "--image-size", 16, "--width", 8, "--multipliers", 1, "--blocks", 1)
     more += ("--attention", "--head-size", 8)
     interrupted_equals_unbroken(tmp_path, "diffusion", "--data", phantoms, *SMALL, *more)
+
+
+# ---- starting from another run ---------------------------------------------------------------------------------------
+
+
+def test_a_training_starts_from_the_weights_of_another_as_far_as_they_fit(tmp_path, capsys):
+    """Another number of labels changes one table; everything else comes along, and the table stays new."""
+    other, model = (tiny_models.make_vae(num_labels=labels) for labels in (2, 3))
+    tiny_models.randomised(other).save(tmp_path / "autoencoder.keras")
+    before = model.get_weights()
+    runs.start_from(model, tmp_path / "autoencoder.keras")
+    kept = [np.shape(new) != np.shape(old) for new, old in zip(before, other.get_weights(), strict=True)]
+    assert 0 < sum(kept) < 3
+    for stays, now, new, old in zip(kept, model.get_weights(), before, other.get_weights(), strict=True):
+        np.testing.assert_array_equal(now, new if stays else old)
+    assert f"{len(kept) - sum(kept)} of {len(kept)} arrays" in capsys.readouterr().out
+
+
+def test_another_network_is_refused_as_a_start(tmp_path):
+    tiny_models.make_vae().save(tmp_path / "autoencoder.keras")
+    with pytest.raises(runs.RunError, match="another network"):
+        runs.start_from(tiny_models.make_vae(blocks=2), tmp_path / "autoencoder.keras")
+    with pytest.raises(runs.RunError, match="another network"):
+        runs.start_from(tiny_models.make_vae(width=16), tmp_path / "autoencoder.keras")
+
+
+@pytest.mark.slow
+def test_a_decoder_alone_is_sharpened_on_latents_that_stay_what_they_are(tmp_path, phantoms):
+    """`--init-from A --freeze-encoder --gan`: the encoder's weights are A's to the last bit, the decoder's are not."""
+    vae = ("--data", phantoms, "--image-size", 16, "--autoencoder", "vae", "--autoencoder-width", 16, *SMALL)
+    first, second = tmp_path / "first", tmp_path / "second"
+    to_the_end(train("autoencoder", "--run", first, *vae))
+    more = ("--init-from", first, "--freeze-encoder", "--gan", "--latent-noise", 0.3)
+    said = to_the_end(train("autoencoder", "--run", second, *vae, *more))
+    assert "arrays of weights fit" in said and "adversarial training begins: the first stage is a trained one" in said
+    before, after = (runs.load_model(run / "autoencoder.keras") for run in (first, second))
+    for ours, theirs in zip(after.encoder.weights, before.encoder.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+    np.testing.assert_allclose(after.latent_std, before.latent_std, rtol=1e-6)
+    kernels = [model.decoder.get_layer("to_image").kernel.numpy() for model in (after, before)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-4

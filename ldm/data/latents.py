@@ -98,6 +98,17 @@ def read(path, *names):
     return arrays
 
 
+def ranges(path):
+    """The range of each channel of the latents in a file, in all views: what a second stage's x_0 is clipped to.
+
+    Returns:
+        (lows, highs), tuples of C numbers: all but a 10,000th of the latents on either side lie between them.
+    """
+    (latents,) = read(path, "latents")
+    edges = np.quantile(latents.reshape(-1, latents.shape[-1]).astype("float32"), (1e-4, 1.0 - 1e-4), axis=0)
+    return tuple(map(tuple, edges.tolist()))
+
+
 def make_dataset(
     path, batch_size: int, training: bool, *, seed: int = 0, start_step: int = 0, codes: bool = False, masks=False
 ) -> tf.data.Dataset:

@@ -108,18 +108,19 @@ class ResBlock(layers.Layer):
         dropout: rate before the last convolution.
         recompute: keep only the input in training, and compute the rest again on the way back (gradient checkpointing,
             arXiv 1604.06174): less memory, more time. Not with dropout, which would be drawn anew.
+        groups: of its normalisations.
 
     Call arguments: x (B, H, W, C'); embedding (B, E), or None -> (B, H, W, channels).
     """
 
-    def __init__(self, channels, dropout=0.0, recompute=False, **kwargs):
+    def __init__(self, channels, dropout=0.0, recompute=False, groups=32, **kwargs):
         super().__init__(**kwargs)
         if recompute and dropout:
             raise ValueError("recompute would draw another dropout on the way back: choose one of the two")
-        self.channels, self.rate, self.recompute = channels, dropout, recompute
-        self.norm_in = GroupNorm(activation="silu")
+        self.channels, self.rate, self.recompute, self.groups = channels, dropout, recompute, groups
+        self.norm_in = GroupNorm(groups, activation="silu")
         self.conv_in = layers.Conv2D(channels, 3, padding="same")
-        self.norm_out = GroupNorm(activation="silu")
+        self.norm_out = GroupNorm(groups, activation="silu")
         self.conv_out = layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros")
         self.dropout = layers.Dropout(dropout)
         self.film = self.shortcut = None
@@ -203,15 +204,15 @@ class AttentionBlock(layers.Layer):
 
     Args:
         head_size: channels per head.
-        recompute: as for `ResBlock`.
+        recompute, groups: as for `ResBlock`.
 
     Call arguments: x (B, H, W, C); tokens (B, M, D) or None -> (B, H, W, C).
     """
 
-    def __init__(self, head_size=64, recompute=False, **kwargs):
+    def __init__(self, head_size=64, recompute=False, groups=32, **kwargs):
         super().__init__(**kwargs)
-        self.head_size, self.recompute = head_size, recompute
-        self.norm_self, self.self_attention = GroupNorm(), Attention(head_size)
+        self.head_size, self.recompute, self.groups = head_size, recompute, groups
+        self.norm_self, self.self_attention = GroupNorm(groups), Attention(head_size)
         self.norm_cross = self.cross_attention = None
 
     def build(self, x_shape, tokens_shape=None):
@@ -219,7 +220,7 @@ class AttentionBlock(layers.Layer):
         self.norm_self.build(pixels)
         self.self_attention.build(pixels)
         if tokens_shape is not None:
-            self.norm_cross = GroupNorm(dtype=self.dtype_policy)
+            self.norm_cross = GroupNorm(self.groups, dtype=self.dtype_policy)
             self.cross_attention = Attention(self.head_size, dtype=self.dtype_policy)
             self.norm_cross.build(pixels)
             self.cross_attention.build(pixels, tokens_shape)

@@ -40,6 +40,8 @@ class UNet(Recorded, keras.Model):
         mask: whether a tissue mask is among its conditions.
         gates: additive attention gates on the skips (arXiv 1804.03999).
         recompute: gradient checkpointing, block by block; not with dropout.
+        groups: of channels that are normalised together, at most; as many as there are channels normalise each by
+            itself, and no block can tell how bright its input is.
 
     Call arguments: a dictionary -> (B, height, width, channels) float32. It holds "x" (B, height, width, channels); "t"
     (B,) in [0, 1]; "z" (B,) int32; "label" (B,) int32, -1 = unknown; "keep" (B,), 1 or 0, where 0 hides all conditions;
@@ -62,6 +64,7 @@ class UNet(Recorded, keras.Model):
         mask=False,
         gates=False,
         recompute=False,
+        groups=32,
         **kwargs,
     ):
         size = (size, size) if isinstance(size, int) else tuple(size)
@@ -88,8 +91,8 @@ class UNet(Recorded, keras.Model):
         tokens = Tokens()(tokens)  # (B, M, 4 width)
 
         def level(x, channels):
-            x = ResBlock(channels, dropout, recompute)(x, film)
-            return AttentionBlock(head_size, recompute)(x, tokens) if x.shape[1] in attention else x
+            x = ResBlock(channels, dropout, recompute, groups)(x, film)
+            return AttentionBlock(head_size, recompute, groups)(x, tokens) if x.shape[1] in attention else x
 
         x = inputs["x"]
         if mask:
@@ -105,9 +108,9 @@ class UNet(Recorded, keras.Model):
                 x = level(x, width * multiplier)
                 skips.append(x)
 
-        x = ResBlock(width * multipliers[-1], dropout, recompute)(x, film)  # middle
-        x = AttentionBlock(head_size, recompute)(x, tokens)
-        x = ResBlock(width * multipliers[-1], dropout, recompute)(x, film)
+        x = ResBlock(width * multipliers[-1], dropout, recompute, groups)(x, film)  # middle
+        x = AttentionBlock(head_size, recompute, groups)(x, tokens)
+        x = ResBlock(width * multipliers[-1], dropout, recompute, groups)(x, film)
 
         for depth, multiplier in reversed(list(enumerate(multipliers))):  # up: each skip is used once
             for _ in range(blocks + 1):
@@ -117,7 +120,7 @@ class UNet(Recorded, keras.Model):
             if depth:
                 x = upsample(x, width * multiplier)
 
-        x = GroupNorm(activation="silu")(x)
+        x = GroupNorm(groups, activation="silu")(x)
         x = layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros", dtype="float32")(x)
         super().__init__(inputs, x, **kwargs)
         self.remember(locals())

@@ -159,6 +159,8 @@ OPTIONS = (
     Option("diffusion", "attention", (16, 8), int, "resolutions with attention, pixels a side of the whole picture",
            bounds="[1, 1024]", many="*", feeds="UNet"),
     Option("diffusion", "head_size", 64, int, "channels per attention head", bounds="[1, 4096]", feeds="UNet"),
+    Option("diffusion", "groups", 32, int, "of channels that are normalised together, at most", bounds="[1, 1024]",
+           feeds="UNet"),
     Option("diffusion", "dropout", 0.0, float, "share of features that training leaves out", bounds="[0, 1)",
            feeds="UNet"),
     Option("diffusion", "drop_conditions", 0.1, float, "share of slices that training shows without conditions",
