@@ -10,6 +10,8 @@ that are drawn beside it, so the size of a batch does not matter. Pictures of a 
 evaluation and everything that `predict.py` draws come through here.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -71,16 +73,20 @@ class FirstStage:
         """Images (N, H, W, 1) -> the part of them that the networks see."""
         return np.asarray(self.autoencoder.crop(images)) if self.autoencoder else images
 
-    def noise(self, seed, count, first=0, shared=False):
+    def noise(self, seed, count, first=0, shared=0.0):
         """x_T of `count` slices, (count, h, w, C): standard normal, a function of the seed and a slice's number.
 
         Args:
             seed: an integer.
             count: number of slices.
             first: number of the first slice; the others follow.
-            shared: all have the noise of the first, so that they become slices of one head.
+            shared: share in [0, 1] of its noise that each slice has from the one before, so that they become slices of
+                one head, whose number is `first`; see `samplers.NoiseOfSlice`.
         """
-        numbers = [first] * count if shared else range(first, first + count)
+        if shared:
+            rows = [samplers.NoiseOfSlice((seed, first), place, shared) for place in range(count)]
+            return np.stack([row.standard_normal(self.data_shape, "float32") for row in rows])
+        numbers = range(first, first + count)
         return np.stack([samplers.initial_noise(seed, number, self.data_shape) for number in numbers])
 
 
@@ -153,7 +159,7 @@ class Generator(FirstStage):
         moments=1,
         seed=0,
         first=0,
-        shared=False,
+        shared=0.0,
         guidance_scale=1.0,
         guidance_rescale=0.0,
         negative=None,
@@ -197,7 +203,8 @@ class Generator(FirstStage):
                     {name: tf.convert_to_tensor(value) for name, value in rows.items()} for rows in (known, away)
                 )
                 if "seed" in method.takes:  # a stream of its own: that of x_T is [seed, number]
-                    own["seed"] = [(seed, first if shared else first + i, 1) for i in range(part.start, part.stop)]
+                    of_head = functools.partial(samplers.NoiseOfSlice, (seed, first, 1), kept=shared)
+                    own["seed"] = [of_head(i) if shared else (seed, first + i, 1) for i in range(part.start, part.stop)]
                 steered = guidance.guided(
                     self.denoise, known, guidance_scale, guidance_rescale, away or None, self.model.threshold
                 )

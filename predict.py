@@ -55,16 +55,16 @@ def sample(run, wanted, sampling, real, pictures):
         pass
 
 
-def person(run, wanted, sampling, real, pictures, voxel):
-    """One head: all slice indices from the same noise, in order, as pictures, as a film through them, as a volume."""
+def person(run, wanted, sampling, real, pictures, coherence, voxel):
+    """One head: all slice indices in order, from noise that they share, as pictures, a film through them, a volume."""
     generator = Generator(run)
     data, axis = generator.record["data"], generator.record["settings"].get("axis", 2)
     known = drawn_conditions(data, SWEEP, wanted.label, wanted.conditions, wanted.count, alike=True)
-    for name, images in drawn(generator, known, wanted.mask, sampling, real, pictures, in_order=True, shared=True):
+    for name, images in drawn(generator, known, wanted.mask, sampling, real, pictures, in_order=True, shared=coherence):
         write_person(pictures.out, name, images, known["z"], axis, voxel, pictures.fps)
 
 
-def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=False):
+def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=0.0):
     """Draw slices with each sampler, and write pictures of them.
 
     Args:
@@ -72,7 +72,7 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=Fal
         known: conditions of the slices, without masks.
         mask, sampling, real, pictures: flags.
         in_order: whether their slice indices follow each other.
-        shared: whether all have the same noise.
+        shared: share of its noise that each slice has from the one before, as slices of one head.
 
     Yields:
         (name of the files, images (N, H, W, 1) in [-1, 1]): that of the sampler; of a person, "person_" before it, so
@@ -332,7 +332,7 @@ def inpaint(run, wanted, sampling, real, pictures, box, resample):
 # ---- a data set ------------------------------------------------------------------------------------------------------
 
 
-def archive(run, wanted, sampling, pictures, voxel, reject_copies):
+def archive(run, wanted, sampling, pictures, coherence, voxel, reject_copies):
     """A data set of drawn people: a zip of slices, or a folder of volumes; see `synthetic`."""
     generator, out = Generator(run), pictures.out
     steps = sampling.steps or samplers.named(sampling.sampler).calls
@@ -342,13 +342,14 @@ def archive(run, wanted, sampling, pictures, voxel, reject_copies):
         "conditions": list(wanted.conditions),
         **dataclasses.asdict(sampling),
         "steps": steps,
+        "coherence": coherence,
         "voxel": None if out.suffix == ".zip" else voxel,
         "reject_copies": reject_copies,
     }
 
     def draw(known, number):
-        x_T = generator.noise(sampling.seed, len(known["z"]), number, shared=True)
-        options = options_for(sampling, sampling.sampler, generator, known) | {"first": number, "shared": True}
+        x_T = generator.noise(sampling.seed, len(known["z"]), number, shared=coherence)
+        options = options_for(sampling, sampling.sampler, generator, known) | {"first": number, "shared": coherence}
         return generator.draw(x_T, known, sampling.sampler, steps, **options)
 
     written = synthetic.write(generator, run, out, made_with, draw)

@@ -106,6 +106,11 @@ class Single:
 
     run: str | None = flag(None, "name of the run (default: the one that was trained last)")
     precision: str = flag("auto", "of the networks", choices=("auto", "float32", "mixed_bfloat16"))
+    coherence: float = flag(
+        samplers.COHERENCE,
+        "share of its noise that each slice of a head has from the one before; 1: all the same",
+        type=number(float, least=0, most=1),
+    )
     voxel: tuple = flag((1.0, 1.0, 1.0), "mm, for the volume's affine", nargs=3, type=number(float, above=0))
     start: float = flag(0.5, "t to which real slices are noised", spelt="--from", type=number(float, above=0, most=1))
     between: str = flag("noises", "two noises, or two real slices", choices=("noises", "slices"))
@@ -168,7 +173,9 @@ EIGHT = {"count": {"default": 8}, "z": {"type": number(int), "help": "slice indi
 ONE = {"sampler": {"nargs": None, "default": "ddim", "help": "how it is drawn"}}
 TASKS = {
     "sample": Task("Slices out of noise.", f"{DRAWN} z mask data split show_x0", changes=MANY),
-    "person": Task("One head: all slice indices, in order.", f"{DRAWN} mask data split show_x0 voxel", changes=ALL),
+    "person": Task(
+        "One head: all slice indices, in order.", f"{DRAWN} mask data split show_x0 coherence voxel", changes=ALL
+    ),
     "prior": Task(
         "Slices of latents that a simpler model draws.",
         "kind count z label seed temperature top_k top_p",
@@ -191,7 +198,7 @@ TASKS = {
     ),
     "archive": Task(
         "A data set of drawn people: whole stacks, a table, where it comes from.",
-        f"sampler eta spacing {GUIDED} count label conditions voxel reject_copies",
+        f"sampler eta spacing {GUIDED} count label conditions coherence voxel reject_copies",
         changes={
             "sampler": ONE["sampler"] | {"default": "dpm_solver_pp"},
             "count": {"default": 1000, "help": "slices, rounded up to whole people"},

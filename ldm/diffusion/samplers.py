@@ -25,6 +25,7 @@ SPACINGS = ("uniform", "trailing", "leading", "karras")
 # The noise levels sigma / alpha between which the Karras spacing lies, and its exponent (arXiv 2206.00364, table 1).
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 
+COHERENCE = 0.97  # of the noises of neighbouring slices of a head, unless somebody says otherwise; measured, see docs
 RESAMPLE = 5  # times that `inpaint` makes each step, unless somebody says otherwise
 
 
@@ -74,6 +75,30 @@ def initial_noise(seed, i, shape):
     return np.random.default_rng([seed, i]).standard_normal(shape, "float32")
 
 
+class NoiseOfSlice:
+    """Noise of one slice of a head, of which each slice keeps a share of the one before: a chain, slice by slice.
+
+    It is an autoregressive process of first order, n_0 = w_0 and n_k = kept n_(k-1) + sqrt(1 - kept^2) w_k, each w_k a
+    stream of standard normal noise of its own. So slices that lie d apart have noise that correlates by kept^d, and
+    what a slice gets does not depend on how many others are drawn.
+
+    Args:
+        seed: sequence of integers, of the head.
+        place: k, the slice's place in the head, from 0 on.
+        kept: share in [0, 1]: 1 gives all slices the same noise.
+    """
+
+    def __init__(self, seed, place, kept):
+        fresh = (1.0 - kept**2) ** 0.5
+        weights = [kept**place] + [fresh * kept ** (place - k) for k in range(1, place + 1)]
+        seeds = [seed] + [[*seed, 0, k] for k in range(1, place + 1)]
+        self.parts = [(w, np.random.default_rng(own)) for w, own in zip(weights, seeds, strict=True) if w > 1e-4]
+
+    def standard_normal(self, shape, dtype):
+        """As that of a `numpy.random.Generator`."""
+        return sum(np.asarray(w, dtype) * stream.standard_normal(shape, dtype) for w, stream in self.parts)
+
+
 def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", start=1.0):
     """DDIM (arXiv 2010.02502, eq. 12): x_s = alpha_s x_0 + sqrt(sigma_s^2 - added^2) eps + added z.
 
@@ -85,8 +110,9 @@ def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", s
         schedule: callable t -> (alpha, sigma).
         steps: number of calls of `denoise`.
         eta: 0 is deterministic; 1 has the moments of DDPM.
-        seed: of the noise that eta > 0 adds: an integer; or one for each row of x_T (each an integer, or a sequence of
-            them), so that what a row gets does not depend on the rows beside it, and equal seeds add equal noise.
+        seed: of the noise that eta > 0 adds: an integer; or one for each row of x_T (each an integer, a sequence of
+            them, or a `NoiseOfSlice`), so that what a row gets does not depend on the rows beside it, and equal seeds
+            add equal noise.
         spacing, start: of the times; see `time_grid`.
 
     Yields:
@@ -301,7 +327,7 @@ def _noise(seed):
     if seed is None or isinstance(seed, int | np.integer):
         generator = keras.random.SeedGenerator(None if seed is None else int(seed))
         return lambda x: keras.random.normal(ops.shape(x), seed=generator)
-    rows = [np.random.default_rng(own) for own in seed]
+    rows = [own if isinstance(own, NoiseOfSlice) else np.random.default_rng(own) for own in seed]
     return lambda x: np.stack([row.standard_normal(x.shape[1:], "float32") for row in rows])
 
 
