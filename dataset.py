@@ -20,6 +20,7 @@ stream is a pure function of (seed, n): whoever skips the first k batches sees w
 import argparse
 import dataclasses
 import functools
+import io
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from ldm.data import archive, crop, latents, names, order, people, phantom, pixels, table, volumes
 from ldm.data import masks as tissue_masks
@@ -132,6 +134,14 @@ class Source:
                 "or point --data at an archive that has more of them."
             )
         return rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels of the first slice, as it lies in the archive."""
+        if self.kind == "volumes":
+            return self.store.shape(self.entries[0])
+        width, height = Image.open(io.BytesIO(self.store.read(self.entries[0]))).size
+        return height, width
 
     def check(self) -> None:
         """Reads the slices: checksums, signature, dimensions, end-of-file marker, and whether a JPEG is cut off.

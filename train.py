@@ -31,6 +31,7 @@ from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
+OPENED = ("seed", "axis", "labels", "person", "contrast")  # settings that say how data is read
 
 
 # ---- flags -> settings -----------------------------------------------------------------------------------------------
@@ -65,8 +66,7 @@ def resolve(flags):
     """
     given = {word: value for word, value in vars(flags).items() if value is not None}
     schema.check_command(given)
-    named_by_data = Path(flags.data[0]).name.split(".")[0] if flags.data else None
-    run = runs.folder(flags.run or named_by_data or flags.preset or "phantom")
+    run = folder_of(flags)
     base = None if flags.preset else schema.recorded(run)
     base = presets.of(flags.preset or "phantom") if base is None else base
     if made := runs.load_json(run / "autoencoder.json"):  # what was found when training began stays so
@@ -90,6 +90,12 @@ def resolve(flags):
         records.refuse_change(run, stage, settings)
     records.refuse_new_ground(run, todo, settings)
     return run, todo, settings
+
+
+def folder_of(flags):
+    """The folder of the run that is named, or else by its data, or its preset."""
+    named_by_data = Path(flags.data[0]).name.split(".")[0] if flags.data else None
+    return runs.folder(flags.run or named_by_data or flags.preset or "phantom")
 
 
 def make_strategy(replicas, todo, settings):
@@ -116,12 +122,31 @@ def make_strategy(replicas, todo, settings):
     return strategy
 
 
+def chosen_preset(flags):
+    """Choose the preset by the slices and the machine where the user names data and no preset; says which, and why.
+
+    Returns:
+        The source that was opened for it; None where nothing was to be chosen, as in a run that is gone on with.
+    """
+    if not flags.data or flags.preset or any((folder_of(flags) / f"{stage}.json").exists() for stage in runs.STAGES):
+        return None
+    given = {word: value for word, value in vars(flags).items() if value is not None}
+    told = {name: given.get(name, schema.defaults()[name]) for name in OPENED}
+    source = open_data({**told, "data": flags.data[0] if len(flags.data) == 1 else flags.data})
+    machine = distribution.machine()
+    slices = int((source.split == "train").sum())
+    flags.preset, why = presets.choose(flags.image_size or max(source.shape), slices, machine)
+    kind = f", labels {' and '.join(source.label_names)}" if source.label_names else ""
+    print(f"no --preset given: {flags.preset}, for {why} ({len(np.unique(source.case))} people{kind})")
+    return source
+
+
 def open_data(settings):
     """The source of slices, drawing the phantoms first where no data is named."""
     if settings["data"] is None and not PHANTOM.exists():
         print(f"no --data given: drawing {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
         dataset.write_phantoms(PHANTOM, people=PHANTOM_PEOPLE)
-    read = {name: settings[name] for name in ("seed", "axis", "labels", "person", "contrast")}
+    read = {name: settings[name] for name in OPENED}
     return dataset.open_source(settings["data"] or PHANTOM, **read)
 
 
@@ -151,17 +176,16 @@ def announce(stage, run, settings, source, replicas, precision):
 
 def work(flags):
     """Do what the flags say; returns the exit status."""
+    files.check_folder(folder_of(flags))
+    opened = chosen_preset(flags)
     run, todo, settings = resolve(flags)
-    files.check_folder(run)
     strategy = make_strategy(flags.replicas, todo, settings)
     precision = distribution.set_precision(flags.precision or "auto")
-    source = open_data(settings)
+    source = opened or open_data(settings)
     records.refuse_missing(settings, source)
     settings = stages.with_found(settings, source)
     schema.check_levels(settings)
     announce(flags.stage, run, settings, source, strategy.num_replicas_in_sync, precision)
-    if flags.data and not flags.preset and not any((run / f"{stage}.json").exists() for stage in runs.STAGES):
-        print("no --preset given: these are the settings for phantoms; --preset oasis-256 is for slices of 256 pixels")
     if flags.dry_run:
         print("\n".join(people.describe(source)))
         print(json.dumps(settings, indent=2))

@@ -21,7 +21,6 @@ from ldm.drawing import figures
 from ldm.training import runs
 
 OLD = Path(__file__).parent / "old_runs"
-README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +118,6 @@ def refusal(argv, capsys):
 )
 def test_a_mistake_is_refused_in_one_sentence(line, named, capsys):
     assert named in refusal(line.split(), capsys)
-
-
-def test_every_command_line_of_the_readme_is_understood():
-    """Also what it shows as part of a sentence; a task that it does not show would not be found by anybody."""
-    lines = re.findall(r"python predict\.py([^\n`#(]*)", README.read_text())
-    found = {predict_flags.parse(line.split())[0] for line in lines if "--help" not in line}
-    assert len(lines) > 20 and found == set(predict_flags.TASKS)
 
 
 def test_what_is_said_without_a_task_is_short_for_one():

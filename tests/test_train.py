@@ -4,6 +4,7 @@ is, by preset, record and flags; exit statuses.
 
 import functools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -212,7 +213,7 @@ def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
     if preset.endswith("pixels"):
         assert stages.make_diffusion(settings, 0).data_shape == (size, size, 1)
         return
-    if not preset.startswith(("phantom", "oasis")):
+    if preset[0].isdigit():
         assert preset == f"{size}-f{factor}"
     narrow = {"autoencoder": {"width": 32}, "diffusion": {"width": 32, "head_size": 32}}  # made sooner
     settings = schema.merged(settings, narrow)
@@ -222,6 +223,60 @@ def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
     settings = schema.merged(settings, {"autoencoder": {"crop_box": box}})
     schema.check_levels(settings)
     assert stages.make_diffusion(settings, 0).data_shape == stages.make_autoencoder(settings, 0).latent_shape
+
+
+CPU, T4, A100, EIGHT = ({"gpus": gpus, "memory": memory} for gpus, memory in ((0, 0), (1, 15.0), (1, 40.0), (8, 80.0)))
+
+
+@pytest.mark.parametrize(
+    "side, slices, machine, name",
+    [
+        (64, 1000, CPU, "64-f4"),
+        (95, 1000, A100, "64-f4"),
+        (96, 1000, CPU, "128-f8"),
+        (256, 3840, CPU, "oasis-256"),
+        (256, 20_000, CPU, "large-256"),
+        (256, 20_000, T4, "t4-256"),
+        (512, 3840, A100, "card-256"),
+        (256, 3840, EIGHT, "cards-256"),
+    ],
+)
+def test_the_preset_is_chosen_by_slices_and_machine(side, slices, machine, name):
+    found, why = presets.choose(side, slices, machine)
+    assert found == name and f"slices of {side} pixels" in why
+    batches = [presets.of(found)[stage]["batch_size"] for stage in ("autoencoder", "diffusion")]
+    assert all(rows % max(1, machine["gpus"]) == 0 for rows in batches)
+    assert ("not yet run" in why) == (machine["gpus"] > 0 and side >= 192)
+
+
+def test_without_a_preset_the_archive_decides_and_it_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    dataset.write_phantoms(tmp_path / "large.zip", people=3, image_size=128)
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--data", "large.zip", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "no --preset given: 128-f8, for slices of 128 pixels become 128 a side (3 people, labels AD and NC)" in said
+    assert '"image_size": 128' in said
+    assert train.main(["--data", "large.zip", "--image-size", "64", "--kl-weight", "1", "--dry-run"]) == 2
+    assert "--kl-weight has no effect" in capsys.readouterr().err  # of the preset that was chosen
+    assert train.main(["--data", "large.zip", "--preset", "64-f8", "--dry-run"]) == 0
+    assert "no --preset given" not in capsys.readouterr().out
+
+
+def test_a_run_that_is_gone_on_with_keeps_its_preset(tmp_path, capsys, phantoms):
+    settings = resolved("--run", tmp_path / "run", "--preset", "256-f8")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": settings, "data": {}}))
+    flags = train.parser().parse_args(["--run", str(tmp_path / "run"), "--data", str(phantoms)])
+    assert train.chosen_preset(flags) is None and flags.preset is None
+
+
+def test_the_memory_of_gpus_is_asked_for(monkeypatch):
+    monkeypatch.setattr(distribution.tf.config, "list_physical_devices", lambda kind: ["a", "b"])
+    said = types.SimpleNamespace(stdout="40960\n24576\n")
+    monkeypatch.setattr(distribution.subprocess, "run", lambda *_, **__: said)
+    assert distribution.machine() == {"gpus": 2, "memory": 24.0}
+    said.stdout = "[N/A]\n"
+    assert distribution.machine()["memory"] == 16.0
 
 
 def test_the_crop_box_of_a_run_is_found_once_and_kept(tmp_path, phantoms):

@@ -7,6 +7,7 @@ which sums cross the replicas, and which rows of a random draw belong to whom.
 import functools
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import keras
@@ -59,6 +60,20 @@ def machines():
         f"TF_CONFIG={said[:40]!r} does not say which machines train together: unset it, or give it as TensorFlow's "
         "guide to several workers does"
     )
+
+
+def machine():
+    """{"gpus": number of visible GPUs, "memory": GiB of the smallest}; a card that does not say counts as one of 16."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if not gpus:
+        return {"gpus": 0, "memory": 0.0}
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:  # in MiB, a line for each; TensorFlow tells what it has taken, not what there is
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+        memory = min(float(line) for line in said.splitlines()) / 1024
+    except (OSError, ValueError, subprocess.SubprocessError):
+        memory = 16.0
+    return {"gpus": gpus, "memory": memory}
 
 
 @functools.cache  # two strategies over the same devices number their collectives alike, and mix them up

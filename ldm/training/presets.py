@@ -62,7 +62,39 @@ def _in_pixels(image_size):
     }
 
 
-# Times and scores were measured on 2 CPU cores with bfloat16; README has the commands.
+def _on_cards(width, latent_channels, batch_size, steps, epochs):
+    """Slices of 256 pixels on GPUs: NOT YET RUN on any.
+
+    That they fit is reasoned from what docs/speed.md measured on a processor: at most 270 MiB a slice for the first
+    stage, and 50 MiB a picture of 64x64 for the U-Net of width 64, so 6 MiB for latents of 24x20. At eight slices and
+    32 latents that is 2.3 GiB beside TensorFlow's own, at 16 and 64 with twice the width 5 GiB.
+    """
+    return merged(
+        _sized(256, 8),
+        {
+            "first_stage": "vae",
+            "autoencoder": {
+                "kl_weight": 1e-7,
+                "latent_channels": latent_channels,
+                "batch_size": batch_size // 4,
+                "epochs": 40,
+                "steps_per_epoch": steps,
+            },
+            "diffusion": {
+                "width": width,
+                "multipliers": [1, 2, 4],
+                "blocks": 2,
+                "attention": [16, 8],
+                "batch_size": batch_size,
+                "epochs": epochs,
+                "steps_per_epoch": steps,
+                "patience": 20,
+            },
+        },
+    )
+
+
+# Times and scores were measured on 2 CPU cores with bfloat16; docs/ has the commands.
 PRESETS = {
     # 64x64 phantoms, latents 14x12x4 within the crop box: all stages in 8 to 20 minutes
     "phantom": {
@@ -96,7 +128,49 @@ PRESETS = {
             "diffusion": {"attention": [16, 8], "epochs": 48, "steps_per_epoch": 100, "patience": 8},
         },
     ),
+    # the same for archives of many thousand slices, whose epochs would take hours: they end after so many steps
+    "large-256": merged(
+        _sized(256, 8),
+        {
+            "first_stage": "vae",
+            "autoencoder": {"kl_weight": 1e-7, "epochs": 28, "steps_per_epoch": 600},
+            "latents": {"views": 1},
+            "diffusion": {"attention": [16, 8], "epochs": 60, "steps_per_epoch": 250, "patience": 8},
+        },
+    ),
+    # one T4 or card like it (16 GB), one of 24 to 80 GB, several of these. Not yet run.
+    "t4-256": _on_cards(width=64, latent_channels=4, batch_size=32, steps=500, epochs=60),
+    "card-256": _on_cards(width=128, latent_channels=8, batch_size=64, steps=500, epochs=120),
+    "cards-256": _on_cards(width=128, latent_channels=8, batch_size=256, steps=250, epochs=120),
     # slices of 64, 128, 256 pixels; latents of a fourth, an eighth, a sixteenth of that
     **{f"{size}-f{factor}": _sized(size, factor) for size in (64, 128, 256) for factor in (4, 8, 16)},
     **{f"{size}-pixels": _in_pixels(size) for size in (64, 128)},
 }
+
+
+LARGE, T4 = 12_000, 20.0  # training slices from which an archive is large; GiB of memory that a T4 has less of
+
+
+def choose(side, slices, machine):
+    """The preset for an archive and a machine, where the user names none.
+
+    Args:
+        side: pixels of the slices, the longer side.
+        slices: number of training slices.
+        machine: {"gpus": number, "memory": GiB of the smallest}, see `distribution.machine`.
+
+    Returns:
+        Its name, and the reason: the end of a sentence.
+    """
+    size = 256 if side >= 192 else 128 if side >= 96 else 64
+    what = f"slices of {side} pixels become {size} a side"
+    if size < 256:
+        return f"{size}-f{size // 16}", what
+    if machine["gpus"] > 1:
+        return "cards-256", f"{what}, and there are {machine['gpus']} GPUs (settings not yet run on any)"
+    if machine["gpus"]:
+        name = "t4-256" if machine["memory"] < T4 else "card-256"
+        return name, f"{what}, and the GPU has {machine['memory']:.0f} GiB (settings not yet run on any)"
+    if slices > LARGE:
+        return "large-256", f"{what}, without a GPU, and {slices} training slices are too many for a pass in each epoch"
+    return "oasis-256", f"{what}, without a GPU"
