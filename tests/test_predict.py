@@ -1,7 +1,6 @@
 """predict.py: a user's mistake costs one sentence and exit status 2; what is drawn is drawn of what was asked for."""
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
