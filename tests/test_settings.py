@@ -28,6 +28,7 @@ def option(group, name):
 
 def test_the_defaults_and_the_presets_are_what_may_be():
     for settings in (schema.defaults(), *map(presets.of, presets.PRESETS)):
+        settings = schema.merged(settings, {"init_from": "some"})  # which some presets need
         schema.check_values(settings)
         schema.check_together(settings)
 
@@ -45,7 +46,10 @@ def test_the_defaults_and_the_presets_are_what_may_be():
         ({"epochs": True}, "--epochs must be a whole number, not True"),
         ({"multipliers": (1, 0)}, "--multipliers must be 1 or more and at most 64 each, not 0"),
         ({"dropout": 1.0}, "--dropout must be 0 or more and less than 1, not 1.0"),
-        ({"schedule": "quadratic"}, "--schedule must be one of linear, cosine, sigmoid, flow, not quadratic"),
+        (
+            {"schedule": "quadratic"},
+            "--schedule must be one of linear, scaled_linear, cosine, sigmoid, flow, not quadratic",
+        ),
         ({"gates": 1}, "--gates must be true or false, not 1"),
         ({"autoencoder_width": 0}, "--autoencoder-width"),
         ({"prior_heads": 65}, "--prior-heads"),
@@ -233,7 +237,7 @@ def test_a_new_option_of_the_unet_takes_two_places(monkeypatch):
 
 
 def test_what_may_change_when_a_run_goes_on():
-    planned = {"epochs", "kl_cycle_steps", "crop_box", "recompute", "accumulate", "patience"}
+    planned = {"init_from", "epochs", "kl_cycle_steps", "crop_box", "recompute", "accumulate", "patience"}
     assert {option.name for option in schema.OPTIONS if option.changes} == planned
     settings = schema.defaults()
     for stage in runs.STAGES:
@@ -281,8 +285,11 @@ def test_a_run_of_before_is_gone_on_with(run):
     _, _, settings = train.resolve(flags)
     stored = {path.stem: runs.load_json(path)["settings"] for path in folder.glob("*.json")}
     own = {stage: values[stage] for stage, values in stored.items()}
-    since = {"person": None, "contrast": None}  # options that there were not, at their defaults
-    assert settings == schema.merged({**stored[flags.stage], **since}, own)  # the same keys, and the same values
+    since = {  # options that there were not, at their defaults
+        **{"person": None, "contrast": None, "init_from": None, "diffusion": {"groups": 32}},
+        "autoencoder": {"latent_noise": 0.0, "freeze_encoder": False},
+    }
+    assert settings == schema.merged(schema.merged(stored[flags.stage], since), own)  # the same keys, the same values
 
 
 def test_each_stage_knows_best_what_it_was_made_with(tmp_path):

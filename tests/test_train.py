@@ -208,7 +208,8 @@ def test_settings_come_from_preset_then_run_then_flags(tmp_path):
 
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
-    settings = resolved("--run", tmp_path / "run", "--preset", preset)
+    (tmp_path / "autoencoder.keras").touch()  # of the run over whose encoder a preset may sharpen the decoder
+    settings = resolved("--run", tmp_path / "run", "--preset", preset, "--init-from", tmp_path)
     size, factor = settings["image_size"], settings["autoencoder"]["downsampling"]
     if preset.endswith("pixels"):
         assert stages.make_diffusion(settings, 0).data_shape == (size, size, 1)
@@ -277,6 +278,15 @@ def test_the_memory_of_gpus_is_asked_for(monkeypatch):
     assert distribution.machine() == {"gpus": 2, "memory": 24.0}
     said.stdout = "[N/A]\n"
     assert distribution.machine()["memory"] == 16.0
+
+
+def test_what_to_start_from_must_be_there(tmp_path):
+    with pytest.raises(runs.RunError, match="--init-from nowhere: no run of that name has a trained stage"):
+        resolved("--run", tmp_path, "--init-from", "nowhere")
+    with pytest.raises(runs.RunError, match="name its run with --init-from"):
+        resolved("--run", tmp_path, "--preset", "oasis-256-sharp")
+    with pytest.raises(runs.RunError, match="--freeze-encoder has no effect without --init-from"):
+        resolved("--run", tmp_path, "--freeze-encoder")
 
 
 def test_the_crop_box_of_a_run_is_found_once_and_kept(tmp_path, phantoms):

@@ -98,7 +98,8 @@ OPTIONS = (
     Option("run", "image_size", 128, int, "pixels a side", bounds="[8, 1024]"),
     Option("run", "first_stage", "vqvae", str, "none: diffusion straight in pixels", ("vqvae", "vae", "none"),
            flag="autoencoder"),
-    Option("run", "init_from", None, str, "run whose weights the stages start from, as far as they fit"),
+    Option("run", "init_from", None, str, "run whose weights the stages begin with, as far as they fit",
+           changes=True),
     Option("run", "flip", False, bool, "mirror training slices left to right"),
     Option("run", "seed", 0, int, "of splits that are carved out, order, augmentation, weights and noise",
            bounds=f"[0, {runs.LAST_SEED}]"),
@@ -449,6 +450,8 @@ def check_together(settings):
     size, factor = settings["image_size"], first["downsampling"]
     if math.prod(first["levels"]) > 2**20:
         raise runs.RunError("--levels must make at most 1048576 codes together")
+    if first["freeze_encoder"] and not settings["init_from"]:
+        raise runs.RunError("--freeze-encoder keeps an encoder that is trained: name its run with --init-from")
     if unet["patience"] and unet["select"] == "kid":
         raise runs.RunError("--patience goes by the validation loss, not by --select kid: leave one of them out")
     if unet["min_snr_gamma"] is not None and unet["loss"] != "mse":
