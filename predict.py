@@ -64,7 +64,7 @@ def person(run, wanted, sampling, real, pictures, coherence, voxel):
         write_person(pictures.out, name, images, known["z"], axis, voxel, pictures.fps)
 
 
-def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=0.0):
+def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=None):
     """Draw slices with each sampler, and write pictures of them.
 
     Args:
@@ -72,7 +72,7 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=0.0
         known: conditions of the slices, without masks.
         mask, sampling, real, pictures: flags.
         in_order: whether their slice indices follow each other.
-        shared: share of its noise that each slice has from the one before, as slices of one head.
+        shared: share of its noise that each slice has from the one before, as slices of one head; None: of many heads.
 
     Yields:
         (name of the files, images (N, H, W, 1) in [-1, 1]): that of the sampler; of a person, "person_" before it, so
@@ -86,7 +86,7 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=0.0
     for name in sampling.sampler:
         clock = Clock()
         options = options_for(sampling, name, generator, known) | {"shared": shared, "title": name}
-        stem = f"person_{name}" if shared else name
+        stem = name if shared is None else f"person_{name}"
         trajectory = generator.trajectory(x_T, known, name, sampling.steps, moments=FRAMES, **options)
         clock.ends("drawing")
         images = generator.decode(trajectory[-1][0], known)
@@ -375,7 +375,7 @@ def reconstruct(run, real, pictures):
     latents = first_stage.encode(found["image"], found)
     fake = first_stage.decode(latents, found)
     train = dataset.make_dataset(source, "train", autoencoder.image_size, batches.SIZE, training=False)
-    train = tqdm(train, desc="mean image", unit="batch", delay=1)
+    train = tqdm(train, desc="mean image", unit="batch", delay=1, disable=None)
     mean = metrics.mean_images((metrics.to_unit(batch["image"]), batch["z"].numpy()) for batch in train)
     called, real_unit, fake_unit = record["settings"]["first_stage"], *map(metrics.to_unit, (found["image"], fake))
     scores = metrics.beside_trivial(real_unit, fake_unit, mean, found["z"], called)

@@ -32,7 +32,7 @@ from ldm.diffusion import schedules
 from ldm.drawing import charts, figures
 from ldm.judging import fidelity, metrics
 from ldm.nets import networks
-from ldm.training import adversary, callbacks, distribution, prior, records, runs
+from ldm.training import adversary, callbacks, distribution, prior, progress, records, runs
 from ldm.training.settings import arguments, attention_rows, latent_shape, merged
 
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
@@ -74,7 +74,19 @@ def with_steps(stage, source):
 # ---- one training ----------------------------------------------------------------------------------------------------
 
 
-def fit(model, run, stage, settings, train, validation, picture, averaged=False, watchers=(), measures=()):
+def fit(
+    model,
+    run,
+    stage,
+    settings,
+    train,
+    validation,
+    picture,
+    averaged=False,
+    watchers=(),
+    measures=(),
+    verbose=False,
+):
     """Train a model to the end of its stage, going on from the last checkpoint.
 
     Args:
@@ -88,6 +100,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
         averaged: keep a moving average of the weights, and validate with it.
         watchers: more callbacks, whose doings belong into the checkpoint.
         measures: callbacks that add to the logs, and so to the history.
+        verbose: say all metrics of each epoch, not three.
     """
     epochs, steps, history = settings["epochs"], settings["steps_per_epoch"], run / f"{stage}.csv"
     compile_for_training(model, settings["learning_rate"], epochs * steps, averaged)
@@ -108,6 +121,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
                 runs.Checkpoint(run, stage, MONITOR[stage]),
                 callbacks.Picture(run / "pictures", stage, picture),
                 keras.callbacks.TensorBoard(run / "logs" / stage, write_graph=False),
+                *([] if verbose else [progress.Progress(stage, done)]),
             ]
         model.fit(
             train(done * steps),
@@ -117,7 +131,7 @@ def fit(model, run, stage, settings, train, validation, picture, averaged=False,
             validation_data=validation,
             callbacks=watching,
             shuffle=False,  # the dataset has an order of its own
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=(1 if sys.stdout.isatty() else 2) if verbose else 0,
         )
     if patience.spent:
         print(f"{stage}: stopped after {len(patience.seen)} epochs; the best was epoch {1 + np.argmin(patience.seen)}")
@@ -146,7 +160,7 @@ def spread(slices, count):
 # ---- stage 1: images -> first stage ----------------------------------------------------------------------------------
 
 
-def train_autoencoder(run, settings, source, manifest, strategy):
+def train_autoencoder(run, settings, source, manifest, strategy, verbose=False):
     """Stage 1: images -> `autoencoder.keras`, with the latents' statistics measured on the training split."""
     stage, quantized = with_steps(settings["autoencoder"], source), settings["first_stage"] == "vqvae"
     records.write(run, "autoencoder", settings, manifest, finished=False)
@@ -172,7 +186,7 @@ def train_autoencoder(run, settings, source, manifest, strategy):
 
         watchers.append(callbacks.CodebookHealth(run, autoencoder.bottleneck.usage, draw_codes))
     train, picture = functools.partial(slices, "train", True), reconstructions(spread(validation, SHOWN))
-    fit(model, run, "autoencoder", stage, train, validation, picture, watchers=watchers)
+    fit(model, run, "autoencoder", stage, train, validation, picture, watchers=watchers, verbose=verbose)
     best = runs.load_model(run / "autoencoder.keras")
     in_order, more = slices("train", training=False), {}
     best.measure_latents(in_order)
@@ -316,7 +330,7 @@ def renew_latents(run, settings, source, manifest, strategy, needed):
 # ---- stage 3: latents, or pixels -> denoising network ----------------------------------------------------------------
 
 
-def train_diffusion(run, settings, source, manifest, strategy):
+def train_diffusion(run, settings, source, manifest, strategy, verbose=False):
     """Stage 3: latents, or pixels -> `diffusion.keras`, with averaged weights."""
     stage, in_pixels = with_steps(settings["diffusion"], source), settings["first_stage"] == "none"
     autoencoder = None if in_pixels else runs.load_first_stage(run)
@@ -346,7 +360,7 @@ def train_diffusion(run, settings, source, manifest, strategy):
         samples = draw(spread(validation, KID_SAMPLES), 0, "dpm_solver_pp", KID_CALLS)
         measures = [kid(run, source, settings["image_size"], samples, max(1, stage["epochs"] // KID_TIMES))]
     train = functools.partial(learned, "train", True)
-    fit(model, run, "diffusion", stage, train, validation, picture, averaged=True, measures=measures)
+    fit(model, run, "diffusion", stage, train, validation, picture, averaged=True, measures=measures, verbose=verbose)
     records.write(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"], columns=columns)
 
 
@@ -453,7 +467,7 @@ def kid(run, source, size, samples, every):
 # ---- instead of stage 3: codes -> transformer ------------------------------------------------------------------------
 
 
-def train_prior(run, settings, source, manifest, strategy):
+def train_prior(run, settings, source, manifest, strategy, verbose=False):
     """Instead of stage 3: codes -> `prior.keras`, which draws them one by one."""
     stage, seed = with_steps(settings["prior"], source), settings["seed"]
     autoencoder = runs.load_first_stage(run)
@@ -482,7 +496,8 @@ def train_prior(run, settings, source, manifest, strategy):
         return draw
 
     histogram = histogram_bits(model, validation)
-    fit(model, run, "prior", stage, functools.partial(slices, "train", True), validation, picture, averaged=True)
+    train = functools.partial(slices, "train", True)
+    fit(model, run, "prior", stage, train, validation, picture, averaged=True, verbose=verbose)
     reached = min(row["val_bits"] for row in runs.read_history(run / "prior.csv"))
     print(f"prior: {reached:.2f} bits per code of the validation people; the histogram per place: {histogram:.2f}")
     more = {"bits": reached, "histogram_bits": histogram}

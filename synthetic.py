@@ -110,7 +110,7 @@ def draw_person(generator, parts, case, wanted, draw, suspicious):
     record, rejected = generator.record, []
     known, said = person_conditions(record["data"], case, wanted)
     for attempt in range(TRIES):
-        number = case + attempt * 10**6  # not the noise of another person
+        number = (case * TRIES + attempt) * 1000  # its slices' numbers follow: those of nobody else
         x = draw(known, number)
         images = generator.decode(x, known)
         share = suspicious(images)

@@ -196,14 +196,14 @@ def work(flags):
     records.refuse_other_people(run, manifest)
     with runs.training(run):
         for stage in todo:
-            do_stage(stage, run, settings, source, manifest, strategy)
+            do_stage(stage, run, settings, source, manifest, strategy, flags.verbose)
     following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
     following["prior"] = "predict.py --prior transformer"
     print(f"next: python {following.get(todo[-1], 'predict.py')} --run {flags.run or run.name}")
     return 0
 
 
-def do_stage(stage, run, settings, source, manifest, strategy):
+def do_stage(stage, run, settings, source, manifest, strategy, verbose=False):
     """Train one stage to its end, if it has not come there before."""
     if records.is_finished(run, stage, settings):
         print(f"{stage}: finished before; its result is in {run}/")
@@ -211,13 +211,13 @@ def do_stage(stage, run, settings, source, manifest, strategy):
     start = time.time()
     with dataset.data_errors(source):
         if stage == "autoencoder":
-            stages.train_autoencoder(run, settings, source, manifest, strategy)
+            stages.train_autoencoder(run, settings, source, manifest, strategy, verbose)
         elif stage == "latents":
             stages.encode_latents(run, settings, source, manifest)
         elif stage == "diffusion":
-            stages.train_diffusion(run, settings, source, manifest, strategy)
+            stages.train_diffusion(run, settings, source, manifest, strategy, verbose)
         else:
-            stages.train_prior(run, settings, source, manifest, strategy)
+            stages.train_prior(run, settings, source, manifest, strategy, verbose)
     distribution.wait_for_all(strategy)
     print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
 

@@ -195,9 +195,9 @@ def test_who_is_a_copy_is_drawn_again(home, tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "copies_of", lambda generator: suspicious)
     assert archive(home, "pixels", tmp_path / "a.zip", "--reject-copies") == 0
     told = provenance(tmp_path / "a.zip")
-    assert told["noises"] == {"1": 1, "2": 2_000_002, "3": 3}
+    assert told["noises"] == {"1": 10_000, "2": 22_000, "3": 30_000}
     assert told["drawn anew as copies"] == {
-        "2": [{"noise": 2, "share of copies": 0.5}, {"noise": 1_000_002, "share of copies": 0.5}]
+        "2": [{"noise": 20_000, "share of copies": 0.5}, {"noise": 21_000, "share of copies": 0.5}]
     }
     assert len(set(seen)) == 5  # each time another head
 

@@ -255,7 +255,7 @@ def test_without_a_preset_the_archive_decides_and_it_is_said_in_one_line(tmp_pat
     monkeypatch.chdir(tmp_path)
     assert train.main(["--data", "large.zip", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "no --preset given: 128-f8, for slices of 128 pixels become 128 a side (3 people, labels AD and NC)" in said
+    assert "no --preset given: 128-f8, for slices of 128 pixels (3 people, labels AD and NC)" in said
     assert '"image_size": 128' in said
     assert train.main(["--data", "large.zip", "--image-size", "64", "--kl-weight", "1", "--dry-run"]) == 2
     assert "--kl-weight has no effect" in capsys.readouterr().err  # of the preset that was chosen

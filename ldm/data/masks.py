@@ -76,7 +76,9 @@ def of_split(source, split: str, size: int, budget: int):
         return lambda places: np.stack([of_row(source, rows[place], size) for place in places]).astype(np.int32)
     key = (f"{split} masks", size)
     if key not in source.kept:
-        source.kept[key] = np.stack([of_row(source, row, size) for row in tqdm(rows, desc=key[0], delay=5)])
+        source.kept[key] = np.stack(
+            [of_row(source, row, size) for row in tqdm(rows, desc=key[0], delay=5, disable=None)]
+        )
     return lambda places: source.kept[key][places].astype(np.int32)
 
 

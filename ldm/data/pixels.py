@@ -213,7 +213,10 @@ def decoded(source, split: str, size: int, budget: int) -> np.ndarray | None:
         pixels = np.empty((len(rows), size, size, 1), np.uint8)
         batches = read(source, tf.data.Dataset.from_tensor_slices(rows).batch(64), size, 64).prefetch(4)
         place = 0
-        with data_errors(source), tqdm(total=len(rows), desc=f"{split} slices", delay=5, leave=False) as bar:
+        with (
+            data_errors(source),
+            tqdm(total=len(rows), desc=f"{split} slices", delay=5, leave=False, disable=None) as bar,
+        ):
             for batch in batches.as_numpy_iterator():
                 pixels[place : place + len(batch)] = batch
                 place += len(batch)

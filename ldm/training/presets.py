@@ -197,7 +197,7 @@ def choose(side, slices, machine):
         Its name, and the reason: the end of a sentence.
     """
     size = 256 if side >= 192 else 128 if side >= 96 else 64
-    what = f"slices of {side} pixels become {size} a side"
+    what = f"slices of {side} pixels"
     if size < 256:
         return f"{size}-f{size // 16}", what
     if machine["gpus"] > 1:
