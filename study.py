@@ -333,6 +333,10 @@ MEASURES = {  # which values of a study each measure takes
         lambda s: measures.texture(*_compared(s), s.people.real.get("validate"), s.decoded),
         wants=("decoded", "samples"),
     ),
+    "scales": Measure(
+        lambda s: measures.scales(*_compared(s), s.people.real.get("validate"), s.decoded, s.bad),
+        wants=("decoded", "samples", "bad"),
+    ),
     "copies": Measure(
         lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),
         ("decoded", "samples", "features"),

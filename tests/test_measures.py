@@ -310,6 +310,7 @@ def test_a_person_filed_under_two_names_is_named():
         ("distribution", {}, "32 samples are too few for a distance: at least 50 are needed (--count)."),
         ("copies", {"test": None}, "There are no test people: how near"),
         ("texture", {"test": None, "decoded": None}, "There are no test people: how soft or mottled"),
+        ("scales", {"test": None, "decoded": None, "bad": {}}, "There are fewer than 4 test people"),
     ],
 )
 def test_what_cannot_be_measured_is_a_sentence_and_no_number(sets, name, values, sentence):

@@ -112,3 +112,70 @@ def texture(facts, shown, picture):
     islands = picture("islands")
     charts.by_slice_index(islands, {SETS.get(k, k): v for k, v in shown["islands"].items()}, "islands of white matter")
     return text, [table], [(islands, "islands of bright white matter, less holes, by slice index")], warnings
+
+
+def passes(row, floor=0.5):
+    """Whether a classifier that has seen neither could not tell these slices from people's, nor from the floor."""
+    return row["AUC"] - 1.96 * row["error"] <= max(0.5, floor)
+
+
+def scale_warnings(found, sizes):
+    """From which size on samples are told from people, what the first stage alone costs, and what is no result.
+
+    Args:
+        found: {kind: {"levels": [{"AUC", "error"}]}}, as `ldm.judging.measures.scales` puts it down.
+        sizes: of the levels in pixels, the coarsest first.
+    """
+    floor = [row["AUC"] for row in found["validation people"]["levels"]] if "validation people" in found else None
+    floor, said = floor or [0.5] * len(sizes), []
+    for kind in ("samples", "decoded"):
+        rows = found[kind]["levels"] if kind in found else []
+        failed = [i for i, row in enumerate(rows) if not passes(row, floor[i])]
+        if failed:
+            row = rows[failed[0]]
+            said.append(
+                f"{SETS[kind].capitalize()} are told from people at {sizes[failed[0]]} pixels already: a classifier is "
+                f"right in {row['AUC']:.0%} ± {1.96 * row['error']:.0%} of pairs; at {sizes[-1]} pixels in "
+                f"{rows[-1]['AUC']:.0%}."
+            )
+        if any(after["AUC"] < before["AUC"] - 0.1 for before, after in zip(rows, rows[1:], strict=False)):
+            said.append(
+                f"The classifier of {SETS[kind]} gets worse with finer pictures: it had too few slices, no pass."
+            )
+    for kind, part in found.items():
+        if kind not in SETS and passes(part["levels"][-1]):
+            said.append(f"The classifier does not even tell {kind} from people: a pass here means nothing.")
+    return said
+
+
+def scales(facts, shown, picture):
+    """AUC of a classifier at each size, how many pairs it needs, and distances of small pieces."""
+    found, sizes = {k: v for k, v in facts["scales"].items() if k != "pixels"}, shown["sizes"]
+    rows, pieces = [], []
+    for kind, part in found.items():
+        needed = part["pairs needed"]
+        cells = [f"{row['AUC']:.2f} ± {1.96 * row['error']:.2f}" for row in part["levels"]]
+        rows.append([SETS.get(kind, kind), *cells, "" if needed is None else needed])
+        distances = [f"{d[0]:.4f} ± {d[1]:.4f}" if d else "" for d in part["patches"].values()]
+        pieces.append([SETS.get(kind, kind), *distances])
+    sampled = found.get("samples")
+    text = [
+        f"How often a classifier, shown a generated slice and one of {shown['people']} test people at the same slice "
+        "index, knows which is which: 0.5 = cannot tell, 1 = always; ± the half of a 95 % interval over people. It has "
+        "learnt from training people and the other half of the generated slices, several times over. It looks at "
+        "texture of this and coarser sizes, and is blind to gain, offset, place and mirroring. Validation people are "
+        f"the floor. Last column, where it is nearly always right: how many pairs of slices teach it an AUC of "
+        f"{shown['reached']}.",
+    ]
+    if sampled:
+        good = [size for size, row in zip(sizes, sampled["levels"], strict=True) if passes(row)]
+        text.append(f"Samples pass at {', '.join(map(str, good))} pixels." if good else "Samples pass at no size.")
+    tables = [
+        report.Table(["", *(f"{size} pixels" for size in sizes), f"pairs to {shown['reached']}"], rows),
+        report.Table(
+            ["pieces of", *next(iter(found.values()))["patches"]] if found else [""],
+            pieces,
+            "Squared MMD of pieces of the brain to those of test people, ± standard error: around 0 for equal ones.",
+        ),
+    ]
+    return text, tables, [], scale_warnings(found, sizes)

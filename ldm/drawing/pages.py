@@ -14,6 +14,7 @@ TITLES = {
     "samples": "Samples",
     "distribution": "Distribution",
     "texture": "Texture",
+    "scales": "At which scale do they pass?",
     "anatomy": "Anatomy",
     "copies": "Copies",
     "embedding": "Embedding",
@@ -34,6 +35,10 @@ LACKING = {  # section -> {what is lacking: what can therefore not be said}
     },
     "texture": {
         "test people": "There are no test people: how soft or mottled slices are beside people's cannot be said.",
+    },
+    "scales": {
+        "test people": "There are fewer than {least} test people: whether a classifier tells samples from people "
+        "cannot be said.",
     },
     "copies": {
         "test people": "There are no test people: how near a slice of somebody new comes to the training slices is "
@@ -264,6 +269,7 @@ SECTIONS = {
     "samples": samples,
     "distribution": distribution,
     "texture": looks.texture,
+    "scales": looks.scales,
     "anatomy": anatomy,
     "copies": copies,
     "embedding": embedding,

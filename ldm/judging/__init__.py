@@ -7,6 +7,7 @@ From one picture to many:
     audit      copies of training slices; slices in two splits
     anatomy    tissue, ventricles, symmetry: is it a brain
     texture    softness, islands of white matter, width of the cortex
+    scales     at which size a classifier tells generated slices from people's
     blame      how far from people in units of their spread, and which stage is to blame
     measures   what an evaluation measures with all of these: sets of slices in, facts out
 """

@@ -3,7 +3,7 @@
     reconstruction   what the first stage loses          copies      samples that show a training person
     distribution     how far samples are from people     leaks       people and slices in two splits
     anatomy          are they brains                     embedding   all of them on a map
-    texture          soft, mottled, whose fault
+    texture          soft, mottled, whose fault          scales      at which size a classifier is fooled
 
 Each is a function of the values that it needs. None needs what another has found, so their order does not matter.
 """
@@ -19,10 +19,13 @@ from tqdm import tqdm
 from ldm import batches, tissue
 from ldm.judging import anatomy as anatomies
 from ldm.judging import audit, blame, fidelity, metrics
+from ldm.judging import scales as classifiers
 from ldm.judging import texture as textures
 
 LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to person
 LEAST = 50  # samples below which no distance is given: its own error would exceed it
+LEARNT = 1000  # slices of each kind that a classifier learns from at most
+PATCHES = (16, 32)  # pixels
 NEIGHBOURS = 5  # of precision, recall, density, coverage
 EMBEDDED = 1000  # points of each kind in the UMAP
 FEW = 10  # test people below which the copy threshold is shaky
@@ -265,6 +268,33 @@ def texture(samples, train, test, validate, decoded):
     islands = {kind: (s.z, measured[kind][textures.ISLANDS]) for kind, s in sets.items()}
     shown = {"people": test.people, "few": test.people < LEAST_PEOPLE, "soft": soft, "islands": islands}
     return Measured({"texture": facts}, shown)
+
+
+def scales(samples, train, test, validate, decoded, bad):
+    """At which size a classifier tells samples from people, and distances of small pieces.
+
+    Args:
+        samples, validate, decoded: Slices or None; decoded are the test people after the first stage.
+        train, test: Slices; test may be None.
+        bad: {name: Slices} of generators that must lose.
+    """
+    if test is None or test.people < LEAST_PEOPLE:
+        return Measured({}, {"least": LEAST_PEOPLE}, "test people")
+    sets = {"validation people": validate, "decoded": decoded, "samples": samples, **bad}
+    sets = {kind: s for kind, s in sets.items() if s is not None and s.people >= LEAST_PEOPLE}
+    real = classifiers.describe(train.spread(LEARNT)), classifiers.describe(test)
+    facts = {}
+    for kind, slices in sets.items():
+        described, same = classifiers.describe(slices.spread(LEARNT)), kind == "decoded"
+        rows = classifiers.judge(real[0], described, real[1], same)
+        needed = None
+        if rows[-1]["AUC"] > classifiers.CERTAIN:
+            needed = classifiers.pairs_needed(real[0], described, real[1], same)
+        pieces = {f"{size} pixels": classifiers.patch_distance(test, slices, size) for size in PATCHES}
+        facts[kind] = {"levels": rows, "pairs needed": needed, "patches": pieces}
+    sizes = [level.shape[1] for level in classifiers.levels(test.images[:1, ..., 0])]
+    shown = {"sizes": sizes, "people": test.people, "reached": classifiers.REACHED, "most": classifiers.PAIRS[-1]}
+    return Measured({"scales": {"pixels": sizes, **facts}}, shown)
 
 
 def copies(samples, train, test, decoded, case_names):
