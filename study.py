@@ -25,7 +25,7 @@ import features
 from generator import Generator
 from ldm import batches, files, tissue
 from ldm.data import latents, phantom
-from ldm.judging import measures, metrics
+from ldm.judging import faults, measures, metrics
 from ldm.judging.measures import Measured, Slices
 from ldm.training import runs
 
@@ -70,6 +70,7 @@ class Study:
         saw_masks: whether the samples were drawn inside tissue masks of training people.
         drawing: what it takes to draw a slice, {name: number}.
         seed: of noise, conditions, pairs and embedding.
+        noisy: {deviation of noise: some test people decoded from latents with that noise}; empty where not needed.
     """
 
     people: People
@@ -81,6 +82,7 @@ class Study:
     saw_masks: bool = False
     drawing: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    noisy: Mapping[float, Slices] = field(default_factory=dict)
 
 
 # ---- what an evaluation knows ----------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def make(
     feature_steps=features.STEPS,
     seed=0,
     out=None,
-    needs=("decoded", "samples", "features", "bad"),
+    needs=("decoded", "samples", "features", "bad", "noisy"),
 ):
     """All that an evaluation of a run knows; the precision policy must have been set before.
 
@@ -229,18 +231,37 @@ def make(
         through = tf.function(first_stage.reconstruct, reduce_retracing=True)
         fake = batches.in_batches(through, 2 * test.images - 1, test.z, test.label)
         decoded = replace(test, images=metrics.to_unit(fake))
+    noisy = {}
+    if first_stage is not None and test is not None and "noisy" in needs:
+        indices = np.unique(test.z)
+        noisy = with_noise(first_stage, test.at(indices[batches.evenly(len(indices), measures.INDICES)]), seed)
     bits = getattr(first_stage, "bits_per_slice", None)
     if generator is None or "samples" not in needs:
-        return Study(people, decoded, bits, seed=seed)
+        return Study(people, decoded, bits, seed=seed, noisy=noisy)
     with timed("drawing samples"):
         samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
-    known = Study(people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, seed=seed)
+    known = Study(
+        people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, seed=seed, noisy=noisy
+    )
     if "bad" in needs and test is not None and count >= measures.LEAST:
         known = replace(known, bad=measures.bad_generators(people.real["train"], count, seed))
     if "features" not in needs:
         return known
     with timed("features"):
         return described(known, describer(people, kind, feature_steps), by_own_network=kind == "own")
+
+
+def with_noise(first_stage, slices, seed):
+    """Slices decoded from latents with noise, {deviation: Slices}: what a denoiser makes that errs as much."""
+    latents_of = batches.in_batches(
+        tf.function(first_stage.encode, reduce_retracing=True), 2 * slices.images - 1, slices.z, slices.label
+    )
+    noise = np.random.default_rng(seed).standard_normal(latents_of.shape).astype("float32")
+    decode, found = tf.function(first_stage.decode, reduce_retracing=True), {}
+    for deviation in (0, *faults.DEVIATIONS):
+        images = batches.in_batches(decode, latents_of + np.float32(deviation) * noise, slices.z, slices.label)
+        found[deviation] = replace(slices, images=metrics.to_unit(images), features=None)
+    return found
 
 
 def described(known, describe, by_own_network=True):
@@ -301,7 +322,7 @@ class Measure(NamedTuple):
 
     Attributes:
         take: function of the study.
-        needs: what of the study it takes, beside people: of "decoded", "samples", "features" and "bad".
+        needs: what of the study it takes, beside people: of "decoded", "samples", "features", "bad" and "noisy".
         wants: the same, of what it can do without.
     """
 
@@ -336,6 +357,16 @@ MEASURES = {  # which values of a study each measure takes
     "scales": Measure(
         lambda s: measures.scales(*_compared(s), s.people.real.get("validate"), s.decoded, s.bad),
         wants=("decoded", "samples", "bad"),
+    ),
+    "power": Measure(
+        lambda s: measures.power(
+            s.people.real["train"],
+            s.people.real.get("test"),
+            s.people.real.get("validate"),
+            s.noisy,
+            s.people.source.label_names,
+        ),
+        wants=("noisy",),
     ),
     "copies": Measure(
         lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),

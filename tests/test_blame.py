@@ -124,4 +124,4 @@ def test_sentences_name_the_fault_and_the_stage():
     assert looks.verdict(POWER, {**soft, "to blame": ["first stage"]}).startswith("Soft: decoded test people have 49%")
     del mottled["decoded"]
     assert "no first stage, so the model is" in looks.verdict(ISLANDS, {**mottled, "to blame": ["model"]})
-    assert looks.verdict(ISLANDS, {**mottled, "to blame": None}) is None and looks.verdict(ISLANDS, {}) is None
+    assert looks.verdict(ISLANDS, mottled) is None

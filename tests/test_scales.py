@@ -160,9 +160,10 @@ def test_the_section_has_every_set_at_every_size(brains, tmp_path):
     soft = replace(train, images=ndimage.gaussian_filter(train.images, (0, 1, 1, 0)))
     samples = replace(validate, case=np.arange(len(validate)))
     measured = measures.scales(samples, train, test, validate, None, {"blurred": soft})
-    assert set(measured.facts["scales"]) == {"pixels", "validation people", "samples", "blurred"}
+    assert measured.facts["scales"]["pixels"] == [32, 64]
+    assert set(measured.facts["scales"]["sets"]) == {"validation people", "samples", "blurred"}
     section = pages.section("scales", *measured, None)
     assert section.tables[0].columns[1:3] == ["32 pixels", "64 pixels"]
     assert [row[0] for row in section.tables[0].rows] == ["validation people", "samples", "blurred"]
-    assert measured.facts["scales"]["blurred"]["pairs needed"] <= 16
+    assert measured.facts["scales"]["sets"]["blurred"]["pairs needed"] <= 16
     assert "Samples pass at 32, 64 pixels." in section.text

@@ -5,6 +5,6 @@ From pictures to pages:
     figures   sheets, GIFs and tissue maps: pictures made of pictures
     charts    curves, scatter plots and histograms: pictures with axes
     report    report.html and the model card: how words, tables and pictures become one file
-    looks     sections of that report on how slices look: texture, scales
+    looks     sections of that report on how slices look: texture, scales, power
     pages     what an evaluation has measured, in sections of that report
 """

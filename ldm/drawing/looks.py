@@ -53,7 +53,7 @@ def verdict(name, found):
         name: of a number of texture.
         found: its part of the facts, see `ldm.judging.blame.beside`.
     """
-    if not found or found["to blame"] is None:
+    if "to blame" not in found:
         return None
     kind = "samples" if "samples" in found else "decoded"
     row, people = found[kind], found["people"]
@@ -84,7 +84,7 @@ def verdict(name, found):
 
 def texture(facts, shown, picture):
     """Softness, islands of white matter, cortex and grey levels beside people, and whose fault a difference is."""
-    found = {name: row for name, row in facts["texture"].items() if row}
+    found = facts["texture"]
     present = [kind for kind in SETS if any(kind in row for row in found.values())]
     rows = []
     for name, row in found.items():
@@ -150,7 +150,7 @@ def scale_warnings(found, sizes):
 
 def scales(facts, shown, picture):
     """AUC of a classifier at each size, how many pairs it needs, and distances of small pieces."""
-    found, sizes = {k: v for k, v in facts["scales"].items() if k != "pixels"}, shown["sizes"]
+    found, sizes = facts["scales"]["sets"], facts["scales"]["pixels"]
     rows, pieces = [], []
     for kind, part in found.items():
         needed = part["pairs needed"]
@@ -179,3 +179,24 @@ def scales(facts, shown, picture):
         ),
     ]
     return text, tables, [], scale_warnings(found, sizes)
+
+
+def power(facts, shown, picture):
+    """The smallest of each planted fault that is found with these people."""
+    rows = []
+    for fault, found in facts["power"].items():
+        tried = ", ".join(f"{size}: {errors:.1f}" for size, errors in found["errors"].items())
+        smallest = "cannot be told" if found["found"] is None else f"{found['found']:g}"
+        rows.append([fault, smallest, found["by"] or "", tried])
+    text = [
+        f"Faults planted in slices of {shown['people']} test people, each at several sizes. Found: the fault moves a "
+        "number by at least two of the standard errors that it has with these people; the move itself is known well, "
+        "as the same people are measured with the fault and without. What is smaller cannot be told from people's own "
+        "differences: that would take more people.",
+    ]
+    if not shown["first stage"]:
+        text.append("There is no first stage, so no noise in its latents.")
+    if len(shown["labels"]) < 2:
+        text.append("There are no labels to be mixed up.")
+    table = report.Table(["fault", "smallest found", "by", "size: standard errors"], rows)
+    return text, [table], [], []

@@ -15,6 +15,7 @@ TITLES = {
     "distribution": "Distribution",
     "texture": "Texture",
     "scales": "At which scale do they pass?",
+    "power": "What would be found?",
     "anatomy": "Anatomy",
     "copies": "Copies",
     "embedding": "Embedding",
@@ -39,6 +40,9 @@ LACKING = {  # section -> {what is lacking: what can therefore not be said}
     "scales": {
         "test people": "There are fewer than {least} test people: whether a classifier tells samples from people "
         "cannot be said.",
+    },
+    "power": {
+        "test people": "There are fewer than {least} test people: what the report would find cannot be said.",
     },
     "copies": {
         "test people": "There are no test people: how near a slice of somebody new comes to the training slices is "
@@ -270,6 +274,7 @@ SECTIONS = {
     "distribution": distribution,
     "texture": looks.texture,
     "scales": looks.scales,
+    "power": looks.power,
     "anatomy": anatomy,
     "copies": copies,
     "embedding": embedding,

@@ -9,5 +9,6 @@ From one picture to many:
     texture    softness, islands of white matter, width of the cortex
     scales     at which size a classifier tells generated slices from people's
     blame      how far from people in units of their spread, and which stage is to blame
+    faults     what the report would find: the smallest of planted faults
     measures   what an evaluation measures with all of these: sets of slices in, facts out
 """

@@ -4,6 +4,7 @@
     distribution     how far samples are from people     leaks       people and slices in two splits
     anatomy          are they brains                     embedding   all of them on a map
     texture          soft, mottled, whose fault          scales      at which size a classifier is fooled
+    power            the smallest faults that are found
 
 Each is a function of the values that it needs. None needs what another has found, so their order does not matter.
 """
@@ -18,12 +19,13 @@ from tqdm import tqdm
 
 from ldm import batches, tissue
 from ldm.judging import anatomy as anatomies
-from ldm.judging import audit, blame, fidelity, metrics
+from ldm.judging import audit, blame, faults, fidelity, metrics
 from ldm.judging import scales as classifiers
 from ldm.judging import texture as textures
 
 LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to person
 LEAST = 50  # samples below which no distance is given: its own error would exceed it
+INDICES = 8  # slice indices at which faults are planted
 LEARNT = 1000  # slices of each kind that a classifier learns from at most
 PATCHES = (16, 32)  # pixels
 NEIGHBOURS = 5  # of precision, recall, density, coverage
@@ -57,6 +59,15 @@ class Slices:
     def take(self, rows):
         parts = {name: None if value is None else value[rows] for name, value in vars(self).items()}
         return Slices(**parts)
+
+    def at(self, indices):
+        """Those at some slice indices."""
+        return self.take(np.isin(self.z, indices))
+
+    def joined(self, other):
+        """They and others, without features."""
+        names = ("images", "z", "label", "case")
+        return Slices(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
 
     def spread(self, count):
         """`count` of them, evenly spread over the slice indices: so sets are compared at the same ones."""
@@ -262,7 +273,9 @@ def texture(samples, train, test, validate, decoded):
         numbers = {kind: blame.Numbers(measured[kind][name], s.z, s.case) for kind, s in sets.items()}
         reference, through = numbers.pop("test people"), numbers.pop("decoded", None)
         found = blame.beside(reference, numbers, through, relative="power" in name)
-        facts[name] = {**found, "to blame": blame.stages(found)} if found else {}
+        if found:
+            blamed = blame.stages(found)
+            facts[name] = found if blamed is None else {**found, "to blame": blamed}
     size = test.images.shape[1]
     soft = [textures.POWER.format(period) for period in textures.soft_periods(size)]
     islands = {kind: (s.z, measured[kind][textures.ISLANDS]) for kind, s in sets.items()}
@@ -293,8 +306,36 @@ def scales(samples, train, test, validate, decoded, bad):
         pieces = {f"{size} pixels": classifiers.patch_distance(test, slices, size) for size in PATCHES}
         facts[kind] = {"levels": rows, "pairs needed": needed, "patches": pieces}
     sizes = [level.shape[1] for level in classifiers.levels(test.images[:1, ..., 0])]
-    shown = {"sizes": sizes, "people": test.people, "reached": classifiers.REACHED, "most": classifiers.PAIRS[-1]}
-    return Measured({"scales": {"pixels": sizes, **facts}}, shown)
+    shown = {"people": test.people, "reached": classifiers.REACHED}
+    return Measured({"scales": {"pixels": sizes, "sets": facts}}, shown)
+
+
+def power(train, test, validate, noisy, label_names):
+    """The smallest of planted faults that the measures find at two errors, with as many people as there are.
+
+    Args:
+        train, test, validate: Slices; test and validate may be None.
+        noisy: {deviation: Slices}, see `faults.of_images`.
+        label_names: of the labels 0, 1, ...
+    """
+    if test is None or test.people < LEAST_PEOPLE:
+        return Measured({}, {"least": LEAST_PEOPLE}, "test people")
+    few = test.at(np.unique(test.z)[batches.evenly(len(np.unique(test.z)), INDICES)])
+    moves = faults.of_images(few, noisy)
+    moves[faults.INDEX] = faults.of_index(train.spread(LEARNT), few)
+    if validate is not None:
+        moves[faults.LEFT_OUT] = faults.of_people(
+            *(classifiers.describe(s.at(np.unique(few.z))) for s in (few, validate))
+        )
+    if len(np.unique(few.case)) >= 2 * LEAST_PEOPLE:
+        usual = audit.nearest(audit.shrunk(few.images), audit.shrunk(train.at(np.unique(few.z)).images)).distance
+        moves[faults.COPIES] = faults.of_copies(usual, few.case)
+    labelled = test if validate is None else test.joined(validate)
+    of_label = faults.of_label(labelled.at(np.unique(few.z)), label_names)
+    if of_label:
+        moves[faults.LABEL.format(*label_names)] = of_label
+    shown = {"people": test.people, "labels": list(label_names), "first stage": bool(noisy)}
+    return Measured({"power": {fault: faults.smallest(of) for fault, of in moves.items()}}, shown)
 
 
 def copies(samples, train, test, decoded, case_names):

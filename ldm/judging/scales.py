@@ -84,29 +84,38 @@ def _correlation(a, b, where):
     return (product / np.sqrt(one * other + 1e-12))[:, None]
 
 
+def _standardised(pictures):
+    """Pictures (B, H, W) in deviations of their brain's grey levels, 0 outside of it; and the masks of the brain.
+
+    Of each level by itself, since the mask and the deviation of a finer one would give away what only that one shows.
+    """
+    brain = pictures > anatomy.BACKGROUND
+    count = np.maximum(brain.sum(axis=(1, 2), keepdims=True), 1)
+    mean = (pictures * brain).sum(axis=(1, 2), keepdims=True) / count
+    deviation = np.sqrt((((pictures - mean) * brain) ** 2).sum(axis=(1, 2), keepdims=True) / count) + 1e-6
+    return np.where(brain, (pictures - mean) / deviation, 0).astype("float32"), brain
+
+
+def _quantiles(picture, brain):
+    return np.percentile(picture[brain], QUANTILES) if brain.any() else np.zeros(len(QUANTILES))
+
+
 def _describe(images):
     """`describe` of one batch (B, H, W): [(B, D)] per level."""
-    brain = images > anatomy.BACKGROUND
-    count = np.maximum(brain.sum(axis=(1, 2)), 1)[:, None, None]
-    mean = (images * brain).sum(axis=(1, 2), keepdims=True) / count
-    deviation = np.sqrt((((images - mean) * brain) ** 2).sum(axis=(1, 2), keepdims=True) / count) + 1e-6
-    pictures = levels(np.where(brain, (images - mean) / deviation, 0).astype("float32"))
-    inside = [share > 0.5 for share in levels(brain.astype("float32"))]
-    reach = max(1, round(RIM * inside[0].shape[1]))
-    deep = np.stack([ndimage.binary_erosion(ndimage.binary_fill_holes(one), iterations=reach) for one in inside[0]])
-    greys = [
-        np.percentile(p[i], QUANTILES) if i.any() else np.zeros(5) for p, i in zip(pictures[0], inside[0], strict=True)
-    ]
-    found, coarser = [], None
-    for picture, mask in zip(pictures, inside, strict=True):
+    found, coarser, deep = [], None, None
+    for level in levels(images):
+        picture, mask = _standardised(level)
+        if deep is None:
+            reach = max(1, round(RIM * picture.shape[1]))
+            deep = np.stack([ndimage.binary_erosion(ndimage.binary_fill_holes(m), iterations=reach) for m in mask])
         band = picture - ndimage.gaussian_filter(picture, (0, 1, 1), truncate=3.0)
         core = mask & _enlarged(deep, picture)
         parts = [_moments(band, where) for where in (core, mask & ~core)]
         along, across = (np.abs(np.diff(picture, axis=axis)).mean(axis=(1, 2)) + 1e-6 for axis in (1, 2))
         parts += [np.log(along / across)[:, None]]
-        parts += [texture.euler_number((picture > level) & mask)[:, None] for level in THRESHOLDS]
+        parts += [texture.euler_number((picture > threshold) & mask)[:, None] for threshold in THRESHOLDS]
         if coarser is None:
-            parts += [np.stack(greys), mask.mean(axis=(1, 2))[:, None]]
+            parts += [np.stack([*map(_quantiles, picture, mask)]), mask.mean(axis=(1, 2))[:, None]]
         else:
             above = _enlarged(coarser, picture)
             parts += [_correlation(band, above, mask), _correlation(np.abs(band), np.abs(above), mask)]

@@ -1,0 +1,177 @@
+"""What would the report find? Faults of known size are planted in people's slices, and the measures are asked.
+
+    plant       images -> the same with a fault of a size
+    index_told  slices -> the slice index that their texture tells
+    smallest    a fault at several sizes -> the smallest that is found, and by which number
+
+A fault moves a number of the people whom it is planted in. That move is known well, because the same people stand on
+both sides; what the report knows of other people is less, its standard error. The fault is found where the move is at
+least two such errors. So the answer is about the size of the test, not about the luck of one try: "cannot be told"
+means that as many people as there are here cannot tell such a fault from people's own differences.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from scipy import ndimage
+
+from ldm.judging import anatomy, audit, blame, scales, texture
+
+BLUR, GAIN, NOISE = "blur, pixels", "gain lowered by", "noise in the latents, deviations"
+COPIES, LABEL = "share of copies", "share of {} drawn under the label {}"
+INDEX, LEFT_OUT = "slice index off by", "share of people left out"
+SIZES = {BLUR: (0.5, 1, 2), GAIN: (0.05, 0.1, 0.2), INDEX: (1, 2, 4), COPIES: (0.02, 0.05, 0.1, 0.2)}
+DEVIATIONS = (0.1, 0.2, 0.3)  # of noise in the latents
+SHARES = (0.25, 0.5, 1.0)  # of one label under the other
+LEFT = (0.25, 0.5, 0.75)  # of people
+TOLD, VENTRICLES, NEAREST = "slice index told by texture", "ventricle area", "distance to the nearest of them"
+
+
+def plant(slices, fault, size):
+    """People's slices with a blur or a gain of a size; see `SIZES`."""
+    if fault == BLUR:
+        return replace(slices, images=ndimage.gaussian_filter(slices.images, (0, size, size, 0)))
+    return replace(slices, images=slices.images * np.float32(1 - size))
+
+
+def numbers(slices):
+    """All numbers of a slice that the report compares with people's: {name: (N,)}."""
+    return {**texture.measure(slices.images), **anatomy.measure(slices.images)}
+
+
+def index_told(train, slices, level=1):
+    """The slice index that texture tells, by a ridge regression on the statistics of training people.
+
+    Args:
+        train, slices: `ldm.judging.scales.Described`.
+        level: the finest that is used.
+    """
+    level = min(level, len(train.levels) - 1)
+    inputs = train.up_to(level)
+    mean, deviation = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
+    known = (inputs - mean) / deviation
+    penalty = 0.1 * len(known) * np.eye(known.shape[1])
+    weights = np.linalg.solve(known.T @ known + penalty, known.T @ (train.z - train.z.mean()))
+    return train.z.mean() + (slices.up_to(level) - mean) / deviation @ weights
+
+
+def move(before, after, z, case):
+    """How many standard errors of the report a fault moves a number, in absolute value; 0 where nothing is known.
+
+    Args:
+        before, after: (N,) of the same slices without and with the fault.
+        z, case: (N,) their slice indices and people.
+    """
+    planted = blame.Numbers(after, z, case)
+    found = blame.beside(blame.Numbers(before, z, case), {"samples": planted}, planted)
+    if "samples" not in found or not found["samples"]["error"] > 0:
+        return 0.0
+    return abs(found["decoded"]["z"]) / found["samples"]["error"]
+
+
+def smallest(moves):
+    """The smallest size of a fault that is found, and all larger ones with it.
+
+    Args:
+        moves: {size: {name of a number: move}}, from the smallest size on.
+
+    Returns:
+        {"found": size or None, "by": name or None, "errors": {size as text: largest move}}.
+    """
+    largest = {size: max(of.items(), key=lambda item: item[1], default=(None, 0.0)) for size, of in moves.items()}
+    found = None
+    for size in reversed(largest):
+        if largest[size][1] < blame.ERRORS:
+            break
+        found = size
+    return {
+        "found": found,
+        "by": None if found is None else largest[found][0],
+        "errors": {f"{size:g}": errors for size, (_, errors) in largest.items()},
+    }
+
+
+def of_images(test, noisy):
+    """Faults that change pictures: {fault: {size: {name: move}}}.
+
+    Args:
+        test: Slices of test people.
+        noisy: {deviation of the noise: Slices}, test people decoded from noisy latents; 0 is without noise. Empty where
+            there is no first stage.
+    """
+    before = numbers(test)
+    found = {}
+    for fault in (BLUR, GAIN):
+        found[fault] = {}
+        for size in SIZES[fault]:
+            after = numbers(plant(test, fault, size))
+            found[fault][size] = {name: move(before[name], after[name], test.z, test.case) for name in before}
+    if noisy:
+        clean = numbers(noisy[0])
+        found[NOISE] = {}
+        for size in sorted(noisy)[1:]:
+            after, of = numbers(noisy[size]), noisy[size]
+            found[NOISE][size] = {name: move(clean[name], after[name], of.z, of.case) for name in clean}
+    return found
+
+
+def of_index(train, test):
+    """Slices told that they are another index: {size: {name: move}}."""
+    error = index_told(*map(scales.describe, (train, test))) - test.z
+    return {size: {TOLD: move(error, error - size, test.z, test.case)} for size in SIZES[INDEX]}
+
+
+def of_label(people, names):
+    """People of one label under another: {size: {name: move}}; None where there are no two labels.
+
+    Args:
+        people: Slices of as many people as have labels.
+        names: of the labels 0, 1, ...
+    """
+    area = anatomy.measure(people.images)["ventricle_area"]
+    one, other = (
+        blame.Numbers(*(values[people.label == label] for values in (area, people.z, people.case))) for label in (0, 1)
+    )
+    if len(names) < 2 or min(len(np.unique(part.case)) for part in (one, other)) < anatomy.LEAST_PEOPLE:
+        return None
+    row = blame.beside(other, {"samples": one}).get("samples")
+    return row and {share: {VENTRICLES: share * abs(row["z"]) / row["error"]} for share in SHARES}
+
+
+def of_people(test, others):
+    """Some people left out: each test slice is farther from the nearest one that is left: {size: {name: move}}.
+
+    Args:
+        test, others: `ldm.judging.scales.Described` of test people, and of those who stand for the samples.
+    """
+    mean, deviation = (f(others.up_to(1), axis=0) for f in (np.mean, np.std))
+    here, there = ((part.up_to(1) - mean) / (deviation + 1e-6) for part in (test, others))
+    apart = np.sqrt(((here[:, None] - there[None]) ** 2).mean(axis=2))
+    apart[test.z[:, None] != others.z[None]] = np.inf
+    people, nearest = np.random.default_rng(0).permutation(np.unique(others.case)), {}
+    for share in (0, *LEFT):
+        left = np.isin(others.case, people[: max(1, round((1 - share) * len(people)))])
+        nearest[share] = apart[:, left].min(axis=1)
+        nearest[share][~np.isfinite(nearest[share])] = np.nan
+    return {share: {NEAREST: move(nearest[0], nearest[share], test.z, test.case)} for share in LEFT}
+
+
+def of_copies(usual, case):
+    """Copies among samples as honest as test people: {size: {name: move}}.
+
+    Half of the test people are the samples, the other half says how near honest slices come.
+
+    Args:
+        usual: (N,) distances of test people's slices to the nearest training slice.
+        case: (N,) their people.
+    """
+    half = np.isin(case, np.unique(case)[::2])
+    baseline, honest = usual[~half], np.sort(usual[half])
+    found = {}
+    for share in SIZES[COPIES]:
+        copied = honest.copy()
+        copied[-max(1, round(share * len(honest))) :] = 0.0  # the farthest of them become copies
+        rate = audit.copy_rate(copied, baseline, groups=case[~half])
+        error = (rate["interval"][1] - rate["interval"][0]) / 4  # an interval of 95 % is four of them
+        found[share] = {"share of copies": max(0.0, rate["rate"] - rate["expected"]) / error}
+    return found
