@@ -268,6 +268,19 @@ def test_conditions_of_a_sample_are_those_of_one_training_slice(evaluated):
     assert len(np.unique(told["z"])) > 10, "in random order"
 
 
+def test_noise_is_put_into_latents_and_is_the_same_at_every_size():
+    """With a first stage that changes nothing, what comes out is the slice and the noise: half of it, of [0, 1]."""
+    first_stage = SimpleNamespace(encode=lambda x, z, label: x, decode=lambda latents, z, label: latents)
+    index = np.arange(3)
+    some = study.Slices(np.full((3, SIZE, SIZE, 1), 0.5, "float32"), index, index, index)
+    found = study.with_noise(first_stage, some, seed=1)
+    assert list(found) == [0, 0.1, 0.2, 0.3]
+    np.testing.assert_array_equal(found[0].images, some.images)
+    noise = found[0.1].images - some.images
+    assert noise.std() == pytest.approx(0.05, rel=0.05)
+    np.testing.assert_allclose(found[0.2].images - some.images, 2 * noise, atol=1e-6)
+
+
 # ---- exit status -----------------------------------------------------------------------------------------------------
 
 

@@ -236,11 +236,12 @@ def _symmetry(image: np.ndarray, brain: np.ndarray) -> float:
     return float(a @ b / variance) if variance > 1e-9 else np.nan
 
 
-def measure(images: np.ndarray) -> dict[str, np.ndarray]:
+def measure(images: np.ndarray, tissue: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """A few numbers per slice that say what the anatomy is like.
 
     Args:
         images: (N, H, W) or (N, H, W, 1), in [0, 1].
+        tissue: what `tissues` says of them, where it is known already.
 
     Returns:
         name -> (N,) float64:
@@ -255,7 +256,7 @@ def measure(images: np.ndarray) -> dict[str, np.ndarray]:
         ValueError: if the shape is another or values leave [0, 1].
     """
     images = _as_stack(images)
-    tissue = tissues(images)
+    tissue = tissues(images) if tissue is None else tissue
     brain, inner = tissue > 0, ventricles(tissue)
     pixels = brain.sum(axis=(1, 2)).astype(np.float64)
 

@@ -36,7 +36,8 @@ def plant(slices, fault, size):
 
 def numbers(slices):
     """All numbers of a slice that the report compares with people's: {name: (N,)}."""
-    return {**texture.measure(slices.images), **anatomy.measure(slices.images)}
+    tissue = anatomy.tissues(slices.images)
+    return {**texture.measure(slices.images, tissue=tissue), **anatomy.measure(slices.images, tissue)}
 
 
 def index_told(train, slices, level=1):

@@ -162,15 +162,16 @@ def _named(name, images, periods):
     return {name.format(period): values for period, values in zip(periods, found, strict=True)}
 
 
-def measure(images, mean=None):
+def measure(images, mean=None, tissue=None):
     """All of the above for each slice: name -> (N,) float64, NaN where there is nothing to measure.
 
     Args:
         images: (N, H, W) or (N, H, W, 1) in [0, 1].
         mean: (N, H, W) the mean image of each slice's index; None leaves out what is told by it.
+        tissue: what `anatomy.tissues` says of them, where it is known already.
     """
     images = anatomy._as_stack(images)
-    size, tissue = images.shape[1], anatomy.tissues(images)
+    size, tissue = images.shape[1], anatomy.tissues(images) if tissue is None else tissue
     found = _named(POWER, images, shown(PERIODS, size))
     if mean is not None:
         found |= _named(RESIDUAL, images - mean, shown(COARSE, size))
