@@ -25,7 +25,7 @@ import features
 from generator import Generator
 from ldm import batches, files, tissue
 from ldm.data import latents, phantom
-from ldm.judging import faults, measures, metrics
+from ldm.judging import measures, metrics
 from ldm.judging.measures import Measured, Slices
 from ldm.training import runs
 
@@ -258,7 +258,7 @@ def with_noise(first_stage, slices, seed):
     )
     noise = np.random.default_rng(seed).standard_normal(latents_of.shape).astype("float32")
     decode, found = tf.function(first_stage.decode, reduce_retracing=True), {}
-    for deviation in (0, *faults.DEVIATIONS):
+    for deviation in measures.NOISY:
         images = batches.in_batches(decode, latents_of + np.float32(deviation) * noise, slices.z, slices.label)
         found[deviation] = replace(slices, images=metrics.to_unit(images), features=None)
     return found

@@ -25,6 +25,7 @@ from ldm.judging import texture as textures
 
 LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to person
 LEAST = 50  # samples below which no distance is given: its own error would exceed it
+NOISY = (0, *faults.DEVIATIONS)  # of noise in latents, for `power`
 INDICES = 8  # slice indices at which faults are planted
 LEARNT = 1000  # slices of each kind that a classifier learns from at most
 PATCHES = (16, 32)  # pixels
