@@ -15,6 +15,7 @@ stream is a pure function of (seed, n): whoever skips the first k batches sees w
 
     python dataset.py phantom --people 128 --out dataset/phantom.zip
     python dataset.py describe dataset/oasis.zip
+    python dataset.py people --data dataset/oasis.zip --out people.csv
 """
 
 import argparse
@@ -23,15 +24,21 @@ import functools
 import io
 import json
 import os
-import sys
 import time
 from pathlib import Path
+
+import command
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+if __name__ == "__main__":
+    command.from_the_start("dataset.py")  # TensorFlow takes seconds to import
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from ldm.data import archive, crop, latents, names, order, people, phantom, pixels, table, volumes
+from ldm import files
+from ldm.data import archive, crop, latents, names, order, people, phantom, pixels, repeats, table, volumes
 from ldm.data import masks as tissue_masks
 from ldm.data.archive import DataError
 from ldm.data.people import SPLITS
@@ -471,12 +478,28 @@ def _describe(source: Source) -> None:
     print(f"labels: {', '.join(manifest['labels']) or 'none'}; masks: {manifest['masks']}; z: {manifest['z']}")
     for split, facts in manifest["splits"].items():
         print(f"{split:>8}: {facts['people']:5} people {facts['images']:7} slices  ({facts['made']})")
-    print("\n".join(people.describe(source)))
+    print("\n".join(people.describe(source) + repeats.describe(source)))
 
 
-def main(argv=None) -> int:
-    """Command line. Returns 0, or 2 after one sentence on stderr where the user can mend something."""
-    parser = argparse.ArgumentParser(description="Write phantom brains, or say what an archive of slices holds.")
+def _find_people(source: Source, labels, out: Path) -> None:
+    """Prints who looks like whom, and writes the table that `--labels` takes; likewise of stacks that change heads."""
+    files.check_folder(out.parent)
+    links, linked = repeats.propose_links(source)
+    if links:
+        path = out.with_name(f"{out.stem}_links.csv")
+        files.write(path, linked)
+        print("\n".join([*links, f"-> {path}: which slices belong to whom; sort them anew before anything else"]))
+    said, found = repeats.propose(source, labels)
+    print("\n".join(said))
+    if found:
+        files.write(out, found)
+        print(f"-> {out}: who is who; use it as `--labels {out}`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dataset.py", description="Write phantom brains, or say what an archive of slices holds, and who is in it."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     write = commands.add_parser("phantom", help="write phantom brains as a zip in the OASIS layout")
     write.add_argument("--people", type=int, default=128, help="number of people (default: %(default)s)")
@@ -484,26 +507,44 @@ def main(argv=None) -> int:
     write.add_argument("--image-size", type=int, default=256, help="side in pixels (default: %(default)s)")
     write.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     describe = commands.add_parser("describe", help="say what an archive holds and how it is split")
-    describe.add_argument("data", nargs="+", help="a zip, a folder, or NIfTI volumes")
-    describe.add_argument("--seed", type=int, default=0, help="of splits that are carved (default: %(default)s)")
-    describe.add_argument("--axis", type=int, default=2, help="of volumes: 0 sagittal, 1 coronal, 2 axial")
-    describe.add_argument("--labels", help="table of people, with the columns case, label, person, ...")
-    describe.add_argument("--person", help="'each', or a regular expression with the group (?P<person>...)")
-    describe.add_argument("--contrast", help="of several: t1 (default), t2, flair, ...")
+    describe.add_argument("data", nargs="+", help="a zip, a folder, or volumes")
     describe.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
-    flags = parser.parse_args(argv)
-    try:
-        if flags.command == "phantom":
-            write_phantoms(flags.out, flags.people, flags.image_size, flags.seed)
-        else:
-            options = {"labels": flags.labels, "person": flags.person, "contrast": flags.contrast}
-            source = open_source(flags.data, flags.seed, flags.axis, **options)
-            print(json.dumps(source.manifest(), indent=2)) if flags.json else _describe(source)
-    except DataError as error:
-        print(f"dataset.py: {error}", file=sys.stderr)
-        return 2
+    who = commands.add_parser("people", help="find scans of one person, and stacks that change heads, by their looks")
+    who.add_argument("--data", nargs="+", required=True, help="a zip, a folder, or volumes")
+    who.add_argument("--out", default="people.csv", help="table to write, for --labels (default: %(default)s)")
+    for command_ in (describe, who):
+        command_.add_argument("--seed", type=int, default=0, help="of splits that are carved (default: %(default)s)")
+        command_.add_argument("--axis", type=int, default=2, help="of volumes: 0 sagittal, 1 coronal, 2 axial")
+        command_.add_argument("--labels", help="table of people, with the columns case, label, person, ...")
+        command_.add_argument("--person", help="'each', or a regular expression with the group (?P<person>...)")
+        command_.add_argument("--contrast", help="of several: t1 (default), t2, flair, ...")
+    return parser
+
+
+def _work(flags) -> int:
+    """Does what the flags say; returns the exit status."""
+    if flags.command == "phantom":
+        write_phantoms(flags.out, flags.people, flags.image_size, flags.seed)
+        return 0
+    # who looks like whom is asked of scans, so what a table says of people is not heard here
+    labels = flags.labels if flags.command == "describe" else None
+    source = open_source(
+        flags.data, flags.seed, flags.axis, labels=labels, person=flags.person, contrast=flags.contrast
+    )
+    if flags.command == "people":
+        _find_people(source, flags.labels, Path(flags.out))
+    elif flags.json:
+        print(json.dumps(source.manifest(), indent=2))
+    else:
+        _describe(source)
     return 0
 
 
+def main(argv=None) -> int:
+    """Runs the command line. Returns 0, or 2 after one sentence on stderr where the user can mend something."""
+    flags = _parser().parse_args(argv)
+    return command.run("dataset.py", lambda: _work(flags), (DataError,))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -24,7 +24,7 @@ import dataset
 import features
 from generator import Generator
 from ldm import batches, files, tissue
-from ldm.data import latents, phantom
+from ldm.data import latents, phantom, repeats
 from ldm.judging import measures, metrics
 from ldm.judging.measures import Measured, Slices
 from ldm.training import runs
@@ -383,6 +383,7 @@ MEASURES = {  # which values of a study each measure takes
             seen_by(s.people.records),
             s.people.source.kind,
             s.people.source.person == "each",
+            repeats.across_splits(s.people.source),
         )
     ),
 }

@@ -30,7 +30,7 @@ def wing(name):
 ALLOWED = {  # what each file may import of ours, beside the ground floor
     **{room: wing(room.split(".")[1]) for room in ROOMS - GROUND},  # its own wing, and what is added below
     **{room: set() for room in GROUND},
-    "dataset": wing("data"),
+    "dataset": wing("data") | {"command"},
     "modules": {"ldm.diffusion.schedules"}
     | {f"ldm.training.{room}" for room in ("losses", "distribution", "reports", "corruption")}
     | wing("nets"),
@@ -45,6 +45,7 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     | wing("diffusion"),
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
     "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.data.latents", "ldm.training.runs"}
+    | {"ldm.data.repeats"}
     | {"ldm.judging.measures", "ldm.judging.metrics"},
     "synthetic": {"dataset", "conditions", "ldm.data.volumes", "ldm.drawing.figures", "ldm.training.runs"}
     | {"ldm.judging.audit", "ldm.judging.metrics"},

@@ -10,6 +10,7 @@ From bytes to what a network sees, in reading order:
     table     what labels.csv says of people
     pixels    a picture decoded, fitted to a square, augmented
     masks     tissue masks, and how much of each place of the latents each tissue covers
+    repeats   who was scanned twice, and which stacks change heads, by their looks
     crop      the part of the pictures where brains lie
     order     which slice comes when
     latents   the file of what a first stage has encoded, and batches out of it

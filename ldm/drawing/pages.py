@@ -245,6 +245,12 @@ def leaks(facts, shown, picture):
         )
     for stage, people in shown["seen"]:
         warnings.append(f"The {stage} stage saw {len(people)} of the test people, {people[0]} among them.")
+    if repeated := facts["leaks"].get("repeated"):
+        some = ", ".join(f"{one} and {other}" for one, other in repeated[:3])
+        warnings.append(
+            f"{len(repeated)} pairs of scans in two splits look like one person's ({some}): `python dataset.py people` "
+            "writes a table of who is who."
+        )
     for (case, z, split), (other, other_z, other_split) in shown["alike"]:
         warnings.append(
             f"Nearly the same slice: {case}, slice {z} ({split}), and {other}, slice {other_z} ({other_split})."

@@ -369,7 +369,7 @@ def copies(samples, train, test, decoded, case_names):
     return Measured({"copies": {**rates, "people": {case_names[case]: n for case, n in people.items() if n}}}, shown)
 
 
-def leaks(real, case_names, saw, kind, each=False):
+def leaks(real, case_names, saw, kind, each=False, repeated=None):
     """Whether people or pictures are in two splits, or a stage saw people that the data now calls test people.
 
     Args:
@@ -378,6 +378,7 @@ def leaks(real, case_names, saw, kind, each=False):
         saw: (stage, names of people) each: whom a stage was trained or validated on.
         kind: of the archive, see `dataset.Source`.
         each: whether every slice counted as a person (`--person each`).
+        repeated: (name, name) of scans in two splits that look like one person's; None: it could not be told.
     """
     tested = {case_names[case] for case in np.unique(real["test"].case).tolist()} if "test" in real else set()
     seen = [(stage, both) for stage, people in saw if (both := sorted(tested & set(people)))]
@@ -397,7 +398,7 @@ def leaks(real, case_names, saw, kind, each=False):
     if "test" in real:
         pairs = audit.misfiled(small["test"], real["test"].z, real["test"].case, small["train"])
         misfiled = [(who("test", a), who("train", b)) for a, b in pairs]
-    facts = {"near-identical pairs": counts, "misfiled": misfiled}
+    facts = {"near-identical pairs": counts, "misfiled": misfiled, "repeated": repeated}
     return Measured({"leaks": facts}, {"kind": kind, "each": each, "seen": seen, "alike": alike})
 
 
