@@ -365,6 +365,7 @@ def make_dataset(
     augment=1.0,
     flip: bool = False,
     masks: bool = False,
+    most: int | None = None,
     cache_bytes: int = 2 * 2**30,
 ) -> tf.data.Dataset:
     """Batches of slices, in an order and with pixels that depend on the arguments only.
@@ -382,6 +383,7 @@ def make_dataset(
         augment: how strongly training slices are augmented, 0 = not at all (`strength` of `ldm.data.pixels.augment`).
         flip: whether they are mirrored left to right at random, too.
         masks: whether tissue masks come along.
+        most: without training, at most so many slices, evenly spread over people and slice indices; None: all.
         cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory (so are its
             masks, as much again); a larger one is read from the archive again every epoch. The batches are the same
             either way.
@@ -403,7 +405,7 @@ def make_dataset(
         raise DataError("--image-size and --batch-size must be positive integers.")
     classes = tissue_masks.of_split(source, split, image_size, cache_bytes) if masks else None
     kept = pixels.decoded(source, split, image_size, cache_bytes)
-    elements = order.element_order(len(rows), batch_size, training, seed)
+    elements = order.element_order(len(rows), batch_size, training, seed, most)
     full = batch_size if training else None  # a static batch size lets tf.distribute split batches exactly
 
     def plan(step):
@@ -416,7 +418,7 @@ def make_dataset(
         values = tf.numpy_function(plan, [step], [tf.int64] * 3 + [tf.int32] * 3)
         return tuple(tf.ensure_shape(value, [full]) for value in values)
 
-    plans = order.steps(len(rows), batch_size, training, start_step).map(plan_op)
+    plans = order.steps(min(len(rows), most or len(rows)), batch_size, training, start_step).map(plan_op)
     if kept is not None:
         images = plans.map(
             lambda n, place, *_: tf.numpy_function(lambda p: kept[p], [place], tf.uint8), num_parallel_calls=2

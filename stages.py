@@ -167,6 +167,7 @@ def train_autoencoder(run, settings, source, manifest, strategy, verbose=False):
 
     def slices(split, training, start_step=0):
         options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"]}
+        options["most"] = settings["validation_slices"]
         size, rows = settings["image_size"], stage["batch_size"]
         return dataset.make_dataset(source, split, size, rows, training, start_step=start_step, **options)
 
@@ -379,6 +380,7 @@ def diffusion_batches(run, settings, source, columns, split, training, start_ste
     stage, size = settings["diffusion"], settings["image_size"]
     masks = stage["condition_on_mask"]
     options = {"seed": settings["seed"], "start_step": start_step, "masks": masks}
+    options["most"] = settings["validation_slices"]
     if settings["first_stage"] == "none":
         options |= {"flip": settings["flip"], "augment": GENTLY}
         found = dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
@@ -481,7 +483,7 @@ def train_prior(run, settings, source, manifest, strategy, verbose=False):
         model.start_from(codes[0])  # the transformer learns what the histogram per place does not know
 
     def slices(split, training, start_step=0):
-        order = {"seed": seed, "start_step": start_step, "codes": True}
+        order = {"seed": seed, "start_step": start_step, "codes": True, "most": settings["validation_slices"]}
         return dataset.make_latents_dataset(run / "latents" / f"{split}.npz", stage["batch_size"], training, **order)
 
     validation = slices("validate", training=False)

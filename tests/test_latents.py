@@ -48,6 +48,18 @@ def test_the_order_is_that_of_the_slices(source, path, training):
     assert dataset.make_latents_dataset is latents.make_dataset
 
 
+@pytest.mark.parametrize("most, expected", [(None, range(12)), (40, range(12)), (5, [0, 3, 6, 8, 11]), (1, [0])])
+def test_validation_sees_so_many_slices_at_most_evenly_spread(source, path, most, expected):
+    streams = (
+        make_dataset(source, "train", 16, 2, False, most=most),
+        make_dataset(source, "train", 16, 2, False, most=most, cache_bytes=0),
+        latents.make_dataset(path, 2, False, most=most),
+    )
+    rows = [(source.case[row], source.z[row]) for row in source.select("train")]
+    for stream in streams:
+        assert [key for batch in take(stream, 99) for key in keys(batch)] == [rows[place] for place in expected]
+
+
 def test_conditions_masks_and_codes_travel_with_their_latents(source, path):
     rows = source.select("train")
     with_masks = take(latents.make_dataset(path, 5, True, seed=2, masks=True), 12)

@@ -110,14 +110,22 @@ def ranges(path):
 
 
 def make_dataset(
-    path, batch_size: int, training: bool, *, seed: int = 0, start_step: int = 0, codes: bool = False, masks=False
+    path,
+    batch_size: int,
+    training: bool,
+    *,
+    seed: int = 0,
+    start_step: int = 0,
+    codes: bool = False,
+    masks=False,
+    most: int | None = None,
 ) -> tf.data.Dataset:
     """Batches of the latents in a file, in the same order as `dataset.make_dataset` gives slices.
 
     Args:
         path: what `write` has written.
-        batch_size, training, seed, start_step: as in `dataset.make_dataset`. Training goes through the views, epoch by
-            epoch; otherwise it is view 0, the slices as they are.
+        batch_size, training, seed, start_step, most: as in `dataset.make_dataset`. Training goes through the views,
+            epoch by epoch; otherwise it is view 0, the slices as they are.
         codes: the codes instead of the latents.
         masks: whether the tissue fractions come along.
 
@@ -129,7 +137,7 @@ def make_dataset(
     latents, z, label, case = read(path, "codes" if codes else "latents", "z", "label", "case")
     (fractions,) = read(path, "mask") if masks else (None,)
     views, count, *shape = latents.shape
-    elements = order.element_order(count, batch_size, training, seed)
+    elements = order.element_order(count, batch_size, training, seed, most)
 
     def gather(step):
         n, place = elements(step)
@@ -149,4 +157,4 @@ def make_dataset(
             **({"mask": tf.ensure_shape(fraction, [full, *fractions.shape[2:]])} if masks else {}),
         }
 
-    return order.in_order(order.steps(count, batch_size, training, start_step).map(batch))
+    return order.in_order(order.steps(min(count, most or count), batch_size, training, start_step).map(batch))

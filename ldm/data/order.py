@@ -7,9 +7,15 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from ldm.batches import evenly
 
-def element_order(count: int, batch_size: int, training: bool, seed: int):
-    """The order of a split: a function step -> (element numbers n, their places within the split), (B,) each."""
+
+def element_order(count: int, batch_size: int, training: bool, seed: int, most: int | None = None):
+    """The order of a split: a function step -> (element numbers n, their places within the split), (B,) each.
+
+    Without training, `most` elements at most are seen, evenly spread over the split, the same ones each time.
+    """
+    seen = evenly(count, count if most is None else most)
 
     @functools.lru_cache(maxsize=3)  # a batch may straddle epochs, and batches are made in parallel
     def permutation(epoch):
@@ -18,8 +24,8 @@ def element_order(count: int, batch_size: int, training: bool, seed: int):
     def order(step):
         n = np.arange(step * batch_size, (step + 1) * batch_size)
         if not training:
-            n = n[n < count]
-            return n, n
+            n = n[n < len(seen)]
+            return n, seen[n]
         place = np.empty_like(n)
         for epoch in np.unique(n // count).tolist():
             here = n // count == epoch

@@ -101,6 +101,8 @@ OPTIONS = (
            flag="autoencoder"),
     Option("run", "init_from", None, str, "run whose weights the stages begin with, as far as they fit",
            changes=True),
+    Option("run", "validation_slices", 640, int, "that an epoch is validated with at most, the same ones each time, "
+           "evenly spread over people and slice indices", bounds="[8, 1000000]", changes=True),
     Option("run", "flip", False, bool, "mirror training slices left to right"),
     Option("run", "seed", 0, int, "of splits that are carved out, order, augmentation, weights and noise",
            bounds=f"[0, {runs.LAST_SEED}]"),
