@@ -185,6 +185,12 @@ def work(flags):
     records.refuse_missing(settings, source)
     settings = stages.with_found(settings, source)
     schema.check_levels(settings)
+    if (
+        settings["first_stage"] != "none"
+        and settings["autoencoder"]["crop"]
+        and not settings["autoencoder"]["crop_box"]
+    ):
+        print("--crop: the brains of all training people together fill the picture, so nothing is cropped")
     announce(flags.stage, run, settings, source, strategy.num_replicas_in_sync, precision)
     if flags.dry_run:
         print("\n".join(people.describe(source)))
