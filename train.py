@@ -31,7 +31,7 @@ from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
-OPENED = ("seed", "axis", "labels", "person", "contrast")  # settings that say how data is read
+OPENED = ("seed", "axis", "labels", "person", "contrast", "missing")  # settings that say how data is read
 
 
 # ---- flags -> settings -----------------------------------------------------------------------------------------------
@@ -141,9 +141,12 @@ def chosen_preset(flags):
     return source
 
 
-def open_data(settings):
-    """The source of slices, drawing the phantoms first where no data is named."""
+def open_data(settings, dry_run=False):
+    """The source of slices, drawing the phantoms first where no data is named; None in a dry run without them."""
     if settings["data"] is None and not PHANTOM.exists():
+        if dry_run:
+            print(f"no --data given: would draw {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
+            return None
         print(f"no --data given: drawing {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
         dataset.write_phantoms(PHANTOM, people=PHANTOM_PEOPLE)
     read = {name: settings[name] for name in OPENED}
@@ -181,7 +184,10 @@ def work(flags):
     run, todo, settings = resolve(flags)
     strategy = make_strategy(flags.replicas, todo, settings)
     precision = distribution.set_precision(flags.precision or "auto")
-    source = opened or open_data(settings)
+    source = opened or open_data(settings, flags.dry_run)
+    if source is None:
+        print(json.dumps(settings, indent=2))
+        return 0
     records.refuse_missing(settings, source)
     settings = stages.with_found(settings, source)
     schema.check_levels(settings)

@@ -308,6 +308,13 @@ def test_the_crop_box_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
     assert stages.with_found(whole, source)["autoencoder"]["crop_box"] is None
 
 
+def test_a_dry_run_draws_no_phantoms(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "PHANTOM", tmp_path / "phantom.zip")
+    assert train.main(["--dry-run", "--run", str(tmp_path / "run")]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "would draw 96 phantom brains" in capsys.readouterr().out
+
+
 def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
     run = tmp_path / "run"
     argv = ["--dry-run", "--data", phantoms, "--run", str(run), "--image-size", "32", "--attention", "4"]
