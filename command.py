@@ -8,8 +8,10 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
+import tempfile
 import threading
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -28,6 +30,15 @@ MEND = {  # what to do about an error of the system; otherwise: try again
 }
 
 
+# What TensorFlow's C++ says on its way up, whatever level of its log is asked for: that it is there, and that there is
+# no GPU. Warnings and errors stay, but that of a driver that is not installed.
+CHATTER = re.compile(
+    rb"I0000 .*|WARNING: All log messages before absl.*|To enable the following instructions:.*"
+    rb"|E0000 .*cuInit.*"
+)
+_stderr = 2  # where a sentence of ours goes, also while TensorFlow is not listened to
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: as Ctrl-C, with a status of its own."""
 
@@ -44,6 +55,9 @@ def run(name, work, mistakes, hint=""):
     Returns:
         The exit status.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the work
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _signals_raise():
             return work()
@@ -69,10 +83,36 @@ def from_the_start(name):
     """Let a signal end the process with one line from now on: during imports an exception may be lost, or be shown."""
 
     def end(number, frame):
-        os.write(2, f"{name}: interrupted\n".encode())
+        os.write(_stderr, f"{name}: interrupted\n".encode())
         os._exit(128 + number)
 
     _handle(end)
+    with _without_chatter():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for GPUs, and says so
+
+
+@contextlib.contextmanager
+def _without_chatter():
+    """Keep back what is written to stderr meanwhile, and then write it there, but for CHATTER.
+
+    C++ writes past Python, so it is the file descriptor that is turned aside.
+    """
+    global _stderr
+    _stderr = os.dup(2)
+    with tempfile.TemporaryFile() as heard:
+        os.dup2(heard.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(_stderr, 2)
+            os.close(_stderr)
+            _stderr = 2
+            heard.seek(0)
+            for line in heard:
+                if line.strip() and not CHATTER.match(line):
+                    os.write(2, line)
 
 
 def leave(status):

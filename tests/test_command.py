@@ -170,6 +170,23 @@ def test_every_command_says_in_one_sentence_that_a_file_is_no_run(main, named, t
     assert f"{tmp_path / 'file'}: not a directory: a file stands where a folder is needed" in said[0]
 
 
+def test_tensorflows_chatter_is_kept_back_and_nothing_else(capfd):
+    said = (
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+        "I0000 00:00:17.051 2747 port.cc:153] oneDNN custom operations are on.\n"
+        "W0000 00:00:17.051 2747 gpu.cc:1] Cannot dlopen some GPU libraries.\n"
+        "E0000 00:00:17.051 2747 cuda_platform.cc:52] failed call to cuInit: UNKNOWN ERROR (303)\n"
+        "Traceback (most recent call last):\n"
+    )
+    with pytest.raises(ImportError), command._without_chatter():
+        os.write(2, said.encode())
+        os.write(command._stderr, b"ours\n")  # as a signal's line
+        raise ImportError
+    kept = capfd.readouterr().err
+    assert kept.startswith("ours\nW0000") and kept.endswith("\nTraceback (most recent call last):\n")
+    assert kept.count("\n") == 3
+
+
 @pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main])
 @pytest.mark.parametrize("name", ["..", ".", "x" * 300])
 def test_every_command_refuses_a_run_without_a_folder_of_its_own(main, name, capsys):
