@@ -36,7 +36,7 @@ def test_volume_sources(tmp_path):
     refuse([one, one], "twice")
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(one.read_bytes()[:200])
-    refuse([one, broken], "broken.nii.gz", "NIfTI")
+    refuse([one, broken], "broken.nii.gz", "cannot be read")
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)), tmp_path / "time.nii")
     refuse([one, tmp_path / "time.nii"], "time.nii", "three-dimensional")
 
@@ -49,12 +49,12 @@ def test_a_volume_gives_back_the_slices_that_were_written(tmp_path):
     assert nibabel.aff2axcodes(stored.affine) == ("R", "A", "S")
     np.testing.assert_allclose(stored.header.get_zooms(), (1.5, 1.5, 2.0))
     np.testing.assert_allclose(stored.affine @ [4.5, 5.5, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0], atol=1e-6)
-    store = volumes.VolumeStore([tmp_path / "head.nii.gz"])
+    store = volumes.VolumeStore({"head": tmp_path / "head.nii.gz"})
     read = [np.frombuffer(store.read(name), np.uint8).reshape(store.shape(name)) for name in store.names]
     np.testing.assert_allclose(read, slices, atol=3)  # white is a high percentile there
     for axis in (0, 1):
         volumes.save_volume(tmp_path / "other.nii.gz", slices, (1.0, 1.0, 1.0), axis)
-        other = volumes.VolumeStore([tmp_path / "other.nii.gz"], axis)
+        other = volumes.VolumeStore({"other": tmp_path / "other.nii.gz"}, axis)
         read = [np.frombuffer(other.read(name), np.uint8).reshape(other.shape(name)) for name in other.names]
         np.testing.assert_allclose(read, slices, atol=3)
 

@@ -3,7 +3,8 @@
 From bytes to what a network sees, in reading order:
 
     archive   the bytes of a named file in a zip or a folder; is it a picture
-    volumes   NIfTI volumes as stacks of slices
+    volumes   NIfTI, MGZ and Analyze volumes, and DICOM series, as stacks of slices
+    dicom     the series in a folder of DICOM files
     words     what one file or folder name says of itself
     names     what the names of an archive say together: person, scan, slice, label, split; what is left out
     people    what names must not say; who goes into a split that is missing

@@ -212,7 +212,7 @@ def _refuse_nothing(shown: str, names: list[str], masks: list[_Name]):
             f"--data {shown} holds segmentation masks only (such as {masks[0].entry!r}); point --data at the archive "
             "with the brain slices (keras_png_slices_train, ...)."
         )
-    hint = "expected are PNG or JPEG files, or a folder of NIfTI volumes"
+    hint = "expected are PNG or JPEG files, or a folder of volumes (NIfTI, MGZ, Analyze, DICOM)"
     inner = next((name for name in names if name.lower().endswith((".zip", *archive.VOLUME_SUFFIXES))), None)
     if inner:
         hint = f"point --data at {inner!r} inside it (unpacked, where it lies in a zip)"

@@ -1,4 +1,6 @@
-"""NIfTI volumes: read as stacks of slices (`VolumeStore`), and written (`save_volume`)."""
+"""Volumes (NIfTI, MGZ, Analyze, DICOM series): read as stacks of slices (`VolumeStore`); written as NIfTI
+(`save_volume`).
+"""
 
 import gzip
 import os
@@ -14,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from scipy import ndimage
 from tqdm import tqdm
 
-from ldm.data import archive
+from ldm.data import archive, dicom
 
 WHITE = 99.8  # percentile of a volume's positive voxels that becomes white
 DARK = 12  # grey levels up to this do not count as brain
@@ -26,7 +28,7 @@ MEMORY = 2**30  # bytes of decoded volumes that are kept
 
 
 class VolumeStore:
-    """Slices of NIfTI volumes, as 8-bit grey levels.
+    """Slices of volumes, as 8-bit grey levels.
 
     A volume is brought into RAS orientation, so that slices look alike whichever way it was stored: axial ones have
     anterior up and the patient's left at the left of the picture, as `numpy.rot90` of the array lays them. Where voxels
@@ -35,60 +37,82 @@ class VolumeStore:
     once to find the slices that hold brain; later reads keep MEMORY bytes of volumes decoded.
 
     Args:
-        paths: .nii or .nii.gz files.
+        volumes: name -> file, or DICOM series.
         axis: 0 sagittal, 1 coronal, 2 axial.
 
     Attributes:
-        names: every slice that holds brain, `<file>#<voxel index>`.
+        names: every slice that holds brain, `<name>#<voxel index>`.
         notes: sentences about volumes whose header had to be guessed at.
-        slices: (name, path of the volume, voxel index along the axis) of each.
+        slices: (name, name of the volume, voxel index along the axis) of each.
 
     Raises:
         DataError: names the file that cannot be read or is not three-dimensional.
     """
 
-    def __init__(self, paths: list[Path], axis: int = 2):
+    def __init__(self, volumes: dict[str, Path | dicom.Series], axis: int = 2):
         if axis not in (0, 1, 2):
             raise archive.DataError(f"--axis {axis} does not exist; choose 0 (sagittal), 1 (coronal) or 2 (axial).")
         self.axis = axis
-        self.slices: list[tuple[str, Path, int]] = []
+        self.slices: list[tuple[str, str, int]] = []
         self.notes: list[str] = []
-        self._places: dict[str, tuple[Path, int]] = {}
-        self._volumes: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._found = volumes
+        self._places: dict[str, tuple[str, int]] = {}
+        self._volumes: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
-        for path in tqdm(paths, desc="volumes", delay=5, leave=False, disable=None):
-            area = (self._volume(path, self.notes) > DARK).sum((1, 2))
+        for volume in tqdm(volumes, desc="volumes", delay=5, leave=False, disable=None):
+            area = (self._volume(volume, self.notes) > DARK).sum((1, 2))
             if not area.any():
-                raise archive.DataError(f"{path} is black: it holds no voxel above its background; remove it.")
+                raise archive.DataError(
+                    f"{_shown(volumes[volume])} is black: no voxel is above its background; remove it."
+                )
             for z in np.flatnonzero(area >= MIN_AREA * area.max()).tolist():
-                name = f"{path}#{z}"
-                self.slices.append((name, path, z))
-                self._places[name] = (path, z)
+                name = f"{volume}#{z}"
+                self.slices.append((name, volume, z))
+                self._places[name] = (volume, z)
         self.names = list(self._places)
 
-    def _volume(self, path: Path, notes=None) -> np.ndarray:
+    def _volume(self, volume: str, notes=None) -> np.ndarray:
         """(slices, H, W) uint8, from memory where possible."""
         with self._lock:  # a thread that waits for a volume another one is loading finds it afterwards
-            if path not in self._volumes:
-                self._volumes[path] = _load_volume(path, self.axis, [] if notes is None else notes)
+            if volume not in self._volumes:
+                self._volumes[volume] = _load_volume(self._found[volume], self.axis, [] if notes is None else notes)
                 while len(self._volumes) > 1 and sum(v.nbytes for v in self._volumes.values()) > MEMORY:
                     self._volumes.popitem(last=False)
-            self._volumes.move_to_end(path)
-            return self._volumes[path]
+            self._volumes.move_to_end(volume)
+            return self._volumes[volume]
 
     def read(self, name: str) -> bytes:
         """The grey levels of one slice, (H, W) uint8 in C order."""
-        path, z = self._places[name]
-        return self._volume(path)[z].tobytes()
+        volume, z = self._places[name]
+        return self._volume(volume)[z].tobytes()
 
     def shape(self, name: str) -> tuple[int, int]:
         """Height and width of one slice."""
-        path, _ = self._places[name]
-        return self._volume(path).shape[1:]
+        volume, _ = self._places[name]
+        return self._volume(volume).shape[1:]
 
     def files(self) -> list[Path]:
         """The files on disk that the slices come from."""
-        return list(dict.fromkeys(path for path, _ in self._places.values()))
+        found = [self._found[volume] for volume in dict.fromkeys(volume for volume, _ in self._places.values())]
+        return [path for each in found for path in _files(each)]
+
+
+def _files(volume: Path | dicom.Series) -> list[Path]:
+    """The files of a volume: an Analyze or NIfTI pair has two, a series one for each slice."""
+    if isinstance(volume, dicom.Series):
+        return list(volume.paths)
+    return [volume, *(pixels for pixels in [_pixels_of(volume)] if pixels)]
+
+
+def _pixels_of(path: Path) -> Path | None:
+    """The .img beside a .hdr; None for volumes that are one file."""
+    if path.suffix.lower() != ".hdr":
+        return None
+    return path.with_suffix(".IMG" if path.suffix.isupper() else ".img")
+
+
+def _shown(volume: Path | dicom.Series):
+    return volume.name if isinstance(volume, dicom.Series) else volume
 
 
 def name_files(paths: list[Path]) -> dict[str, Path]:
@@ -128,15 +152,15 @@ def save_volume(
     nibabel.save(image, path)
 
 
-def _load_volume(path: Path, axis: int, notes: list[str]) -> np.ndarray:
+def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str]) -> np.ndarray:
     """Reads a volume as (slices, H, W) uint8; see `VolumeStore` for orientation and grey levels.
 
     Raises:
         DataError: naming the file that is damaged or no single three-dimensional volume of numbers.
     """
+    path = _shown(found)
     try:
-        _check_gzip(path)
-        volume = _open(path, notes)
+        volume = found.image() if isinstance(found, dicom.Series) else _open(found, notes)
         shape = tuple(length for place, length in enumerate(volume.shape) if place < 3 or length > 1)
         if len(shape) != 3 or max(shape) > archive.MAX_SIDE or np.prod(shape, dtype=float) > MAX_VOXELS:
             raise archive.DataError(f"{path} has the shape {volume.shape}, but one three-dimensional volume is needed.")
@@ -147,7 +171,7 @@ def _load_volume(path: Path, axis: int, notes: list[str]) -> np.ndarray:
     except archive.DataError:
         raise
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
-        raise archive.DataError(f"{path} cannot be read as a NIfTI volume ({error}); fetch it again.") from error
+        raise archive.DataError(f"{path} cannot be read as a volume ({error}); fetch it again.") from error
     grey = _grey(np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0))
     # (x, y, z) -> (slice, column, row) -> (slice, row, column) with the last axis, superior or anterior, upwards.
     slices = np.rot90(np.moveaxis(grey, axis, 0), axes=(1, 2))
@@ -157,7 +181,7 @@ def _load_volume(path: Path, axis: int, notes: list[str]) -> np.ndarray:
 
 def _check_gzip(path: Path) -> None:
     """Reads a .gz to its end, where its checksum is, which nibabel does not."""
-    if path.name.lower().endswith(".gz"):
+    if path.name.lower().endswith((".gz", ".mgz")):
         with gzip.open(path) as file:
             while file.read(2**22):
                 pass
@@ -165,9 +189,17 @@ def _check_gzip(path: Path) -> None:
 
 def _open(path: Path, notes: list[str]):
     """The image of a file, not yet read, with a scale and an orientation even if its header has none."""
+    if path.suffix.lower() == ".dcm":
+        raise archive.DataError(f"{path} is one slice of a DICOM series: give the folder of the series.")
+    _check_gzip(path)
+    pixels = _pixels_of(path)
+    if pixels and not pixels.exists():
+        raise archive.DataError(f"{path} is the header of {pixels.name}, which is not beside it; put it there.")
     try:
         image = nibabel.load(path)
     except HeaderDataError:
+        if pixels:
+            raise
         # A slope without an intercept: 0 then. The four bytes are the same in either byte order.
         opener = gzip.open if path.name.lower().endswith(".gz") else open
         with opener(path, "rb") as file:
@@ -175,8 +207,11 @@ def _open(path: Path, notes: list[str]):
         data[INTERCEPT] = bytes(4)
         image = nibabel.Nifti1Image.from_bytes(bytes(data))
         notes.append(f"{path}: its intercept is no number, and counts as 0")
+    if not isinstance(image, nibabel.Nifti1Pair | nibabel.MGHImage):
+        notes.append(f"{path}: Analyze says no orientation; its voxels are taken to go left, forward and up")
     if image.affine is None or not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
-        affine = image.get_qform() if int(image.header["qform_code"]) else image.header.get_base_affine()
+        by_quaternion = isinstance(image.header, nibabel.Nifti1Header) and int(image.header["qform_code"])
+        affine = image.get_qform() if by_quaternion else image.header.get_base_affine()
         if not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
             affine = np.eye(4)
         image = nibabel.Nifti1Image(image.dataobj, affine)

@@ -1,0 +1,178 @@
+"""DICOM: the series in folders as scanners and archives deliver them, as NIfTI images (`find`, `Series.image`).
+
+A file is recognised by the letters DICM behind its first 128 bytes, whatever its name is. Files of one
+SeriesInstanceUID, and of one shape and orientation, are a series: a stack of slices, ordered by where they lie in the
+patient, not by their names. DICOM's coordinates run to the left, to the back and up; those of a NIfTI image to the
+right, to the front and up.
+
+A PatientID is somebody's: it is never printed or written down. People are told apart by a hash of it, and names of
+files and folders, which often hold it as well, are left out but for folders that several people share (labels, splits).
+The hash is the same on every machine, so that runs can be compared; whoever has a list of all IDs could find it again.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import warnings
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+
+from ldm.data import archive, words
+
+LEAST = 8  # slices of a series that is a volume; what has fewer is a scout or a picture of the protocol
+EVEN = 0.2  # part of the usual distance by which that of two slices may differ; more, and one is missing
+DIGITS = 12  # of the number that stands for a PatientID
+TAGS = [
+    "PatientID",
+    "SeriesInstanceUID",
+    "SeriesDescription",
+    "SOPInstanceUID",
+    "Rows",
+    "Columns",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "ImageType",
+    "NumberOfFrames",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """The files of one volume, from one end to the other.
+
+    Attributes:
+        paths: of its slices.
+        places: of each, in mm along the direction from slice to slice.
+    """
+
+    paths: tuple[Path, ...]
+    places: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """What its user knows it by: a file of it."""
+        return f"{self.paths[0]} and {len(self.paths) - 1} more"
+
+    def image(self) -> nibabel.Nifti1Image:
+        """The volume, in RAS coordinates.
+
+        Raises:
+            DataError: naming the slice that cannot be read, or the place where one is missing.
+        """
+        steps = np.diff(self.places)
+        step = float(np.median(steps))
+        if (np.abs(steps - step) > EVEN * step).any():
+            gap = self.paths[int(np.argmax(np.abs(steps - step)))]
+            raise archive.DataError(
+                f"{gap}: the distance to the next slice of its series is not that of the others; add what is missing, "
+                "or remove what is there twice."
+            )
+        slices, first = [], None
+        for path in self.paths:
+            try:
+                read = pydicom.dcmread(path)
+                first = first or read
+                pixels = read.pixel_array * float(read.get("RescaleSlope", 1)) + float(read.get("RescaleIntercept", 0))
+            except Exception as error:  # pydicom and its decoders raise whatever they meet
+                raise archive.DataError(
+                    f"{path} cannot be read as a DICOM slice ({_short(error)}); fetch it again, or convert the series "
+                    "to NIfTI with dcm2niix."
+                ) from error
+            slices.append(pixels.astype(np.float32))
+        right, down = np.reshape([float(value) for value in first.ImageOrientationPatient], (2, 3))
+        height, width = (float(value) for value in first.PixelSpacing)  # of a pixel, mm: between rows, between columns
+        affine = np.eye(4)
+        affine[:3, 0], affine[:3, 1], affine[:3, 2] = right * width, down * height, np.cross(right, down) * step
+        affine[:3, 3] = [float(value) for value in first.ImagePositionPatient]
+        return nibabel.Nifti1Image(np.stack(slices).transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM; what cannot be read is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def find(folder: Path, files: list[Path]) -> dict[str, Series]:
+    """The volumes among the files of a folder, by names that say who it is and give nothing away.
+
+    Args:
+        folder: what was opened.
+        files: in it.
+
+    Returns:
+        `<shared folders>/sub-<number>/ses-<number>_<contrast>.dcm` -> series; empty if no file is DICOM.
+
+    Raises:
+        DataError: if files are DICOM, but no series is a volume, or a file is damaged.
+    """
+    found = [path for path in files if is_dicom(path)]
+    series = collections.defaultdict(dict)
+    for path in found:
+        about = _read_about(path)
+        if about is not None:
+            key, slice_id, place = about
+            series[key].setdefault(slice_id, (place, path))  # the same slice twice counts once
+    stacks = {key: sorted(slices.values()) for key, slices in series.items() if len(slices) >= LEAST}
+    if found and not stacks:
+        raise archive.DataError(
+            f"--data {folder} holds DICOM files, but no series of {LEAST} slices or more with one orientation; give "
+            "the folder of whole series, or convert them to NIfTI with dcm2niix."
+        )
+    shared = _shared_folders({key: slices[0][1].relative_to(folder).parts[:-1] for key, slices in stacks.items()})
+    counted, volumes = collections.Counter(), {}
+    for key, slices in sorted(stacks.items(), key=lambda item: item[1][0][1]):
+        patient, described = key[0], key[2]
+        counted[patient] += 1
+        contrast = words.read(described.replace(" ", "_"), sliced=False).contrast
+        name = f"sub-{patient}/ses-{counted[patient]}" + (f"_{contrast}" if contrast else "") + ".dcm"
+        places, paths = zip(*slices, strict=True)
+        volumes["/".join([*shared[key], name])] = Series(paths, places)
+    return volumes
+
+
+def _read_about(path: Path):
+    """(key of its series, its own ID, place in mm) of a slice; None for what is no slice of a volume."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            about = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+            orientation = tuple(round(float(value), 3) for value in about.get("ImageOrientationPatient") or ())
+            position = [float(value) for value in about.get("ImagePositionPatient") or ()]
+            shape = int(about.get("Rows") or 0), int(about.get("Columns") or 0)
+            patient = _number(str(about.get("PatientID") or about.get("SeriesInstanceUID", "")))
+    except Exception as error:
+        raise archive.DataError(f"{path} is a damaged DICOM file ({_short(error)}); fetch it again.") from error
+    if len(orientation) != 6 or len(position) != 3 or not all(shape):
+        return None
+    place = float(np.cross(orientation[:3], orientation[3:]) @ position)
+    described = str(about.get("SeriesDescription", ""))
+    key = (patient, str(about.get("SeriesInstanceUID", "")), described, orientation, shape)
+    return key, str(about.get("SOPInstanceUID", path.name)), place
+
+
+def _number(patient: str) -> str:
+    """A PatientID as a number that says nothing."""
+    digest = hashlib.sha256(patient.strip().encode()).digest()
+    return f"{int.from_bytes(digest[:8]) % 10**DIGITS:0{DIGITS}d}"
+
+
+def _shared_folders(folders: dict) -> dict:
+    """Series -> those of the folders above it, outermost first, that hold several people."""
+    people = collections.defaultdict(set)
+    for key, parts in folders.items():
+        for depth in range(len(parts)):
+            people[parts[: depth + 1]].add(key[0])
+    return {
+        key: [part for depth, part in enumerate(parts) if len(people[parts[: depth + 1]]) > 1]
+        for key, parts in folders.items()
+    }
+
+
+def _short(error) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:120]
