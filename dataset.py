@@ -38,7 +38,7 @@ import tensorflow as tf
 from PIL import Image
 
 from ldm import files
-from ldm.data import archive, crop, latents, names, order, people, phantom, pixels, repeats, table, volumes
+from ldm.data import archive, crop, dicom, latents, names, order, people, phantom, pixels, repeats, table, volumes
 from ldm.data import masks as tissue_masks
 from ldm.data.archive import DataError
 from ldm.data.people import SPLITS
@@ -225,7 +225,7 @@ class Source:
 # ---- opening: names -> table -----------------------------------------------------------------------------------------
 
 
-def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, contrast=None) -> Source:
+def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, contrast=None, missing=None) -> Source:
     """Reads the listing of an archive and says who is in it; no slice is decoded.
 
     Understood are, as a zip or as a folder: the OASIS course layout
@@ -244,6 +244,7 @@ def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, c
         person: how people are told apart where names do not do it: "each", every slice is somebody else, or a regular
             expression with the group person and, if need be, scan, slice and label.
         contrast: the one to use of several (t1, t2, flair, ...); None is T1, if there is one.
+        missing: texts that mean "unknown" in the table, beside those that always do: ("-4",) in ADNI's.
 
     Raises:
         DataError: one sentence for each thing that can be wrong with the data.
@@ -254,10 +255,10 @@ def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, c
     paths = [Path(item) for item in ([data] if isinstance(data, (str, os.PathLike)) else data)]
     shown = ", ".join(str(path) for path in paths)
     if not paths:
-        raise DataError("--data names no file: give a zip, a folder or NIfTI volumes.")
+        raise DataError("--data names no file: give a zip, a folder or volumes.")
     with archive.collector_paused():
         store, listing = _read_listing(paths, shown, axis, person, contrast)
-        source = _make_table(shown, store, listing, seed, labels, person)
+        source = _make_table(shown, store, listing, seed, labels, person, missing)
     if check:
         source.check()
     return source
@@ -274,7 +275,7 @@ def open_recorded(about: dict, data=None) -> Source:
     own = settings["data"] or about["data"]["source"]
     named = data[0] if isinstance(data, list) and len(data) == 1 else data
     same = data is None or named == own
-    options = {name: settings.get(name) for name in ("labels", "person")} if same else {}
+    options = {name: settings.get(name) for name in ("labels", "person", "missing")} if same else {}
     contrast = settings.get("contrast")
     return open_source(data or own, seed=settings["seed"], axis=settings["axis"], contrast=contrast, **options)
 
@@ -283,35 +284,39 @@ def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
     """Finds out what kind of data the paths are. Returns the store and what was understood of the names in it."""
     for path in paths:
         if not path.exists():
-            raise DataError(f"--data {path} does not exist; give a zip, a folder of slices or NIfTI volumes.")
+            raise DataError(f"--data {path} does not exist; give a zip, a folder of slices, or volumes.")
     path = paths[0]
     if path.is_dir() and len(paths) == 1:
         store = archive.FolderStore(path)
-        found = {name: path / name for name in store.names if archive.is_volume(name)}
+        found = {name: store.path_of(name) for name in store.names if archive.is_volume(name)}
+        if not any(map(archive.is_image, store.names)) and all(name.endswith(".dcm") for name in found):
+            found = dicom.find(path, [store.path_of(name) for name in store.names])
         if found and any(map(archive.is_image, store.names)):
-            raise DataError(f"--data {path} holds NIfTI volumes and PNG or JPEG files; put the two into two folders.")
+            raise DataError(f"--data {path} holds volumes and PNG or JPEG files; put the two into two folders.")
         if not found:
             return store, names.understand(store.names, shown, person, contrast)
     elif not all(archive.is_volume(item.name) for item in paths):
         if len(paths) > 1:
-            raise DataError(f"--data takes one zip or folder, or several NIfTI volumes, but not a mixture: {shown}.")
+            raise DataError(f"--data takes one zip or folder, or several volumes, but not a mixture: {shown}.")
         if path.suffix.lower() != ".zip":
-            raise DataError(f"--data {path} has an unsupported suffix; give a .zip, a folder, .nii or .nii.gz.")
+            raise DataError(f"--data {path} has an unsupported suffix; give a .zip, a folder, .nii, .nii.gz or .mgz.")
         store = archive.ZipStore(path)
         return store, names.understand(store.names, shown, person, contrast)
     else:
         found = volumes.name_files(paths)
     listing = names.understand(list(found), shown, person, contrast, volumes=True)
-    store = volumes.VolumeStore([found[row.entry] for row in listing.rows], axis)
+    store = volumes.VolumeStore({row.entry: found[row.entry] for row in listing.rows}, axis)
     listing.notes += store.notes
-    of_volume = {found[row.entry]: row for row in listing.rows}
-    listing.rows = [of_volume[path]._replace(entry=name, z=z) for name, path, z in store.slices]
+    of_volume = {row.entry: row for row in listing.rows}
+    listing.rows = [of_volume[volume]._replace(entry=name, z=z) for name, volume, z in store.slices]
     return store, listing
 
 
-def _make_table(shown: str, store, listing: names.Listing, seed: int, labels_file=None, person=None) -> Source:
+def _make_table(
+    shown: str, store, listing: names.Listing, seed: int, labels_file=None, person=None, missing=None
+) -> Source:
     """Numbers people and labels, gives everybody a split, sorts by (case, scan, z)."""
-    labels, columns = people.with_table(listing, store, labels_file, shown)
+    labels, columns = people.with_table(listing, store, labels_file, shown, missing or ())
     entries, splits, case_names, scan_names, z, label_names = zip(*listing.rows, strict=True)
     numbers = people.number_cases(case_names)
     scans = {key: place for place, key in enumerate(sorted(set(zip(case_names, scan_names, strict=True))))}
@@ -519,6 +524,7 @@ def _parser() -> argparse.ArgumentParser:
         command_.add_argument("--axis", type=int, default=2, help="of volumes: 0 sagittal, 1 coronal, 2 axial")
         command_.add_argument("--labels", help="table of people, with the columns case, label, person, ...")
         command_.add_argument("--person", help="'each', or a regular expression with the group (?P<person>...)")
+        command_.add_argument("--missing", nargs="+", help="texts that mean unknown in the table, such as -4")
         command_.add_argument("--contrast", help="of several: t1 (default), t2, flair, ...")
     return parser
 
@@ -530,9 +536,8 @@ def _work(flags) -> int:
         return 0
     # who looks like whom is asked of scans, so what a table says of people is not heard here
     labels = flags.labels if flags.command == "describe" else None
-    source = open_source(
-        flags.data, flags.seed, flags.axis, labels=labels, person=flags.person, contrast=flags.contrast
-    )
+    options = {"labels": labels, "person": flags.person, "contrast": flags.contrast, "missing": flags.missing}
+    source = open_source(flags.data, flags.seed, flags.axis, **options)
     if flags.command == "people":
         _find_people(source, flags.labels, Path(flags.out))
     elif flags.json:

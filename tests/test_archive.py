@@ -1,5 +1,7 @@
 """Bytes in: what is damaged, forged or no picture is named in one sentence, and nothing more is read than declared."""
 
+import json
+import os
 import struct
 import time
 import tracemalloc
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from small_archives import THREE, brain, encode, oasis_entries, refuse, take, volume, write
 
+import dataset
 from dataset import DataError, data_errors, make_dataset, open_source
 
 
@@ -170,3 +173,23 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm_and_half_of_one_does(tmp_path)
         take(make_dataset(source, split, 16, 2, False, cache_bytes=0), 9)
     grey = encode(np.full((64, 64), 128, np.uint8), "JPEG")  # what a decoder paints where nothing is: here it is meant
     assert len(open_source(write(tmp_path / "grey", entries | {"2_1.jpg": grey})).entries) == 8
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")
+def test_names_that_are_not_utf8_are_read_and_can_be_written_down(tmp_path, capsys):
+    """A folder with Latin-1 names, and a zip that says nothing of its encoding: opened, described, split by person."""
+    folder = os.fsencode(tmp_path / "folder")
+    os.mkdir(folder)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for person in (b"m\xfcller_1", b"m\xfcller_2", b"\xff\xfe_3"):
+            for z in (1, 2):
+                with open(os.path.join(folder, person + b"_%d.png" % z), "wb") as one:
+                    one.write(encode(brain(z)))
+                file.writestr(person.decode("cp437") + f"_{z}.png", encode(brain(z)))
+    for path in (tmp_path / "folder", tmp_path / "a.zip"):
+        assert dataset.main(["describe", str(path)]) == 0
+        source = dataset.open_source(path)
+        assert len(source.case_names) == 3
+        json.dumps(source.manifest()).encode()
+        assert capsys.readouterr().out.encode()  # can be shown
+        assert dataset.read_split(source, "train", 24)["image"].max() > -1

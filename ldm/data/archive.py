@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".dcm")  # .hdr: Analyze or NIfTI, beside an .img
 MAX_ENTRY_BYTES = 64 * 2**20  # a slice is some 20 kB; an entry that declares more than this is an accident or an attack
 MAX_TABLE_BYTES = 16 * 2**20  # a table of people has some bytes for each; more is an accident or an attack
 MAX_SIDE = 8192  # pixels; checked in the header, before a decoder allocates width x height,
@@ -59,7 +59,7 @@ def is_image(name: str) -> bool:
 
 
 def is_volume(name: str) -> bool:
-    """Whether an entry counts as a NIfTI volume, likewise."""
+    """Whether an entry counts as a volume, likewise."""
     return name.lower().endswith(VOLUME_SUFFIXES) and not _is_hidden(name)
 
 
@@ -176,12 +176,14 @@ class FolderStore:
 
     Attributes:
         path: the folder.
-        names: every file's name.
+        names: every file's name; bytes that are not UTF-8 as \\xff, so that any name can be printed and written down.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        sizes = self._sizes()
+        found = self._sizes()
+        self._files = {os.fsencode(name).decode("utf-8", "backslashreplace"): name for name in found}
+        sizes = {name: found[file] for name, file in self._files.items()}
         self.names = sorted(sizes)
         for name in self.names:
             if sizes[name] > _limit(name):
@@ -216,13 +218,17 @@ class FolderStore:
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises DataError when it cannot be read."""
         try:
-            return (self.path / name).read_bytes()
+            return self.path_of(name).read_bytes()
         except OSError as error:
             raise DataError(f"{self.path / name} cannot be read ({error.strerror}).") from error
 
     def files(self) -> list[Path]:
         """The files on disk that the slices come from."""
-        return [self.path / name for name in self.names]
+        return [self.path_of(name) for name in self.names]
+
+    def path_of(self, name: str) -> Path:
+        """Where the file of a name lies."""
+        return self.path / self._files[name]
 
 
 def fingerprint(files: list[Path]) -> str:
@@ -230,7 +236,7 @@ def fingerprint(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         if len(files) > 1:
-            digest.update(path.name.encode() + b"\0")
+            digest.update(os.fsencode(path.name) + b"\0")
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 digest.update(block)

@@ -58,18 +58,19 @@ def check(rows: list, shown: str, what: str = "slice") -> None:
             )
 
 
-def with_table(listing, store, path, shown: str) -> tuple[tuple[str, ...], dict[str, dict]]:
+def with_table(listing, store, path, shown: str, missing=()) -> tuple[tuple[str, ...], dict[str, dict]]:
     """Gives the rows of a listing the labels and people of its table, and returns label names and the other columns.
 
     Args:
         listing: a `ldm.data.names.Listing`, whose rows are changed.
         store, path: where the table is, see `ldm.data.table.find`.
         shown: what was opened, for messages.
+        missing: as in `ldm.data.table.read`.
 
     Raises:
         DataError: for labels by folder and by a named table, or scans of one person that disagree.
     """
-    columns = table.find(store, path, {row.person for row in listing.rows})
+    columns = table.find(store, path, {row.person for row in listing.rows}, missing)
     labels = {row.label for row in listing.rows} - {""}
     written = columns.pop("label", None)
     if written is not None and labels and path is not None:

@@ -23,14 +23,15 @@ def person(name: str):
     return int(number) if number.isdecimal() and len(number) <= 18 else name
 
 
-def read(data: bytes) -> dict[str, dict]:
+def read(data: bytes, missing=()) -> dict[str, dict]:
     """A CSV table with a column `case` and others.
 
     Args:
         data: the file, UTF-8.
+        missing: texts that mean "unknown" in this table, beside UNKNOWN; -4 stands for -4.0 as well.
 
     Returns:
-        Column -> {person: what it says}; what is UNKNOWN is left out.
+        Column -> {person: what it says}; what is unknown is left out.
 
     Raises:
         ValueError: one clause that says what is wrong with the table.
@@ -54,7 +55,7 @@ def read(data: bytes) -> dict[str, dict]:
         if rows.setdefault(who, row) != row:
             raise ValueError(f"has two rows for case {who} that disagree; keep one")
         for name, value in row.items():
-            if value.lower() not in UNKNOWN:
+            if not _is_missing(value, missing):
                 found[name][who] = value
     for name, column in found.items():
         _check_column(name, column)
@@ -79,6 +80,16 @@ def _check_column(name: str, column: dict) -> None:
     for value in texts.values():
         if (other := same.setdefault(value.casefold(), value)) != value:
             raise ValueError(f"writes both {other!r} and {value!r} in the column {name!r}; choose one")
+
+
+def _is_missing(value: str, missing) -> bool:
+    same = (value.lower() == text.strip().lower() or _number(value) == _number(text) for text in missing)
+    return value.lower() in UNKNOWN or any(same)
+
+
+def _number(value: str) -> float:
+    """A number; NaN, which equals nothing, for other texts."""
+    return float(value) if _is_number(value) else float("nan")
 
 
 def _is_number(value: str) -> bool:
@@ -115,13 +126,14 @@ def by_person(columns: dict[str, dict], people: dict, shown) -> dict[str, dict]:
     return joined
 
 
-def find(store, path, people: set[str]) -> dict[str, dict]:
+def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
     """The table named, else `labels.csv` in the archive; {} without any.
 
     Args:
         store: of the archive.
         path: of the table, or None.
         people: names that the archive has for its people.
+        missing: as in `read`.
 
     Returns:
         As `read`.
@@ -136,7 +148,7 @@ def find(store, path, people: set[str]) -> dict[str, dict]:
     try:
         if path is not None and Path(path).stat().st_size > archive.MAX_TABLE_BYTES:
             raise ValueError(f"has more than {archive.MAX_TABLE_BYTES:,} bytes: it is no table of people")
-        found = read(store.read(inside[0]) if path is None else Path(path).read_bytes())
+        found = read(store.read(inside[0]) if path is None else Path(path).read_bytes(), missing)
     except OSError as error:
         raise archive.DataError(f"{shown} cannot be read: {error.strerror}.") from error
     except ValueError as error:

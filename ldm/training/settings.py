@@ -92,6 +92,8 @@ OPTIONS = (
 
     Option("run", "data", None, str, "zip, folder, or NIfTI volumes (default: phantom brains)", many="+"),
     Option("run", "labels", None, str, "CSV table of people: case, label, ... (default: labels.csv in the archive)"),
+    Option("run", "missing", None, str, "texts that mean unknown in that table, beside NA, null, ...: -4 in ADNI's",
+           many="+"),
     Option("run", "person", None, str, "how people are told apart where names do not do it: 'each', every slice is "
            "somebody else; or a regular expression with the group (?P<person>...)"),
     Option("run", "contrast", None, str, "the one to use of several: t1, t2, flair, ... (default: t1)"),
