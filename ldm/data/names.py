@@ -123,7 +123,7 @@ def understand(
     if not read:
         _refuse_nothing(shown, names, masks)
     read = _one_contrast(listing, read, contrast, shown)
-    if person:
+    if person is not None:
         listing.rows = _by_rule(read, person, shown)
         used = ()
     else:

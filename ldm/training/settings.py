@@ -90,14 +90,14 @@ OPTIONS = (
     Option("command", "replicas", None, int, "number of GPUs, or, without any, of logical CPU devices to try it out",
            bounds="[1, 1024]"),
 
-    Option("run", "data", None, str, "zip, folder, or NIfTI volumes (default: phantom brains)", many="+"),
+    Option("run", "data", None, str, "zip, folder, or volumes: NIfTI, MGZ, Analyze, DICOM (default: phantom brains)", many="+"),
     Option("run", "labels", None, str, "CSV table of people: case, label, ... (default: labels.csv in the archive)"),
     Option("run", "missing", None, str, "texts that mean unknown in that table, beside NA, null, ...: -4 in ADNI's",
            many="+"),
     Option("run", "person", None, str, "how people are told apart where names do not do it: 'each', every slice is "
            "somebody else; or a regular expression with the group (?P<person>...)"),
     Option("run", "contrast", None, str, "the one to use of several: t1, t2, flair, ... (default: t1)"),
-    Option("run", "axis", 2, int, "axis of NIfTI volumes along which to slice (2: axial)", (0, 1, 2)),
+    Option("run", "axis", 2, int, "axis of volumes along which to slice (2: axial)", (0, 1, 2)),
     Option("run", "image_size", 128, int, "pixels a side", bounds="[8, 1024]"),
     Option("run", "first_stage", "vqvae", str, "none: diffusion straight in pixels", ("vqvae", "vae", "none"),
            flag="autoencoder"),
