@@ -238,6 +238,7 @@ def test_a_new_option_of_the_unet_takes_two_places(monkeypatch):
 
 def test_what_may_change_when_a_run_goes_on():
     planned = {"init_from", "epochs", "kl_cycle_steps", "crop_box", "recompute", "accumulate", "patience"}
+    planned.add("validation_slices")
     assert {option.name for option in schema.OPTIONS if option.changes} == planned
     settings = schema.defaults()
     for stage in runs.STAGES:
@@ -287,6 +288,7 @@ def test_a_run_of_before_is_gone_on_with(run):
     own = {stage: values[stage] for stage, values in stored.items()}
     since = {  # options that there were not, at their defaults
         **{"person": None, "contrast": None, "init_from": None, "diffusion": {"groups": 32}},
+        **{"missing": None, "validation_slices": 640},
         "autoencoder": {"latent_noise": 0.0, "freeze_encoder": False},
     }
     assert settings == schema.merged(schema.merged(stored[flags.stage], since), own)  # the same keys, the same values
