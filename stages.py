@@ -299,7 +299,7 @@ def encoded(autoencoder, source, split, views, masks, *, seed, flip):
     for key in ("latents", "mask") if masks else ("latents",):
         arrays[key] = np.stack([view[key] for view in found])
     if isinstance(autoencoder, modules.VQVAE):
-        arrays["codes"] = np.stack([autoencoder.codes(view).numpy() for view in arrays["latents"]])
+        arrays["codes"] = np.stack([batches.in_batches(autoencoder.codes, view) for view in arrays["latents"]])
     return arrays
 
 

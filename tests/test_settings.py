@@ -244,7 +244,7 @@ def test_what_may_change_when_a_run_goes_on():
     for stage in runs.STAGES:
         kept = {option.name for option in schema.identity(settings, stage)}
         assert kept & settings[stage].keys() == settings[stage].keys() - planned
-        of_the_data = {"image_size", "person", "contrast", "axis", "flip", "seed"}
+        of_the_data = {"image_size", "person", "contrast", "missing", "axis", "flip", "seed"}
         assert kept - settings[stage].keys() - {"labels"} == {"first_stage", *of_the_data}
 
 

@@ -257,9 +257,9 @@ def _threshold(strangers: np.ndarray, pairs: int) -> float:
     """The score that FALSE_ALARMS of so many pairs of strangers are expected to exceed.
 
     Beyond a high quantile the distribution of strangers is taken as exponential; its decay is read from there to where
-    half as many are left: a hundred pairs at least, among which a few repeats do not matter.
+    half as many are left: 200 pairs at least, among which a few repeats do not matter.
     """
-    tail = max(0.01, min(0.5, 100 / len(strangers)))
+    tail = max(0.02, min(0.5, 200 / len(strangers)))
     start, half = np.quantile(strangers, (1 - tail, 1 - tail / 2))
     decay = max(half - start, 1e-3) / np.log(2)
     return float(start + decay * np.log(tail * pairs / FALSE_ALARMS))

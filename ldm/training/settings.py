@@ -90,7 +90,8 @@ OPTIONS = (
     Option("command", "replicas", None, int, "number of GPUs, or, without any, of logical CPU devices to try it out",
            bounds="[1, 1024]"),
 
-    Option("run", "data", None, str, "zip, folder, or volumes: NIfTI, MGZ, Analyze, DICOM (default: phantom brains)", many="+"),
+    Option("run", "data", None, str, "zip, folder, or volumes: NIfTI, MGZ, Analyze, DICOM (default: phantom brains)",
+           many="+"),
     Option("run", "labels", None, str, "CSV table of people: case, label, ... (default: labels.csv in the archive)"),
     Option("run", "missing", None, str, "texts that mean unknown in that table, beside NA, null, ...: -4 in ADNI's",
            many="+"),
