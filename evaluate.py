@@ -57,6 +57,9 @@ def check(flags):
     for name, least in (("count", 1), ("steps", 1), ("feature_steps", 1), ("seed", 0)):
         if getattr(flags, name) < least:
             raise runs.RunError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(flags, name)}")
+    for name, most in (("count", 10**6), ("steps", 10**5), ("feature_steps", 10**6)):
+        if getattr(flags, name) > most:
+            raise runs.RunError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(flags, name)}")
     if flags.seed > runs.LAST_SEED:
         raise runs.RunError(f"--seed must be at most {runs.LAST_SEED}, not {flags.seed}")
     if flags.fail_above is not None and not 0 <= flags.fail_above < 1:

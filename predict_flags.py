@@ -18,6 +18,7 @@ from ldm.drawing import figures
 from ldm.training import runs
 
 USUAL = ", ".join(f"{name} {sampler.calls}" for name, sampler in samplers.SAMPLERS.items())
+MOST_SLICES, MOST_CALLS = 10**6, 10**5  # of one command: what is more is a slip of the finger
 
 
 def number(kind, least=None, most=None, above=None):
@@ -53,7 +54,7 @@ def flag(default, text, **more):
 class Wanted:
     """What is to be seen in the slices."""
 
-    count: int | None = flag(None, "slices", type=number(int, least=1))
+    count: int | None = flag(None, "slices", type=number(int, least=1, most=MOST_SLICES))
     z: tuple | None = flag(None, "slice indices, repeated as needed, or 'sweep'", nargs="+", type=slice_index)
     label: str | None = flag(
         None, "a label of the training data, by name (default: labels in turn, or the slices' own)"
@@ -71,7 +72,9 @@ class Sampling:
     sampler: tuple | str = flag(
         ("ddim", "ddpm"), "each for pictures of its own", nargs="+", choices=tuple(samplers.SAMPLERS)
     )
-    steps: int | None = flag(None, f"calls of the denoiser (default: {USUAL})", type=number(int, least=1))
+    steps: int | None = flag(
+        None, f"calls of the denoiser (default: {USUAL})", type=number(int, least=1, most=MOST_CALLS)
+    )
     eta: float = flag(0.0, "DDIM's noise: 0 is deterministic, 1 is DDPM-like", type=number(float, 0, 1))
     spacing: str = flag("uniform", "of a sampler's times", choices=samplers.SPACINGS)
     guidance: float = flag(1.0, "more than 1 exaggerates the conditions", type=number(float))

@@ -58,6 +58,8 @@ def folder(name):
     last = Path(name).name  # "" of "." and of "/"
     if last in ("", ".."):
         raise RunError(f"--run {name} names no folder of its own: give the run a name")
+    if not str(name).isprintable() or any("\ud800" <= letter <= "\udfff" for letter in str(name)):
+        raise RunError(f"--run {str(name)!r} has characters that cannot be printed: give another name")
     if len(os.fsencode(last)) > LONGEST_NAME:
         raise RunError(f"--run {last[:20]}... is longer than {LONGEST_NAME} bytes: give a shorter name")
     return path
