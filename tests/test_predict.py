@@ -59,7 +59,7 @@ def refusal(argv, capsys):
     [
         ("--run nowhere", "python train.py diffusion"),
         ("reconstruct --run nowhere", "python train.py autoencoder"),
-        ("--steps 0", "--steps: must be a whole number at least 1, not 0"),
+        ("--steps 0", "--steps: must be a whole number at least 1 and at most 100000, not 0"),
         ("--steps 2.5", "--steps: must be a whole number"),
         ("--eta 2", "--eta: must be a number at least 0 and at most 1, not 2"),
         ("--eta nan", "--eta"),
