@@ -3,7 +3,9 @@
 """
 
 import gzip
+import logging
 import os
+import struct
 import threading
 import zlib
 from collections import OrderedDict
@@ -18,12 +20,18 @@ from tqdm import tqdm
 
 from ldm.data import archive, dicom
 
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it would say of a header, a sentence of ours says
+
 WHITE = 99.8  # percentile of a volume's positive voxels that becomes white
 DARK = 12  # grey levels up to this do not count as brain
 MIN_AREA = 0.15  # slices with less brain than this part of the fullest slice are left out
 BELOW = 0.05  # so many of the voxels that are not background below it: it is no zero of a scale
 MAX_VOXELS = 2**29
 INTERCEPT = slice(116, 120)  # of a NIfTI-1 header
+UNREADABLE = (  # what nibabel raises for damaged files; what a header says wrongly it looks up all the same
+    *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(zlib.error, struct.error, MemoryError),
+)
 MEMORY = 2**30  # bytes of decoded volumes that are kept
 
 
@@ -170,8 +178,9 @@ def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str]) -> np.
         voxels = np.asarray(volume.dataobj, dtype=np.float32).reshape(volume.shape[:3])
     except archive.DataError:
         raise
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
-        raise archive.DataError(f"{path} cannot be read as a volume ({error}); fetch it again.") from error
+    except UNREADABLE as error:
+        said = " ".join(str(error).split())  # nibabel says more than one line
+        raise archive.DataError(f"{path} cannot be read as a volume ({said}); fetch it again.") from error
     grey = _grey(np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0))
     # (x, y, z) -> (slice, column, row) -> (slice, row, column) with the last axis, superior or anterior, upwards.
     slices = np.rot90(np.moveaxis(grey, axis, 0), axes=(1, 2))
