@@ -296,15 +296,15 @@ def scales(samples, train, test, validate, decoded, bad):
         return Measured({}, {"least": LEAST_PEOPLE}, "test people")
     sets = {"validation people": validate, "decoded": decoded, "samples": samples, **bad}
     sets = {kind: s for kind, s in sets.items() if s is not None and s.people >= LEAST_PEOPLE}
-    real = classifiers.describe(train.spread(LEARNT)), classifiers.describe(test)
-    facts = {}
+    some, facts = train.spread(LEARNT), {}
+    real = classifiers.describe(some), classifiers.describe(test)
     for kind, slices in sets.items():
         described, same = classifiers.describe(slices.spread(LEARNT)), kind == "decoded"
         rows = classifiers.judge(real[0], described, real[1], same)
         needed = None
         if rows[-1]["AUC"] > classifiers.CERTAIN:
             needed = classifiers.pairs_needed(real[0], described, real[1], same)
-        pieces = {f"{size} pixels": classifiers.patch_distance(test, slices, size) for size in PATCHES}
+        pieces = {f"{size} pixels": classifiers.patch_distance(test, slices, size, some) for size in PATCHES}
         facts[kind] = {"levels": rows, "pairs needed": needed, "patches": pieces}
     sizes = [level.shape[1] for level in classifiers.levels(test.images[:1, ..., 0])]
     shown = {"people": test.people, "reached": classifiers.REACHED}

@@ -35,6 +35,7 @@ STRICTNESS = (1e-3, 1e-2, 1e-1)  # C of the logistic regression, the strictest f
 HELD_BACK = 0.25  # of people and samples: they choose the strictness and the level
 CERTAIN = 0.95  # of the AUC: above, the number of pairs that is needed says more
 REACHED = 0.75  # the AUC that this number of pairs gives
+WHITENED = 1e-4  # of the strongest wave's variance: weaker ones are left weak
 PAIRS = (2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -319,11 +320,13 @@ def patches(images, size, count, seed=0):
     return np.array(found, "float32").reshape(-1, size * size), np.array(rows, int)
 
 
-def patch_distance(real, fake, size, count=4, seed=0):
+def patch_distance(real, fake, size, people, count=2, seed=0):
     """Unbiased squared MMD of pieces of two sets of slices, as of `fidelity.kernel_distance`, and its standard error.
 
+    The pieces are whitened by those of third people, or the coarse waves, which are the strongest, would hide the rest.
+
     Args:
-        real, fake: `ldm.judging.measures.Slices`.
+        real, fake, people: `ldm.judging.measures.Slices`; people should be neither.
         size: of the pieces, pixels.
         count: of the pieces per slice.
         seed: of their places.
@@ -331,11 +334,11 @@ def patch_distance(real, fake, size, count=4, seed=0):
     Returns:
         (value, standard error over people), or None where pictures are too small or people too few for it.
     """
-    found = []
-    for slices in (real, fake):
-        pieces, rows = patches(slices.images, size, count, seed)
-        found.append((pieces, slices.case[rows]))
-    if any(len(np.unique(case)) < 4 for _, case in found):
+    usual, _ = patches(people.images, size, 4 * count, seed)  # more, as there are more numbers to be known
+    found = [patches(slices.images, size, count, seed) for slices in (real, fake)]
+    groups = [slices.case[rows] for slices, (_, rows) in zip((real, fake), found, strict=True)]
+    if not len(usual) or any(len(np.unique(case)) < 4 for case in groups):
         return None
-    (a, here), (b, there) = found
-    return fidelity.kernel_distance(a, b, here, there)
+    variance, axes = np.linalg.eigh(usual.T @ usual / len(usual))
+    white = axes / np.sqrt(variance + WHITENED * variance.max())
+    return fidelity.kernel_distance(*(pieces @ white for pieces, _ in found), *groups)
