@@ -2,12 +2,20 @@
 # The one command that passes the tests: lint, tests, and a smoke run of the command lines on phantom brains.
 #     sh test.sh          under 15 minutes on 2 cores
 #     sh test.sh --all    also the slow tests
+#     sh test.sh --lowest with the lowest versions that requirements.txt allows, in .venv-lowest
 # Where the packages are missing it makes a virtual environment, .venv, and installs them there.
 set -eu
 cd "$(dirname "$0")"
 
 needed="import tensorflow, keras, einops, imageio, nibabel, scipy, sklearn, umap, pytest, xdist, ruff, skimage"
 python=${PYTHON:-}
+if [ "${1:-}" = "--lowest" ]; then
+    python=.venv-lowest/bin/python
+    [ -x "$python" ] || python3 -m venv .venv-lowest
+    # "name>=1.2" becomes "name==1.2.*": the lowest version with its repairs
+    sed -E 's/>=([0-9.]+)/==\1.*/; /^-r/d' requirements.txt requirements-test.txt >.venv-lowest/requirements.txt
+    "$python" -m pip install --quiet --disable-pip-version-check -r .venv-lowest/requirements.txt
+fi
 if [ -z "$python" ]; then
     if [ -x .venv/bin/python ]; then python=.venv/bin/python
     elif python3 -c "$needed" 2>/dev/null; then python=python3

@@ -93,9 +93,18 @@ def resolve(flags):
 
 
 def folder_of(flags):
-    """The folder of the run that is named, or else by its data, or its preset."""
+    """The folder of the run that is named, or else by its data, or its preset; never that of the shipped model.
+
+    Raises:
+        RunError: if that one is named.
+    """
     named_by_data = Path(flags.data[0]).name.split(".")[0] if flags.data else None
-    return runs.folder(flags.run or named_by_data or flags.preset or "phantom")
+    run = runs.folder(flags.run or named_by_data or flags.preset or "phantom")
+    if (run / "shipped.json").exists():
+        if flags.run:
+            raise runs.RunError(f"{run} comes with this repository: give another --run, or remove {run}/shipped.json")
+        run = run.with_name(f"my-{run.name}")
+    return run
 
 
 def make_strategy(replicas, todo, settings):
