@@ -64,13 +64,10 @@ def test_an_evaluation_is_understood(words):
     evaluate.check(evaluate.parser().parse_args(words))
 
 
-def test_commands_on_data_are_understood(monkeypatch):
-    monkeypatch.setattr(dataset, "write_phantoms", lambda *_: None)
-    monkeypatch.setattr(dataset, "open_source", lambda *_, **__: None)
-    monkeypatch.setattr(dataset, "_describe", lambda _: None)
+def test_commands_on_data_are_understood():
     for _, script, words in SHOWN:
-        if script == "dataset.py":
-            assert dataset.main(words) == 0, words
+        if script == "dataset.py" and len(words) > 1:  # else a sentence that names the command
+            dataset._parser().parse_args(words)
 
 
 def test_other_scripts_exist_and_know_the_flags_that_are_shown():
