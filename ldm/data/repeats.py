@@ -6,7 +6,8 @@ light and dark inside the brain is compared, where position, size, brightness an
 
 How `likeness` works: every stack is cut to its brain, the same cut for all its slices, at FRAME x FRAME pixels; each
 pixel is told by how it differs from its surroundings, in units of their contrast (`_detail`); what all stacks share at
-that place is subtracted. The likeness of two stacks is the mean correlation of their slices at the best of a few small
+that place is taken out, also as it would be if turned, moved or stretched (`_without_shared`): heads that lie alike are
+not one person's. The likeness of two stacks is the mean correlation of their slices at the best of a few small
 turns and slice offsets: one matrix product each, for all pairs at once.
 
 How `find` decides: a stack that is blurred, or badly cut, is like everybody. So a likeness is read against those that
@@ -192,8 +193,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def likeness(stacks: Stacks) -> np.ndarray:
     """How alike each two stacks are: (N, N) mean correlation of their slices, at the best turn and slice offset."""
     there = (stacks.row >= 0).astype(np.float32)
-    shared = stacks.detail.sum(axis=0) / np.maximum(there.sum(axis=0), 1)[:, None]
-    detail = _unit(stacks.detail - shared * there[..., None])
+    detail = _without_shared(stacks.detail, there)
     number, length = there.shape
     least = max(1, int(np.median(there.sum(axis=1))) // 2)
     best = np.full((number, number), -1, np.float32)
@@ -211,6 +211,25 @@ def likeness(stacks: Stacks) -> np.ndarray:
     return np.maximum(best, best.T)
 
 
+def _without_shared(detail: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Takes out of each slice what the mean of all stacks at its place explains, and the mean's first-order changes.
+
+    Args:
+        detail: (N, L, FRAME * FRAME).
+        there: (N, L), 1 where there is a slice, else 0.
+    """
+    mean = (detail.sum(axis=0) / np.maximum(there.sum(axis=0), 1)[:, None]).reshape(-1, FRAME, FRAME)
+    place = (np.arange(FRAME, dtype=np.float32) + 0.5) * 2 / FRAME - 1
+    y, x = place[:, None], place
+    down, right = np.gradient(mean, axis=(1, 2))
+    terms = np.stack([mean, down, right, y * down, x * down, y * right, x * right], axis=-1)
+    left = np.empty_like(detail)
+    for slices, out, basis in zip(detail.swapaxes(0, 1), left.swapaxes(0, 1), terms, strict=True):
+        axes = np.linalg.qr(basis.reshape(FRAME * FRAME, -1))[0]
+        out[:] = slices - (slices @ axes) @ axes.T
+    return _unit(left * there[..., None])
+
+
 def _turned(detail: np.ndarray, degrees: float) -> np.ndarray:
     if not degrees:
         return detail
@@ -222,13 +241,15 @@ def _turned(detail: np.ndarray, degrees: float) -> np.ndarray:
 def normalised(alike: np.ndarray) -> np.ndarray:
     """Likenesses (N, N) in units of what each of the two stacks has with others; the diagonal is NaN.
 
-    0 is the likeness that one in ten strangers has, 1 as much above that as that is above the median. Both are
-    quantiles, so that a few stacks of the same person do not move them.
+    0 is the likeness that one in ten strangers has, 1 as much above that as that is above the median (for a stack whose
+    likenesses vary little, as much as for the stack in the middle). These are quantiles, so that a few stacks of the
+    same person do not move them.
     """
     alike = alike.astype(np.float64)
     np.fill_diagonal(alike, np.nan)
     middle, high = np.nanpercentile(alike, (50, 90), axis=1)
-    score = (alike - high[:, None]) / np.maximum(high - middle, 1e-3)[:, None]
+    unit = np.maximum(high - middle, max(np.median(high - middle), 1e-3))
+    score = (alike - high[:, None]) / unit[:, None]
     return (score + score.T) / 2
 
 
@@ -257,9 +278,9 @@ def _threshold(strangers: np.ndarray, pairs: int) -> float:
     """The score that FALSE_ALARMS of so many pairs of strangers are expected to exceed.
 
     Beyond a high quantile the distribution of strangers is taken as exponential; its decay is read from there to where
-    half as many are left: 200 pairs at least, among which a few repeats do not matter.
+    half as many are left: a hundred pairs at least, among which a few repeats do not matter.
     """
-    tail = max(0.02, min(0.5, 200 / len(strangers)))
+    tail = max(0.01, min(0.5, 100 / len(strangers)))
     start, half = np.quantile(strangers, (1 - tail, 1 - tail / 2))
     decay = max(half - start, 1e-3) / np.log(2)
     return float(start + decay * np.log(tail * pairs / FALSE_ALARMS))
