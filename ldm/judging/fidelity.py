@@ -90,8 +90,8 @@ def kernel_distance(
     sample is its own, and the value is the KID of the paper.
 
     The standard error comes from leaving out one group at a time, on both sides, corrected as `_variance` says.
-    It takes groups as independent, within and between the sets. On average it is right within 15 %, even with 10
-    groups: too large for sets of the same distribution, too small for others. Memory grows with (N + M)^2.
+    It takes groups as independent, within and between the sets. Over repeated draws its mean was 0.98 to 1.06 times the
+    spread of the values with 20 groups or more, 0.87 to 1.10 times with 6. Memory grows with (N + M)^2.
 
     Args:
         real: features, (N, D).
@@ -105,15 +105,25 @@ def kernel_distance(
     Raises:
         ValueError: for fewer than 4 groups in a set, NaN, or shapes that do not fit.
     """
-    real, fake = _as_features(real, fake, least=4)
-    (real, at_real), (fake, at_fake) = _by_group(real, real_groups, "real"), _by_group(fake, fake_groups, "fake")
-    within = [_kernel_sums(real, real, at_real, at_real), _kernel_sums(fake, fake, at_fake, at_fake)]
-    between = _kernel_sums(real, fake, at_real, at_fake)
-    sizes = [np.diff([*at_real, len(real)]), np.diff([*at_fake, len(fake)])]
-    for sums in within:
-        np.fill_diagonal(sums, 0)
-    value = _within(within[0], sizes[0]) + _within(within[1], sizes[1]) - 2 * between.sum() / (len(real) * len(fake))
-    return float(value), float(np.sqrt(_variance(within, between, sizes)))
+    within, between, sizes = _sums_by_group(real, fake, real_groups, fake_groups)
+    return _distance(within, between, sizes), float(np.sqrt(_variance(within, between, sizes)))
+
+
+def kernel_distance_without(
+    real: np.ndarray, fake: np.ndarray, real_groups: np.ndarray, fake_groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`kernel_distance` without each of the real groups in turn, and without each of the fake groups.
+
+    Where two generators are read against the same people, the jackknife over the differences of the first says how well
+    the difference of their distances is known, as far as people go.
+
+    Args:
+        real, fake, real_groups, fake_groups: as of `kernel_distance`.
+
+    Returns:
+        (real groups,) and (fake groups,) float64, groups in ascending order.
+    """
+    return _left_out(*_sums_by_group(real, fake, real_groups, fake_groups))
 
 
 def kernel_distance_difference(
@@ -166,6 +176,35 @@ def _kernel_sums(x: np.ndarray, y: np.ndarray, at_x: np.ndarray, at_y: np.ndarra
     return np.add.reduceat(np.add.reduceat(kernel, at_x, axis=0), at_y, axis=1)
 
 
+def _sums_by_group(real, fake, real_groups, fake_groups) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
+    """What `_variance` takes: sums of the kernel within and between the sets, and the sizes of the groups."""
+    real, fake = _as_features(real, fake, least=4)
+    (real, at_real), (fake, at_fake) = _by_group(real, real_groups, "real"), _by_group(fake, fake_groups, "fake")
+    within = [_kernel_sums(real, real, at_real, at_real), _kernel_sums(fake, fake, at_fake, at_fake)]
+    for sums in within:
+        np.fill_diagonal(sums, 0)
+    sizes = [np.diff([*at_real, len(real)]), np.diff([*at_fake, len(fake)])]
+    return within, _kernel_sums(real, fake, at_real, at_fake), sizes
+
+
+def _distance(within: list[np.ndarray], between: np.ndarray, sizes: list[np.ndarray]) -> float:
+    """The kernel distance out of the sums of `_sums_by_group`."""
+    inside = sum(_within(sums, own) for sums, own in zip(within, sizes, strict=True))
+    return float(inside - 2 * between.sum() / (sizes[0].sum() * sizes[1].sum()))
+
+
+def _left_out(within: list[np.ndarray], between: np.ndarray, sizes: list[np.ndarray]) -> list[np.ndarray]:
+    """The kernel distance without each of the real groups, and without each of the fake groups."""
+    total, cells, found = between.sum(), sizes[0].sum() * sizes[1].sum(), []
+    for side, cross in enumerate((between, between.T)):
+        sums, own, other = within[side], sizes[side], sizes[1 - side]
+        pairs = own.sum() ** 2 - np.sum(own**2)
+        without = (sums.sum() - 2 * sums.sum(axis=1)) / (pairs - 2 * own * (own.sum() - own))
+        without -= 2 * (total - cross.sum(axis=1)) / (cells - own * other.sum())
+        found.append(without + _within(within[1 - side], other))
+    return found
+
+
 def _within(sums: np.ndarray, sizes: np.ndarray) -> float:
     """Mean kernel over the pairs of different groups; `sums` has a diagonal of zeros."""
     return sums.sum() / (sizes.sum() ** 2 - np.sum(sizes**2))
@@ -184,19 +223,19 @@ def _variance(within: list[np.ndarray], between: np.ndarray, sizes: list[np.ndar
         between: sums by real and fake group.
         sizes: samples of each real, and of each fake group.
     """
-    total, cells = between.sum(), sizes[0].sum() * sizes[1].sum()
+    cells = sizes[0].sum() * sizes[1].sum()
     residuals = _centred(between / np.outer(*sizes)) * np.outer(*sizes)
     n, m = between.shape
     surplus = 4 * np.sum(residuals**2) / cells**2 * n * m / ((n - 1) * (m - 1))  # what centring took from n m cells
-    jackknife = 0.0
-    for sums, own, other, cross in zip(within, sizes, sizes[::-1], (between, between.T), strict=True):
+    for sums, own in zip(within, sizes, strict=True):
         n, pairs = len(own), own.sum() ** 2 - np.sum(own**2)
-        without = (sums.sum() - 2 * sums.sum(axis=1)) / (pairs - 2 * own * (own.sum() - own))
-        without -= 2 * (total - cross.sum(axis=1)) / (cells - own * other.sum())
-        jackknife += (n - 1) * np.var(without)
         residuals = _centred_off_diagonal(sums / np.outer(own, own)) * np.outer(own, own)
         surplus += 2 * np.sum(residuals**2) / pairs**2 * n * (n - 1) / ((n - 2) * (n - 3))
-    return max(jackknife - surplus, surplus)  # the surplus is itself a part of the variance, so it is the least
+    jackknife = sum((len(values) - 1) * np.var(values) for values in _left_out(within, between, sizes))
+    # The surplus is a part of the variance, but no lower bound of an estimate of it: with the whole of it as the least,
+    # the standard error was 19 % too large for sets of the same distribution. With half of it, chance is let through
+    # on both sides, and no error comes near 0.
+    return max(jackknife - surplus, surplus / 2)
 
 
 def _centred(matrix: np.ndarray) -> np.ndarray:
@@ -219,15 +258,25 @@ def _centred_off_diagonal(matrix: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ precision and recall
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
+def precision_recall(
+    real: np.ndarray,
+    fake: np.ndarray,
+    k: int = 5,
+    real_groups: np.ndarray | None = None,
+    fake_groups: np.ndarray | None = None,
+) -> dict[str, float]:
     """Precision and recall (arXiv 1904.06991, equation 2), density and coverage (arXiv 2002.09797).
 
-    A set's manifold is the union of the balls around its samples that reach to their k-th nearest neighbour.
+    A set's manifold is the union of the balls around its samples that reach to their k-th nearest neighbour. Where
+    groups are given, that is the k-th nearest of all other groups: slices of one person are neighbours, and would make
+    balls so small that nobody else is in them.
 
     Args:
         real: features, (N, D).
         fake: features, (M, D).
-        k: which neighbour of a sample, itself not counted, lies on the ball's surface.
+        k: which neighbour of a sample, its own group not counted, lies on the ball's surface.
+        real_groups: (N,) whose sample each is; None if all are independent.
+        fake_groups: (M,), likewise.
 
     Returns:
         "precision": share of fakes on the real manifold, in [0, 1]. "recall": share of reals on the fake manifold, in
@@ -236,18 +285,31 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str
         about 1 - 1 / 2^k, not 1.
 
     Raises:
-        ValueError: for fewer than k + 1 samples in a set, k < 1, NaN, or shapes that do not fit.
+        ValueError: for fewer than k + 1 samples in a set, or fewer than k of other groups, k < 1, NaN, or shapes that
+            do not fit.
     """
+    found = neighbourhoods(real, fake, k, real_groups, fake_groups)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def neighbourhoods(
+    real: np.ndarray,
+    fake: np.ndarray,
+    k: int = 5,
+    real_groups: np.ndarray | None = None,
+    fake_groups: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """`precision_recall` sample by sample: "precision" and "density" (M,), "recall" and "coverage" (N,) float64."""
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     real, fake = _as_features(real, fake, least=k + 1)
-    balls_of_fakes, covered = _balls(fake, real, _radii(real, k))
-    balls_of_reals, _ = _balls(real, fake, _radii(fake, k))
+    balls_of_fakes, covered = _balls(fake, real, _radii(real, k, real_groups))
+    balls_of_reals, _ = _balls(real, fake, _radii(fake, k, fake_groups))
     return {
-        "precision": float(np.mean(balls_of_fakes > 0)),
-        "recall": float(np.mean(balls_of_reals > 0)),
-        "density": float(np.mean(balls_of_fakes) / k),
-        "coverage": float(np.mean(covered)),
+        "precision": (balls_of_fakes > 0).astype(np.float64),
+        "recall": (balls_of_reals > 0).astype(np.float64),
+        "density": balls_of_fakes / k,
+        "coverage": covered.astype(np.float64),
     }
 
 
@@ -255,9 +317,19 @@ def _chunks(points: np.ndarray) -> list[np.ndarray]:
     return [points[start : start + CHUNK] for start in range(0, len(points), CHUNK)]
 
 
-def _radii(points: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each point to its k-th nearest neighbour, (N,); the nearest of all, number 0, is the point itself."""
-    return np.concatenate([np.partition(cdist(chunk, points), k, axis=1)[:, k] for chunk in _chunks(points)])
+def _radii(points: np.ndarray, k: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Distance of each point to its k-th nearest neighbour in another group, (N,)."""
+    groups = np.arange(len(points)) if groups is None else np.asarray(groups)
+    if groups.shape != (len(points),):
+        raise ValueError(f"groups must name a group for each of the {len(points)} samples")
+    found = []
+    for chunk, mine in zip(_chunks(points), _chunks(groups), strict=True):
+        distances = np.where(mine[:, None] == groups, np.inf, cdist(chunk, points))
+        found.append(np.partition(distances, k - 1, axis=1)[:, k - 1])
+    radii = np.concatenate(found)
+    if np.isinf(radii).any():
+        raise ValueError(f"a sample has fewer than {k} neighbours in other groups")
+    return radii
 
 
 def _balls(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
