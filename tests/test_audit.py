@@ -288,6 +288,33 @@ def test_interval_over_people_narrows_with_people_and_is_reproducible():
     assert width(10) == width(10) != width(10, seed=1)
 
 
+def test_samples_of_few_heads_say_less_than_as_many_of_their_own():
+    """Heads that are copies whole make the interval that of so many heads; heads like independent samples change it
+    not at all."""
+    rng = np.random.default_rng(0)
+    baseline, people = rng.uniform(1, 2, 1280), np.repeat(np.arange(40), 32)
+    heads, copied = np.repeat(np.arange(30), 32), rng.random(30) < 0.2
+
+    def width(distances, owners):
+        low, high = audit.copy_rate(distances, baseline, groups=people, owners=owners)["interval"]
+        return high - low
+
+    whole = np.where(copied[heads], 0.5, 1.5)
+    few = audit.copy_rate(np.where(copied, 0.5, 1.5), baseline, groups=people)["interval"]
+    assert width(whole, heads) == pytest.approx(few[1] - few[0], rel=0.15)
+    assert width(whole, None) < 0.3 * width(whole, heads)
+    spread = np.where(np.arange(960) % 32 < 6, 0.5, 1.5)  # as many in every head
+    assert width(spread, heads) == pytest.approx(width(spread, None), rel=1e-6)
+    assert width(np.full(960, 1.5), heads) > 5 * width(np.full(960, 1.5), None), "nothing shows how alike they are"
+
+
+def test_products_by_rows_are_numpys():
+    rng = np.random.default_rng(0)
+    for rows, columns in (((5, 64, 30), (5, 30, 20)), ((7, 30), (5, 30, 20)), ((5, 8, 30), (30, 20))):
+        a, b = rng.random(rows), rng.random(columns)
+        np.testing.assert_allclose(audit._product(a, b), a @ b, rtol=1e-12)
+
+
 def test_by_person_counts_samples_below_the_threshold():
     found = audit.by_person([0, 1, 2, 2, 3], [0.1, 0.1, 0.1, 0.3, 0.1], 0.2, np.array(["b", "a", "a", "c"]))
     assert found == {"a": 2, "b": 1, "c": 1} and list(found)[0] == "a"

@@ -73,7 +73,7 @@ def _framed(images: np.ndarray) -> np.ndarray:
     contrast = high - low
     images = np.divide(images - low, contrast, out=np.zeros_like(images), where=contrast > 1e-3)
     rows, columns = (_averaging(images.mean(axis=axis)) for axis in (2, 1))
-    return np.maximum(rows @ images @ columns.swapaxes(1, 2), 0)
+    return np.maximum(_product(_product(rows, images), columns.swapaxes(1, 2)), 0)
 
 
 def _averaging(profile: np.ndarray) -> np.ndarray:
@@ -95,6 +95,17 @@ def _areas(edges: np.ndarray, size: int) -> np.ndarray:
     low, high = edges[..., :-1, None], edges[..., 1:, None]
     overlap = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
     return (overlap / (high - low)).astype(np.float32)
+
+
+def _product(rows: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """rows @ pictures, (N, R, K) or (R, K) with (N, K, W) or (K, W) -> (N, R, W), a row or two at a time.
+
+    A product this small stays on one thread. Whole, BLAS would spread it over all cores, and waiting for a core that
+    something else keeps busy costs many times the product itself.
+    """
+    few = 2 - rows.shape[-2] % 2
+    found = rows.reshape(*rows.shape[:-2], -1, few, rows.shape[-1]) @ pictures[..., None, :, :]
+    return found.reshape(*found.shape[:-3], rows.shape[-2], found.shape[-1])
 
 
 def _halved(framed: np.ndarray) -> np.ndarray:
@@ -131,7 +142,7 @@ def shrunk(images: np.ndarray, most: int = 128) -> np.ndarray:
     if max(images.shape[1:3]) <= most:
         return images
     rows, columns = (_areas(np.linspace(0, size, min(size, most) + 1), size) for size in images.shape[1:3])
-    return rows @ images[..., 0] @ columns.T
+    return _product(_product(rows, images[..., 0]), columns.T)
 
 
 # ------------------------------------------------------------------------------------------------------------ alignment
@@ -298,6 +309,7 @@ def copy_rate(
     percentile: float = 1.0,
     groups: np.ndarray | None = None,
     seed: int = 0,
+    owners: np.ndarray | None = None,
 ) -> dict:
     """Share of samples that are closer to the training slices than a low percentile of the baseline is.
 
@@ -309,11 +321,13 @@ def copy_rate(
     75 to 86 % of all trials with 6 people, and in 87 to 95 % with 40; Wilson's in 35 to 47 % and in 67 to 79 %.
 
     Args:
-        distances: (N,) of the samples, which are taken as independent.
+        distances: (N,) of the samples.
         baseline: (M,) of slices of people who were never trained on, to the same references.
         percentile: of the baseline, in (0, 100), which is the threshold.
         groups: (M,) whose slice each of the baseline is; None takes the threshold as known.
         seed: of the bootstrap.
+        owners: (N,) whose slice each sample is: samples of one head are copies together. They count for fewer, by how
+            much more the heads differ than independent samples would. None takes all as independent.
 
     Returns:
         "threshold"; "rate", the share of samples below it; "interval", (low, high), 95 %; "expected", the share that
@@ -334,7 +348,8 @@ def copy_rate(
     if groups is None:
         interval = stats.binomtest(count, total).proportion_ci(0.95, method="wilson")
     else:
-        interval = _interval_over_people(distances, baseline, percentile, np.asarray(groups).ravel(), seed)
+        weight = 1.0 if owners is None else 1 / _design_effect(distances < threshold, np.asarray(owners).ravel())
+        interval = _interval_over_people(distances, baseline, percentile, np.asarray(groups).ravel(), seed, weight)
     return {
         "threshold": threshold,
         "rate": count / total,
@@ -344,10 +359,26 @@ def copy_rate(
     }
 
 
+def _design_effect(hits: np.ndarray, owners: np.ndarray) -> float:
+    """How many samples of the same heads say as much as one independent sample: 1 to the number of slices of a head.
+
+    The variance of the heads' rates over that of independent samples (Kish, "Survey sampling", 1965, section 8.2).
+    """
+    if len(owners) != len(hits):
+        raise ValueError(f"owners must name a head for each of the {len(hits)} samples")
+    _, head, slices = np.unique(owners, return_inverse=True, return_counts=True)
+    rate, most = hits.mean(), len(hits) / len(slices)
+    if len(slices) < 2 or rate in (0, 1):
+        return most  # nothing shows how alike slices of one head are
+    residuals = np.bincount(head, hits, len(slices)) - rate * slices
+    among_heads = np.sum(residuals**2) * len(slices) / (len(slices) - 1) / len(hits) ** 2
+    return float(np.clip(among_heads / (rate * (1 - rate) / len(hits)), 1, most))
+
+
 def _interval_over_people(
-    distances: np.ndarray, baseline: np.ndarray, percentile: float, groups: np.ndarray, seed: int
+    distances: np.ndarray, baseline: np.ndarray, percentile: float, groups: np.ndarray, seed: int, weight: float
 ) -> tuple[float, float]:
-    """The 95 % interval of the rate that `copy_rate` gives for groups of the baseline."""
+    """The 95 % interval of the rate that `copy_rate` gives for groups of the baseline; `weight` is that of a sample."""
     if len(groups) != len(baseline):
         raise ValueError(f"groups must name a person for each of the {len(baseline)} distances of the baseline")
     people = [baseline[groups == person] for person in np.unique(groups)]
@@ -357,6 +388,7 @@ def _interval_over_people(
     draws = rng.integers(number, size=(RESAMPLES, number))
     thresholds = [np.percentile(np.concatenate([people[n] for n in draw]), percentile) for draw in draws]
     below = np.searchsorted(np.sort(distances), [np.percentile(baseline, percentile), *thresholds])
+    below, total = weight * below, weight * total
     rates = special.logit(rng.beta(below + 0.5, total - below + 0.5))
     spread = np.std(rates[1:]) * np.sqrt(number / (number - 1)) * stats.t.ppf(0.975, number - 1)
     middle = special.logit((below[0] + 0.5) / (total + 1))
