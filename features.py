@@ -1,7 +1,7 @@
 """Slices as features, in which sets of slices are compared: what `evaluate.py` and `train.py --select kid` judge by.
 
 FeatureNet   a small network that has seen training slices only, and never a generated one
-of_run       the one that belongs to a run and its people, trained where it is not there yet
+of_run       those that belong to a run and its people, trained where they are not there yet
 inception    Inception-v3, for those who want numbers as other papers have them
 """
 
@@ -15,46 +15,94 @@ from keras import layers, ops
 import dataset
 from ldm import batches
 from ldm.data import pixels
-from ldm.nets.layers import GroupNorm, ResBlock, SpaceToDepth, downsample, register
+from ldm.nets.layers import GroupNorm, ResBlock, SpaceToDepth, downsample
+from ldm.nets.saving import Recorded, register
 from ldm.training import losses, runs
 
 BATCH = 32
 STEPS = 400
+SEEDS = 3  # networks that an evaluation asks: what one of them thinks important is chance, in part
+PLACES = 4  # a feature is of one of so many places down, and as many across
 
 
-def of_run(run, source, image_size, steps=STEPS, progress=lambda: None):
-    """The run's feature network, trained first where it is not there for just these people, this size, these steps.
+def of_run(run, source, image_size, steps=STEPS, progress=lambda: None, seeds=1):
+    """The run's feature networks, trained first where they are not there for just these people, this size, these steps.
 
     Args:
-        run: folder, of its `features.keras`.
+        run: folder, of its `features_0.keras`, `features_1.keras`, ...
         source: a `dataset.Source`.
         image_size: pixels a side.
         steps: of training, with batches of BATCH slices.
         progress: called after each of these steps.
+        seeds: how many networks there are, each from a seed of its own.
 
     Returns:
-        Function of images (N, H, W, 1) in [0, 1] -> features (N, D), the slice index as the network sees it (N,).
+        Function of images (N, H, W, 1) in [0, 1] -> features (N, seeds * D), those of one network after those of
+        another, and the slice index as the networks see it, on average (N,).
     """
-    path = run / "features.keras"
     splits = {split: part["cases"] for split, part in source.manifest()["splits"].items()}
     key = hashlib.sha256(repr((splits, (image_size, image_size), steps, source.label_names)).encode()).hexdigest()
-    model = runs.load_model(path) if path.exists() else None
-    if model is None or model.trained_on != key:
-        rows = source.select("train")
-        z_range = [int(source.z[rows].min()), int(source.z[rows].max())]
-        keras.utils.set_random_seed(0)
-        model = FeatureNet(image_size, len(source.label_names), z_range, trained_on=key)
-        slices = dataset.make_dataset(source, "train", image_size, BATCH, training=True, augment=0.0)
-        count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress())
-        model.learn(slices, steps, callbacks=[count])
-        model.measure(dataset.read_split(source, "train", image_size)["image"])
-        runs.write(path, model.save)
+    models, train = [], None
+    for seed in range(seeds):
+        path = run / f"features_{seed}.keras"
+        model = runs.load_model(path) if path.exists() else None
+        if model is None or model.trained_on != key:
+            train = train or dataset.read_split(source, "train", image_size)
+            model = trained(train, len(source.label_names), key, steps, seed, progress)
+            runs.write(path, model.save)
+        models.append(model)
 
     def describe(images):
-        said = model.describe(2 * images - 1)
-        return said["features"], said["z"]
+        said = [model.describe(2 * images - 1) for model in models]
+        return np.concatenate([one["features"] for one in said], axis=1), np.mean([one["z"] for one in said], axis=0)
 
     return describe
+
+
+def trained(slices, num_labels, key, steps, seed, progress):
+    """A feature network that has learned from slices, as `dataset.read_split` gives them."""
+    keras.utils.set_random_seed(seed)
+    z_range = [int(slices["z"].min()), int(slices["z"].max())]
+    model = FeatureNet(slices["image"].shape[1], num_labels, z_range, seed=seed, trained_on=key)
+    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress())
+    model.learn(neighbours(slices, seed), steps, callbacks=[count])
+    model.measure(slices["image"])
+    return model
+
+
+def neighbours(slices, seed, size=BATCH):
+    """An endless dataset of batches in which many slices have the same index, and no two are of one person.
+
+    Slices of other indices are easily told apart, so that a network which sees those only learns little else; and two
+    slices of one person should not be driven apart.
+
+    Args:
+        slices: as `dataset.read_split` gives them.
+        seed: of the choice.
+        size: of a batch; there are fewer in it where there are fewer people.
+    """
+    kept = {name: slices[name] for name in ("image", "z", "label")}
+    shapes = {name: tf.TensorSpec((None, *value.shape[1:]), value.dtype) for name, value in kept.items()}
+
+    def batches_of_neighbours():
+        rng = np.random.default_rng(seed)
+        while True:
+            rows = rows_of_neighbours(slices["z"], slices["case"], size, rng)
+            yield {name: value[rows] for name, value in kept.items()}
+
+    return tf.data.Dataset.from_generator(batches_of_neighbours, output_signature=shapes).prefetch(2)
+
+
+def rows_of_neighbours(z, case, size, rng):
+    """Rows (at most `size`,) of slices of different people; each half of them lies about a slice index of its own."""
+    rows = np.empty(0, int)
+    for part in (size // 2, size - size // 2):
+        free = np.flatnonzero(~np.isin(case, case[rows]))
+        if len(free):
+            near = free[np.lexsort((rng.random(len(free)), np.abs(z[free] - z[rng.choice(free)])))]
+            firsts = np.unique(case[near], return_index=True)[1]  # of each person, the slice that is nearest
+            rows = np.concatenate([rows, near[np.sort(firsts)[:part]]])
+    return rows
 
 
 def inception(batch_size=BATCH):
@@ -84,24 +132,23 @@ def inception(batch_size=BATCH):
 
 
 @register
-class FeatureNet(keras.Model):
+class FeatureNet(Recorded, keras.Model):
     """Knows slices by their features, in which sets of slices can be compared; it has never seen a generated one.
 
     It learns three things at once on real training slices: the slice index, the label, and, contrastively, to know a
     slice again after a small change (SimCLR, arXiv 2002.05709, eq. 1), which asks for all that tells people apart.
+    Each feature is of one of 4 x 4 places of the picture.
 
     Args:
         image_size: pixels a side.
         num_labels: number of labels; 0 learns none.
         z_range: least and greatest slice index.
         width: channels of the first level; they double twice.
-        size: length D of the features.
+        size: length D of the features, a multiple of 16.
         temperature: of the contrastive loss.
         seed: of the changes.
         trained_on: says what it was trained on; nothing but a name, kept in the file.
     """
-
-    arguments = ("image_size", "num_labels", "z_range", "width", "size", "temperature", "seed", "trained_on")
 
     def __init__(
         self,
@@ -116,17 +163,13 @@ class FeatureNet(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.image_size, self.num_labels, self.z_range, self.width = image_size, num_labels, list(z_range), width
-        self.size, self.temperature, self.seed, self.trained_on = size, temperature, seed, trained_on
+        self.remember(locals())
         self.network = feature_network(image_size, width, size, num_labels)
         self.mean = self.add_weight(name="mean", shape=(size,), initializer="zeros", trainable=False)
         self.std = self.add_weight(name="std", shape=(size,), initializer="ones", trainable=False)
         self.trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "z_error", "contrast")}
         self.compiled_call = tf.function(self.call, reduce_retracing=True)
         self.built = True
-
-    def get_config(self):
-        return {"name": self.name, **{argument: getattr(self, argument) for argument in self.arguments}}
 
     def call(self, images, training=False):
         """Images (B, H, W, 1) in [-1, 1] -> {"features" (B, D), "z" (B,), "label" (B, L), "projection" (B, 64)}.
@@ -139,7 +182,10 @@ class FeatureNet(keras.Model):
         return {**said, "features": (said["features"] - self.mean) / self.std, "z": z}
 
     def learn(self, slices, steps, learning_rate=1e-3, callbacks=()):
-        """Train for `steps` steps on an endless dataset of training slices as they are: it changes them itself."""
+        """Train for `steps` steps on an endless dataset of training slices as they are: it changes them itself.
+
+        No two slices of a batch should be of one person, see `neighbours`.
+        """
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
         self.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-3), jit_compile=False)
         self.fit(slices, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
@@ -160,6 +206,7 @@ class FeatureNet(keras.Model):
         places = tf.range(2 * rows) + 2 * rows * step
         seeds = tf.stack([tf.fill((2 * rows,), self.seed), places], axis=-1)
         views = pixels.augment(tf.repeat(batch["image"], 2, axis=0), seeds)  # 2 i and 2 i + 1 show slice i
+        views = tf.ensure_shape(views, (None, self.image_size, self.image_size, 1))
         z, label = (tf.repeat(batch[name], 2) for name in ("z", "label"))
         with tf.GradientTape() as tape:
             said = self(views, training=True)
@@ -193,10 +240,11 @@ def feature_network(image_size, width, size, num_labels):
     for channels in (width, 2 * width, 4 * width):
         x = GroupNorm(activation="silu")(downsample(channels)(x))
         x = ResBlock(channels)(x, None)
-    x = GroupNorm(activation="silu")(x)
-    x = layers.Flatten()(layers.Conv2D(width, 1)(layers.AveragePooling2D(2)(x)))  # keeps where things are
-    features = layers.Dense(size, dtype="float32", name="features")(x)
-    hidden = layers.Activation("silu", dtype="float32")(features)
+    x = layers.Conv2D(size // PLACES**2, 1)(GroupNorm(activation="silu")(x))
+    # No layer mixes the places: what is wrong in one would be lost among what is right in the others.
+    x = layers.Flatten()(layers.AdaptiveAveragePooling2D(PLACES)(x))
+    features = layers.Activation("linear", dtype="float32", name="features")(x)
+    hidden = layers.Activation("silu", dtype="float32")(layers.Dense(size, dtype="float32")(features))
 
     def head(outputs, name):
         return layers.Dense(outputs, dtype="float32", name=name)(hidden)

@@ -249,7 +249,7 @@ def perceptual(source, size):
 
     with tempfile.TemporaryDirectory() as folder:
         features.of_run(Path(folder), source, size)
-        network = runs.load_model(Path(folder) / "features.keras").network
+        network = runs.load_model(Path(folder) / "features_0.keras").network
     stack = network.layers[1 : [layer.name for layer in network.layers].index("features") - 3]  # convolutions alone
 
     def levels(x):

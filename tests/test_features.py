@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import dataset
 import features
 from ldm.data import phantom, pixels
 from ldm.training import losses, runs
@@ -25,11 +26,11 @@ def make(**options):
 
 @pytest.fixture(scope="module")
 def learned(slices):
-    images, z, label, _ = slices
+    images, z, label, case = slices
     tf.keras.utils.set_random_seed(0)
     model = make()
-    batches = tf.data.Dataset.from_tensor_slices({"image": images, "z": z, "label": label})
-    model.learn(batches.shuffle(48, seed=0).repeat().batch(16), steps=120, learning_rate=5e-3)
+    batches = features.neighbours({"image": images, "z": z, "label": label, "case": case}, seed=0, size=6)
+    model.learn(batches, steps=250, learning_rate=5e-3)
     model.measure(images)
     return model
 
@@ -59,6 +60,51 @@ def test_it_learns_where_a_slice_is_and_whose_it_is(learned, slices):
     assert np.mean(distance.argmin(axis=1) == np.arange(len(images))) > 0.3  # by chance 1 of 48
 
 
+def test_a_batch_has_other_people_at_two_slice_indices():
+    rng = np.random.default_rng(0)
+    z, case = np.tile(np.arange(10), 40), np.repeat(np.arange(40), 10)
+    seen = np.zeros(400, bool)
+    for _ in range(200):
+        rows = features.rows_of_neighbours(z, case, 32, rng)
+        assert len(rows) == 32 == len(np.unique(case[rows]))
+        assert len(np.unique(z[rows[:16]])) == 1 == len(np.unique(z[rows[16:]]))
+        seen[rows] = True
+    assert seen.all()
+    assert len(features.rows_of_neighbours(z[:60], case[:60], 32, rng)) == 6, "no more than there are people"
+    each = features.rows_of_neighbours(z, np.arange(400), 32, rng)  # every slice is a person
+    assert len(np.unique(each)) == 32 and len(np.unique(z[each])) <= 2
+
+
+def test_a_feature_is_of_its_own_place():
+    """What changes in one corner changes the features of that corner, and the others by what is normalised alone."""
+    model = features.FeatureNet(64, width=8, size=16)  # one feature at each of 4 x 4 places
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 1)).astype("float32")
+    images[1] = images[0]
+    images[1, :8, :8] *= -1
+    one, other = np.asarray(model(images)["features"]).reshape(2, 4, 4)
+    change = np.abs(one - other)
+    assert change[0, 0] > 3 * change[2:, 2:].max()
+
+
+def test_several_networks_belong_to_a_run_and_are_trained_once(tmp_path, monkeypatch):
+    data = tmp_path / "phantom.zip"
+    dataset.write_phantoms(data, people=6, image_size=SIZE)
+    source, steps = dataset.open_source(data), []
+    make = features.FeatureNet
+    monkeypatch.setattr(features, "FeatureNet", lambda *words, **options: make(*words, width=8, size=16, **options))
+    words = (tmp_path, source, SIZE, 2, lambda: steps.append(1))
+    images = np.random.default_rng(0).random((5, SIZE, SIZE, 1)).astype("float32")
+    both, z = features.of_run(*words, seeds=2)(images)
+    assert both.shape == (5, 32) and z.shape == (5,) and len(steps) == 4
+    assert np.abs(both[:, :16] - both[:, 16:]).max() > 0.01, "of different seeds"
+    one, _ = features.of_run(*words, seeds=1)(images)
+    np.testing.assert_allclose(one, both[:, :16], atol=1e-5)
+    assert len(steps) == 4 and sorted(p.name for p in tmp_path.glob("*.keras")) == [
+        "features_0.keras",
+        "features_1.keras",
+    ]
+
+
 def test_batch_size_changes_nothing(learned, slices):
     for whole, parts in zip(*(learned.describe(slices[0], size).values() for size in (64, 5)), strict=True):
         np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-4)
@@ -77,14 +123,14 @@ def test_it_comes_back_from_its_file(learned, slices, tmp_path):
 @pytest.mark.parametrize("size", [16, 32, 48, 64, 100, 196, 200, 208, 224, 400, 448])
 def test_every_size_that_trains_has_features(size):
     """A size that `SpaceToDepth` cannot fold gets a margin of background: 200 by 3 has the features of 201."""
-    model = features.FeatureNet(size, width=8, size=4)
+    model = features.FeatureNet(size, width=8, size=16)
     images = np.full((2, size, size, 1), -1, "float32")
     images[1, size // 4 : -size // 4, size // 4 : -size // 4] = 0.5
     found = model(images)["features"].numpy()
-    assert found.shape == (2, 4) and np.isfinite(found).all() and np.abs(found[0] - found[1]).max() > 1e-4
+    assert found.shape == (2, 16) and np.isfinite(found).all() and np.abs(found[0] - found[1]).max() > 1e-4
     factor = max(size // 64, 1)
     if margin := -size % factor:
-        whole = features.FeatureNet(size + margin, width=8, size=4)
+        whole = features.FeatureNet(size + margin, width=8, size=16)
         whole.network.set_weights(model.network.get_weights())
         padded = np.pad(images, ((0, 0), (0, margin), (0, margin), (0, 0)), constant_values=-1)
         np.testing.assert_allclose(whole(padded)["features"], found, atol=1e-5)
