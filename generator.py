@@ -10,8 +10,6 @@ that are drawn beside it, so the size of a batch does not matter. Pictures of a 
 evaluation and everything that `predict.py` draws come through here.
 """
 
-import functools
-
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -79,15 +77,21 @@ class FirstStage:
         Args:
             seed: an integer.
             count: number of slices.
-            first: number of the first slice; the others follow.
+            first: number of the first slice, and the others follow; with `shared`, of the head. Or (count, 2) int: for
+                each slice the number of its head and its place in it, so that there may be several heads.
             shared: share in [0, 1] of its noise that each slice has from the one before, so that they become slices of
                 one head, whose number is `first`; see `samplers.NoiseOfSlice`.
         """
         if shared:
-            rows = [samplers.NoiseOfSlice((seed, first), place, shared) for place in range(count)]
+            rows = [samplers.NoiseOfSlice((seed, head), place, shared) for head, place in self.places(count, first)]
             return np.stack([row.standard_normal(self.data_shape, "float32") for row in rows])
         numbers = range(first, first + count)
         return np.stack([samplers.initial_noise(seed, number, self.data_shape) for number in numbers])
+
+    @staticmethod
+    def places(count, first):
+        """[(head, place in it)] of slices whose noise is shared; `count` and `first` as of `noise`."""
+        return first.tolist() if np.ndim(first) else [(first, place) for place in range(count)]
 
 
 class Generator(FirstStage):
@@ -196,6 +200,7 @@ class Generator(FirstStage):
             calls = samplers.inpainting_calls(steps, options.get("resample", samplers.RESAMPLE))
         kept = {calls - 1} if moments == 1 else set(batches.evenly(calls, moments).tolist())
         parts, found = batches.parts(len(x_T)), []
+        places = self.places(len(x_T), first) if shared else None
         with tqdm(total=calls * len(parts), desc=title, unit="call", disable=None if title else True) as bar:
             for part in parts:
                 known, away, own = (_rows(given, part) for given in (conditions, negative or {}, options))
@@ -203,8 +208,10 @@ class Generator(FirstStage):
                     {name: tf.convert_to_tensor(value) for name, value in rows.items()} for rows in (known, away)
                 )
                 if "seed" in method.takes:  # a stream of its own: that of x_T is [seed, number]
-                    of_head = functools.partial(samplers.NoiseOfSlice, (seed, first, 1), kept=shared)
-                    own["seed"] = [of_head(i) if shared else (seed, first + i, 1) for i in range(part.start, part.stop)]
+                    if shared:
+                        own["seed"] = [samplers.NoiseOfSlice((seed, h, 1), k, shared) for h, k in places[part]]
+                    else:
+                        own["seed"] = [(seed, first + i, 1) for i in range(part.start, part.stop)]
                 steered = guidance.guided(
                     self.denoise, known, guidance_scale, guidance_rescale, away or None, self.model.threshold
                 )

@@ -215,6 +215,9 @@ def test_noise_of_slices_of_one_head_correlates_by_a_power_of_their_distance(kep
     made = Generator.of(stub())
     np.testing.assert_array_equal(made.noise(0, 9, 4, shared=kept)[:5], made.noise(0, 5, 4, shared=kept))
     np.testing.assert_array_equal(made.noise(0, 5, 4, shared=kept)[0], made.noise(0, 1, 4)[0])
+    two = np.array([(4, 1), (4, 2), (7, 0)])  # two slices of one head, one of another
+    expected = [*made.noise(0, 3, 4, shared=kept)[1:], *made.noise(0, 1, 7, shared=kept)]
+    np.testing.assert_array_equal(made.noise(0, 3, two, shared=kept), expected)
 
 
 def test_noise_added_on_the_way_is_shared_likewise():
