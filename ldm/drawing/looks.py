@@ -4,6 +4,7 @@ As in `pages`, nothing is measured here.
 """
 
 from ldm.drawing import charts, report
+from ldm.tissue import NAMES
 
 number = report.number
 
@@ -200,3 +201,30 @@ def power(facts, shown, picture):
         text.append("There are no labels to be mixed up.")
     table = report.Table(["fault", "smallest found", "by", "size: standard errors"], rows)
     return text, [table], [], []
+
+
+def use(facts, shown, picture):
+    """What was learned from drawn slices, beside what was learned from people."""
+    found, text, tables = facts["use"], [], []
+    if found["label"]:
+        one, other = shown["labels"]
+        text.append(
+            f"{one} or {other}, told by a small classifier that has learned from each of these, and tried on "
+            f"{shown['people']} people who were not trained on: area under the ROC curve by person, mean of "
+            f"{shown['seeds']} draws of the people learned from. 0.5 is chance."
+        )
+        rows = [
+            [name, row["people"], number(row["AUC"]), " to ".join(number(end, 2) for end in row["interval"])]
+            for name, row in found["label"].items()
+        ]
+        tables.append(report.Table(["learned from", "people or heads", "AUC", "95 % interval"], rows))
+        drawn, real = found["label"]["drawn slices"], found["label"]["all real people"]
+        if drawn["interval"][0] <= 0.5 < real["interval"][0]:
+            text.append("Nothing of the label can be learned from the drawn slices; from real ones it can.")
+        if real["interval"][0] <= 0.5:
+            text.append("This classifier cannot tell the label from real slices either: the table says little.")
+    if found["tissue"]:
+        text.append("Tissue: Dice on real slices of a small segmenter that has learned from slices and their masks.")
+        rows = [[name, *(f"{number(m)} ± {number(s)}" for m, s in row)] for name, row in found["tissue"].items()]
+        tables.append(report.Table(["learned from", *NAMES[1:]], rows, "± standard deviation over seeds."))
+    return text, tables, [], []

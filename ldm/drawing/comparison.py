@@ -1,0 +1,81 @@
+"""Runs side by side: tables of what several reports say, for the terminal and for a page."""
+
+from ldm.drawing.report import Section, Table, number
+
+
+def table(names, reports, difference):
+    """The numbers that runs are compared by, and how far each run is from the first.
+
+    Args:
+        names: of the runs.
+        reports: the content of their `report.json`.
+        difference: function of two entries of "by person" -> (difference, standard error, people), see
+            `ldm.judging.schema.difference`.
+
+    Returns:
+        A `Table`: a row per number; a column per run, and one per run but the first with its difference to the first.
+    """
+    found = [report["by person"] for report in reports]
+    shared = [name for name in found[0] if all(name in other for other in found)]
+    columns = ["", *names, *(f"{name} less {names[0]}" for name in names[1:])]
+    rows = []
+    for name in shared:
+        cells = [number(one[name]["value"]) for one in found]
+        rows.append([name, *cells, *(said(*difference(other[name], found[0][name])) for other in found[1:])])
+    note = "± one standard error, over the people whom both runs were read against and, of KID, over the heads drawn."
+    return Table(columns, rows, f"{note} A difference below two errors cannot be told.")
+
+
+def said(gap, error, people):
+    """A difference in words."""
+    if error != error:
+        return f"{number(gap)} (too few people in common for an error)"
+    told = "" if abs(gap) >= 2 * error else " (cannot be told)"
+    return f"{'+' if gap > 0 else ''}{number(gap)} ± {number(error)}{told}"
+
+
+def others(names, reports):
+    """The rest of what reports say in one number: distances, copies, cost; without errors of their differences."""
+    rows = []
+    for title, of in {
+        "Frechet distance": lambda r: r["distribution"]["samples"]["Frechet distance"],
+        "precision": lambda r: r["distribution"]["samples"]["precision"],
+        "recall": lambda r: r["distribution"]["samples"]["recall"],
+        "coverage": lambda r: r["distribution"]["samples"]["coverage"],
+        "share of copies, pixels": lambda r: r["copies"]["pixels"]["rate"],
+        "share of copies, features": lambda r: r["copies"]["features"]["rate"],
+        "seconds per slice": lambda r: r["cost"]["seconds per slice"],
+    }.items():
+        cells = []
+        for report in reports:
+            try:
+                cells.append(number(of(report)))
+            except KeyError:  # this section was not asked for
+                cells.append(number(None))
+        rows.append([title, *cells])
+    return Table(["", *names], rows, "Frechet distance to coverage depend on the number of slices.")
+
+
+def page(names, reports, difference):
+    """The sections of a page."""
+    about = [report["about"] for report in reports]
+    how = [[key, *(str(one[key]) for one in about)] for key in ("data", "count", "sampler", "steps", "seed")]
+    return [
+        Section("Compared person by person", tables=[table(names, reports, difference)]),
+        Section("Beside each other", tables=[others(names, reports)]),
+        Section("How they were drawn", tables=[Table(["", *names], how)]),
+    ]
+
+
+def plain(table):
+    """A `Table` as lines for a terminal."""
+    cells = [[str(cell) for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.ljust(width) if not i else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join([*lines, table.note])
