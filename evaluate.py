@@ -3,6 +3,9 @@
     python evaluate.py --run R                    -> report.html, report.json, model_card.md in the run's folder
     python evaluate.py --run R --fail-above 0.02  exit status 3 if more than 2 % of the samples are copies
     python evaluate.py --run R --sections copies  some sections only -> report_part.html, report_part.json
+    python evaluate.py compare R S T              what their reports say, side by side -> comparison.html
+    python evaluate.py --run R --quiz             a page for human eyes: which of two slices is drawn? -> quiz.html
+    python evaluate.py score answers.json --run R how often the eyes were right
 
 Every number stands beside what it must be read against: the distance of real people to other real people (the floor),
 and what bad generators get. What cannot be said (no test people, no labels, few samples) is said to be so.
@@ -11,7 +14,10 @@ and what bad generators get. What cannot be said (no test people, no labels, few
 """
 
 import argparse
+import hashlib
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -25,7 +31,9 @@ import dataset
 import study
 from ldm import files
 from ldm.diffusion import samplers
-from ldm.drawing import pages, report
+from ldm.drawing import comparison, pages, report
+from ldm.drawing import quiz as quiz_pages
+from ldm.judging import planes, quiz, schema
 from ldm.training import distribution, runs
 
 ORDER = tuple(pages.TITLES)  # of the sections
@@ -45,7 +53,9 @@ def parser():
         "--features", default="own", choices=("own", "inception"), help="own: learned on the training slices"
     )
     p.add_argument("--feature-steps", type=int, default=400, help="training of own features (default: 400)")
+    p.add_argument("--quiz", action="store_true", help="write quiz.html and quiz_sheet.json instead of a report")
     p.add_argument("--fail-above", type=float, metavar="RATE", help="exit status 3 if a larger share is copies")
+    p.add_argument("--plane", choices=planes.PLANES, help="of the slices (default: of headers, or by their symmetry)")
     p.add_argument("--out", help="folder of the report (default: the run's folder)")
     p.add_argument("--seed", type=int, default=0, help="of noise and conditions")
     p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16"))
@@ -86,6 +96,8 @@ def work(flags):
     out = Path(flags.out) if flags.out else run
     files.check_folder(out)
     print(f"{run}: {distribution.set_precision(flags.precision)}")
+    if flags.quiz:
+        return write_quiz(run, out, flags)
     names = [name for name in ORDER if name in (flags.sections or ORDER)]
     if flags.sections:
         check_model(run, names)
@@ -100,16 +112,17 @@ def work(flags):
         seed=flags.seed,
         out=out,
         needs=study.needs(names),
+        plane=flags.plane,
     )
     found = study.measure(known, [name for name in names if name in study.MEASURES])
     found["samples"] = shown_samples(known.samples, run.name, flags.sampler, flags.steps, flags.seed)
     found["cost"] = study.cost(known.drawing, began)
     found = {name: found[name] for name in names if name in found}
     sections = {
-        name: pages.section(name, *part, lambda figure: out / "evaluation" / f"{figure}.png")
+        name: pages.section(name, *part[:3], lambda figure: out / "evaluation" / f"{figure}.png")
         for name, part in found.items()
     }
-    facts = report_facts(found, sections)
+    facts = {"about": about(known, run.name, flags), **report_facts(found, sections)}
     warnings = [warning for section in sections.values() for warning in section.warnings]
     written = write(out, run.name, known, facts, sections, whole=names == list(ORDER))
     show(facts, warnings)
@@ -122,8 +135,8 @@ def write(out, name, known, facts, sections, whole):
 
     What some sections say has a name of its own, so that it never takes the place of a whole report.
     """
-    about, stem = {"run": name, **runs.versions()}, "report" if whole else "report_part"
-    report.write_html(out / f"{stem}.html", f"Can the pictures of {name} be trusted?", [*sections.values()], about)
+    stem, facing = "report" if whole else "report_part", {"run": name, **runs.versions()}
+    report.write_html(out / f"{stem}.html", f"Can the pictures of {name} be trusted?", [*sections.values()], facing)
     runs.save_json(out / f"{stem}.json", facts)
     written = [str(out / f"{stem}.html"), f"{stem}.json"]
     if whole:
@@ -148,7 +161,18 @@ def report_facts(found, sections):
     facts = {key: value for part in found.values() for key, value in part.facts.items()}
     if "leaks" in facts:
         facts["leaks"] = {**facts["leaks"], "said": list(sections["leaks"].warnings)}
-    return facts
+    entries = {name: entry for part in found.values() for name, entry in part.people.items()}
+    people = {
+        name: {"value": e.value, "error": e.error, "left out": e.left_out, "people": dict(e.people)}
+        for name, e in entries.items()
+    }
+    return {**facts, "by person": people}
+
+
+def about(known, run, flags):
+    """What a report must agree on with another to be compared, and what it may differ in."""
+    drawn = {"count": flags.count, "sampler": flags.sampler, "steps": flags.steps, "seed": flags.seed}
+    return {"format": schema.FORMAT, "run": run, "data": str(known.people.record["data"]["sha256"]), **drawn}
 
 
 def show(facts, warnings):
@@ -191,11 +215,117 @@ def audit_status(facts, limit):
     return 0
 
 
+# ---- runs side by side -----------------------------------------------------------------------------------------------
+
+
+def compare_parser():
+    p = argparse.ArgumentParser(prog="evaluate.py compare", description="What the reports of runs say, side by side.")
+    p.add_argument("runs", nargs="+", metavar="RUN", help="a run with a report, or a report.json")
+    p.add_argument("--out", default="comparison.html", help="page to write (default: comparison.html)")
+    return p
+
+
+def read_report(name):
+    """The report of a run, or of a file.
+
+    Raises:
+        RunError: if there is none, or it is of another version.
+    """
+    path = Path(name) if name.endswith(".json") else runs.folder(name) / "report.json"
+    facts = runs.load_json(path)
+    make = f"`python evaluate.py --run {path.parent.name}` writes it"
+    if facts is None:
+        raise runs.RunError(f"{path} is not there: {make}")
+    if said := schema.problems(facts):
+        raise runs.RunError(f"{path} is of another version ({said[0]}): {make} anew")
+    return facts
+
+
+def compare(flags):
+    """Do what `evaluate.py compare` says; returns the exit status."""
+    if len(flags.runs) < 2:
+        raise runs.RunError("compare takes two runs or more: name another one")
+    reports, names = [read_report(name) for name in flags.runs], [Path(name).stem for name in flags.runs]
+    if len(set(names)) < len(names):
+        names = flags.runs
+    here = reports[0]["about"]["data"]
+    for name, one in zip(names, reports, strict=True):
+        if one["about"]["data"] != here:
+            print(f"note: {name} was read against other data than {names[0]}: only people of the same name count.")
+    sections = comparison.page(names, reports, schema.difference)
+    for section in sections[:2]:
+        print(f"\n{comparison.plain(section.tables[0])}")
+    report.write_html(flags.out, f"{', '.join(names)}, side by side", sections, {})
+    print(f"-> {flags.out}")
+    return 0
+
+
+# ---- for human eyes --------------------------------------------------------------------------------------------------
+
+
+def write_quiz(run, out, flags):
+    """Write the page of pairs, and the sheet of answers apart; returns the exit status."""
+    if not (run / "diffusion.keras").exists():
+        raise runs.RunError(f"--quiz: there is no diffusion model yet: `python train.py diffusion --run {run.name}`")
+    sampling = {"count": flags.count, "sampler": flags.sampler, "steps": flags.steps, "seed": flags.seed}
+    known = study.make(run, flags.data, out=out, needs={"samples"}, **sampling)
+    real = known.people.real.get("test")
+    if real is None:
+        raise runs.RunError("--quiz: there are no test people, and training people may have been learned by heart")
+    pictures, sheet = quiz.pairs(real, known.samples, flags.seed)
+    name = hashlib.sha256(json.dumps(sheet).encode()).hexdigest()[:12]
+    files.write(out / "quiz.html", quiz_pages.page(name, pictures))
+    runs.save_json(out / "quiz_sheet.json", {"quiz": name, "run": run.name, "sheet": sheet})
+    print(f"-> {out / 'quiz.html'}; quiz_sheet.json says what is right: keep it from those who answer")
+    return 0
+
+
+def score_parser():
+    p = argparse.ArgumentParser(prog="evaluate.py score", description="How often the answers to a quiz are right.")
+    p.add_argument("answers", nargs="+", help="answers.json of those who answered")
+    p.add_argument("--run", help="name of the run whose quiz it is (default: the one that was trained last)")
+    p.add_argument("--sheet", help="the answer sheet (default: quiz_sheet.json of the run)")
+    return p
+
+
+def score(flags):
+    """Do what `evaluate.py score` says; returns the exit status."""
+    run = runs.folder(flags.run) if flags.run or flags.sheet else runs.newest("diffusion")
+    path = Path(flags.sheet) if flags.sheet else run / "quiz_sheet.json"
+    sheet = runs.load_json(path)
+    if sheet is None:
+        raise runs.RunError(f"{path} is not there: `python evaluate.py --run {run.name} --quiz` writes a quiz")
+    print(f"{'':20}{'size':>6}{'right':>12}{'share':>8}   95 % interval")
+    for file in flags.answers:
+        given = runs.load_json(Path(file))
+        if not isinstance(given, dict) or given.get("quiz") != sheet["quiz"]:
+            raise runs.RunError(f"{file} answers no quiz of {path}: name its own --run or --sheet")
+        try:
+            found = quiz.score(sheet["sheet"], {int(n): side for n, side in given["answers"].items()})
+        except ValueError as mistake:
+            raise runs.RunError(f"{file}: {mistake}") from mistake
+        for size, row in found.items():
+            low, high = row["interval"]
+            told = "told apart" if low > 0.5 else "cannot be told apart" if high > 0.5 else "worse than guessing"
+            right = f"{row['right']} of {row['answered']}"
+            print(f"{Path(file).stem:20}{size:>6}{right:>12}{row['share']:>8.0%}   {low:.0%} to {high:.0%}: {told}")
+    return 0
+
+
+OTHERS = {"compare": (compare_parser, compare), "score": (score_parser, score)}
+
+
+def parse(words):
+    """The words of a command line -> flags, and the function that does what they say."""
+    make, do = OTHERS.get(words[0], (parser, work)) if words else (parser, work)
+    return make().parse_args(words if do is work else words[1:]), do
+
+
 def main(argv=None):
     """Run the command line; exit status: 0 done, 2 a user's mistake, 3 too many copies, 130 or 143 interrupted."""
-    flags = parser().parse_args(argv)
+    flags, do = parse(sys.argv[1:] if argv is None else argv)
     hint = "run the same command to go on"
-    return command.run("evaluate.py", lambda: work(flags), (dataset.DataError, runs.RunError), hint)
+    return command.run("evaluate.py", lambda: do(flags), (dataset.DataError, runs.RunError), hint)
 
 
 if __name__ == "__main__":

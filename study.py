@@ -25,7 +25,8 @@ import features
 from generator import Generator
 from ldm import batches, files, tissue
 from ldm.data import latents, phantom, repeats
-from ldm.judging import measures, metrics
+from ldm.diffusion import samplers
+from ldm.judging import measures, metrics, planes
 from ldm.judging.measures import Measured, Slices
 from ldm.training import runs
 
@@ -66,11 +67,12 @@ class Study:
         bits: per slice of the first stage; None where its latents are continuous.
         samples: what the diffusion model draws; None where there is none yet, or no measure needs them.
         bad: {name: Slices} of generators that must lose.
-        by_own_network: whether features are those of the run's own network; else they are Inception's.
+        networks: how many of the run's own have given the features, one after another; 0: they are Inception's.
         saw_masks: whether the samples were drawn inside tissue masks of training people.
         drawing: what it takes to draw a slice, {name: number}.
         seed: of noise, conditions, pairs and embedding.
         noisy: {deviation of noise: some test people decoded from latents with that noise}; empty where not needed.
+        plane: of the slices, where it was told; None: see `plane_of`.
     """
 
     people: People
@@ -78,11 +80,12 @@ class Study:
     bits: float | None
     samples: Slices | None = None
     bad: Mapping[str, Slices] = field(default_factory=dict)
-    by_own_network: bool = True
+    networks: int = 1
     saw_masks: bool = False
     drawing: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     noisy: Mapping[float, Slices] = field(default_factory=dict)
+    plane: str | None = None
 
 
 # ---- what an evaluation knows ----------------------------------------------------------------------------------------
@@ -113,13 +116,14 @@ def open_people(run, data=None):
     return People(run, records, source, real)
 
 
-def describer(people, kind="own", steps=features.STEPS):
-    """What makes features of images: the run's own network (trained if need be), or Inception.
+def describer(people, kind="own", steps=features.STEPS, networks=1):
+    """What makes features of images: the run's own networks (trained if need be), or Inception.
 
     Args:
         people: of the run.
         kind: "own" or "inception".
         steps: of the training of own features.
+        networks: of the run, how many.
 
     Returns:
         Function of images (N, H, W, 1) in [0, 1] -> features (N, D), slice indices (N,) or None.
@@ -127,21 +131,25 @@ def describer(people, kind="own", steps=features.STEPS):
     if kind == "inception":
         return features.inception()
     size = people.real["train"].images.shape[1]
-    with tqdm(total=steps, desc="features", unit="step", delay=1, leave=False, disable=None) as bar:
-        return features.of_run(people.run, people.source, size, steps, bar.update)
+    with tqdm(total=networks * steps, desc="features", unit="step", delay=1, leave=False, disable=None) as bar:
+        return features.of_run(people.run, people.source, size, steps, bar.update, networks)
 
 
 def conditions_of(generator, people, count, seed):
-    """Conditions of samples, those of training slices in random order: index, label, and what the model has learned."""
+    """Conditions of samples, those of training people: index, label, and what the model has learned.
+
+    Returns:
+        Conditions, and the number of the head that each sample is of (count,): see `measures.rows_of_heads`.
+    """
     train = people.real["train"]
-    rows = np.random.default_rng(seed).permutation(np.resize(np.arange(len(train)), count))
+    rows, heads = measures.rows_of_heads(train, count, seed)
     conditions = {"z": train.z[rows], "label": train.label[rows]}
     if columns := generator.record["data"].get("columns"):
         conditions["covariates"] = dataset.covariates_of(people.source, train.case[rows], columns)
     if uses_masks(generator):
         masks = dataset.read_split(people.source, "train", train.images.shape[1], masks=True)["mask"]
         conditions["mask"] = batches.in_batches(generator.tissue_fractions, masks)[rows]
-    return conditions
+    return conditions, heads
 
 
 def uses_masks(generator):
@@ -149,9 +157,10 @@ def uses_masks(generator):
 
 
 def draw_samples(run, generator, people, count, sampler, steps, seed, out):
-    """Slices of a diffusion model, under conditions as training slices have them.
+    """Heads of a diffusion model, slice by slice, under conditions as training people have them.
 
-    They are written as they come, and whoever is interrupted goes on where it was.
+    Slices of one head share noise. They are written as they come, and whoever is interrupted goes on where it
+    was.
 
     Args:
         run: the generator's folder.
@@ -163,9 +172,10 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
     Returns:
         Slices, and {name: number} of what it takes to draw one.
     """
-    conditions = conditions_of(generator, people, count, seed)
+    conditions, heads = conditions_of(generator, people, count, seed)
+    places = np.stack([heads, np.arange(count) - np.searchsorted(heads, heads)], axis=1)  # head, and place in it
     made_by = (run / "diffusion.keras").stat().st_mtime_ns
-    key = hashlib.sha256(repr((made_by, sampler, steps, seed, count)).encode())
+    key = hashlib.sha256(repr((made_by, sampler, steps, seed, places.tolist())).encode())
     for name in sorted(conditions):
         key.update(np.ascontiguousarray(conditions[name]))
     store = out / "evaluation" / f"samples_{key.hexdigest()[:12]}.npz"
@@ -177,7 +187,9 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
         for part in batches.parts(count - len(images)):
             began, first, number = time.time(), len(images), part.stop - part.start
             known = {name: values[first : first + number] for name, values in conditions.items()}
-            x = generator.draw(generator.noise(seed, number, first), known, sampler, steps, seed=seed, first=first)
+            noise = {"first": places[first : first + number], "shared": samplers.COHERENCE}
+            x_T = generator.noise(seed, number, **noise)
+            x = generator.draw(x_T, known, sampler, steps, seed=seed, **noise)
             new = np.round(255 * metrics.to_unit(generator.decode(x, known))).astype("uint8")
             images, seconds = np.concatenate([images, new]), seconds + time.time() - began
             arrays = {"images": images, "seconds": seconds}
@@ -189,7 +201,7 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
         "network calls per slice": steps,
         "seconds per slice": seconds / count,
     }
-    return Slices(images.astype("float32") / 255, conditions["z"], conditions["label"], np.arange(count)), taken
+    return Slices(images.astype("float32") / 255, conditions["z"], conditions["label"], heads), taken
 
 
 def make(
@@ -204,6 +216,7 @@ def make(
     seed=0,
     out=None,
     needs=("decoded", "samples", "features", "bad", "noisy"),
+    plane=None,
 ):
     """All that an evaluation of a run knows; the precision policy must have been set before.
 
@@ -215,6 +228,7 @@ def make(
         seed: of noise and conditions.
         out: folder in which samples are kept; None is that of the run.
         needs: what is made, see `Measure`; the other fields stay empty.
+        plane: of the slices, where it is known, see `plane_of`.
 
     Returns:
         A `Study`; without samples and features where there is no diffusion model yet.
@@ -237,18 +251,18 @@ def make(
         noisy = with_noise(first_stage, test.at(indices[batches.evenly(len(indices), measures.INDICES)]), seed)
     bits = getattr(first_stage, "bits_per_slice", None)
     if generator is None or "samples" not in needs:
-        return Study(people, decoded, bits, seed=seed, noisy=noisy)
+        return Study(people, decoded, bits, seed=seed, noisy=noisy, plane=plane)
     with timed("drawing samples"):
         samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
-    known = Study(
-        people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, seed=seed, noisy=noisy
-    )
+    common = {"seed": seed, "noisy": noisy, "plane": plane}
+    known = Study(people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, **common)
     if "bad" in needs and test is not None and count >= measures.LEAST:
-        known = replace(known, bad=measures.bad_generators(people.real["train"], count, seed))
+        known = replace(known, bad=measures.bad_generators(people.real["train"], samples, seed))
     if "features" not in needs:
         return known
     with timed("features"):
-        return described(known, describer(people, kind, feature_steps), by_own_network=kind == "own")
+        networks = features.SEEDS if kind == "own" else 0
+        return described(known, describer(people, kind, feature_steps, networks), networks)
 
 
 def with_noise(first_stage, slices, seed):
@@ -264,7 +278,7 @@ def with_noise(first_stage, slices, seed):
     return found
 
 
-def described(known, describe, by_own_network=True):
+def described(known, describe, networks=1):
     """The same study with features of all its slices; `describe` is a function of images, see `describer`."""
 
     def each(sets):
@@ -276,7 +290,7 @@ def described(known, describe, by_own_network=True):
         decoded=known.decoded and known.decoded.described(describe),
         samples=known.samples.described(describe),
         bad=each(known.bad),
-        by_own_network=by_own_network,
+        networks=networks,
     )
 
 
@@ -306,6 +320,41 @@ def phantoms():
     return np.stack([piece["image"] for piece in found]).astype("float32") / 255, classes
 
 
+def plane_of(people, told=None):
+    """The plane of the slices, one of `planes.PLANES`, and how it is known: told, of volumes' headers, or guessed."""
+    if told is not None:
+        return told, "as --plane says"
+    if (axis := getattr(people.source.store, "axis", None)) is not None:
+        return planes.PLANES[axis], "as the volumes' headers say"
+    return planes.guess(people.real["train"].images), "as it seems by their symmetry (--plane says otherwise)"
+
+
+def held_out(s):
+    """Test and validation people as one set of slices; None where there are no test people."""
+    sets = [s.people.real[split] for split in ("test", "validate") if split in s.people.real]
+    return measures.together(*sets) if "test" in s.people.real else None
+
+
+def masks_of(s):
+    """Slices with tissue masks: drawn ones with those they were drawn from, real ones, and test people's; or None."""
+    if not s.saw_masks or "test" not in s.people.real:
+        return None
+    train, test = (
+        dataset.read_split(s.people.source, split, s.samples.images.shape[1], masks=True) for split in ("train", "test")
+    )
+    rows, _ = measures.rows_of_heads(s.people.real["train"], len(s.samples), s.seed)
+
+    def known(images, classes):  # slices without a mask are -1 throughout
+        there = (classes >= 0).all(axis=(1, 2))
+        return images[there], classes[there]
+
+    return {
+        "drawn slices": known(s.samples.images, train["mask"][rows]),
+        "real slices": known(s.people.real["train"].images, train["mask"]),
+        "tested": known(s.people.real["test"].images, test["mask"]),
+    }
+
+
 def seen_by(records):
     """Whom each stage was trained on, and whom it was validated on: [(stage, names)]."""
     splits = ("train", "validate")
@@ -333,7 +382,10 @@ class Measure(NamedTuple):
 
 MEASURES = {  # which values of a study each measure takes
     "reconstruction": Measure(
-        lambda s: measures.reconstruction(*_compared(s)[1:], s.decoded, s.bits, s.people.in_pixels), ("decoded",)
+        lambda s: measures.reconstruction(
+            *_compared(s)[1:], s.decoded, s.bits, s.people.in_pixels, s.people.source.case_names
+        ),
+        ("decoded",),
     ),
     "distribution": Measure(
         lambda s: measures.distribution(
@@ -342,13 +394,16 @@ MEASURES = {  # which values of a study each measure takes
             s.people.real.get("validate"),
             s.bad,
             s.seed,
-            by_own_network=s.by_own_network,
+            by_own_network=s.networks > 0,
             saw_masks=s.saw_masks,
+            networks=max(s.networks, 1),
+            case_names=s.people.source.case_names,
         ),
         ("samples", "features", "bad"),
     ),
     "anatomy": Measure(
-        lambda s: measures.anatomy(*_compared(s), s.people.source.label_names, phantoms()), ("samples", "features")
+        lambda s: measures.anatomy(*_compared(s), s.people.source.label_names, phantoms(), plane_of(s.people, s.plane)),
+        ("samples", "features"),
     ),
     "texture": Measure(
         lambda s: measures.texture(*_compared(s), s.people.real.get("validate"), s.decoded),
@@ -367,6 +422,12 @@ MEASURES = {  # which values of a study each measure takes
             s.people.source.label_names,
         ),
         wants=("noisy",),
+    ),
+    "use": Measure(
+        lambda s: measures.use(
+            s.samples, s.people.real["train"], held_out(s), s.people.source.label_names, masks_of(s)
+        ),
+        ("samples",),
     ),
     "copies": Measure(
         lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),

@@ -46,13 +46,14 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
     "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.data.latents", "ldm.training.runs"}
     | {"ldm.data.repeats"}
-    | {"ldm.judging.measures", "ldm.judging.metrics"},
+    | {"ldm.judging.measures", "ldm.judging.metrics", "ldm.judging.planes", "ldm.diffusion.samplers"},
     "synthetic": {"dataset", "conditions", "ldm.data.volumes", "ldm.drawing.figures", "ldm.training.runs"}
     | {"ldm.judging.audit", "ldm.judging.metrics"},
     "command": set(),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
     "evaluate": {"command", "dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}
-    | {"ldm.training.runs", "ldm.training.distribution"},
+    | {"ldm.training.runs", "ldm.training.distribution"}
+    | {"ldm.judging.planes", "ldm.judging.schema", "ldm.judging.quiz", "ldm.drawing.comparison", "ldm.drawing.quiz"},
 }
 
 

@@ -17,8 +17,9 @@ import study
 import train
 from generator import Generator
 from ldm.data import masks as tissue_masks
+from ldm.diffusion import samplers
 from ldm.drawing import figures
-from ldm.judging import metrics
+from ldm.judging import metrics, schema
 from ldm.training import records, runs
 
 SIZE = 32
@@ -51,7 +52,7 @@ def quick():
     """What costs minutes and is tested elsewhere stands still: UMAP's compilation, feature training, the clock."""
 
     def project(images):
-        directions = np.random.default_rng(1).standard_normal((images[0].size, 8)).astype("float32")
+        directions = np.random.default_rng(1).standard_normal((images[0].size, 9)).astype("float32")
         return images.reshape(len(images), -1) @ directions / SIZE, None
 
     shapes = np.zeros((1, 16, 16), int)
@@ -97,6 +98,7 @@ def test_the_report_has_every_part(evaluated):
         "Distribution",
         "Texture",
         "Anatomy",
+        "Use",
         "Copies",
         "Leaks",
         "Embedding",
@@ -104,10 +106,12 @@ def test_the_report_has_every_part(evaluated):
     ):
         assert f">{title}</h2>" in page
     assert "src=" in page and "http://" not in page and "https://" not in page
-    assert set(facts) == {"distribution", "texture", "anatomy", "copies", "leaks", "cost"}
+    parts = {"distribution", "texture", "anatomy", "copies", "leaks", "cost"}
+    assert set(facts) == {"about", *parts, "by person"}
+    assert schema.problems(facts) == []
     assert set(facts["leaks"]) == {"near-identical pairs", "misfiled", "said"}
     assert facts["copies"]["pixels"]["rate"] == 0.0  # grey noise is nobody's copy
-    assert facts["distribution"]["samples"]["precision"] == 0.0
+    assert facts["distribution"]["samples"]["precision"] < 0.1
     card = (run / "model_card.md").read_text()
     assert "Intended use" in card and runs.versions()["keras"] in card
 
@@ -148,7 +152,7 @@ def test_measures_can_be_taken_in_any_order_and_write_nothing_into_the_study(eva
     found = study.measure(known, tuple(reversed(study.MEASURES)))
     facts = {key: value for measured in found.values() for key, value in measured.facts.items()}
     stored = json.loads((run / "report.json").read_text())
-    del stored["cost"], stored["leaks"]["said"]
+    del stored["cost"], stored["leaks"]["said"], stored["about"], stored["by person"]
     assert json.loads(json.dumps(facts)) == stored
 
 
@@ -159,7 +163,8 @@ def test_without_a_diffusion_model_there_are_sentences_and_what_can_be_measured(
     shutil.copy(run / "diffusion.json", untrained)
     assert evaluate.main(["--run", str(untrained), *FEW]) == 0
     assert "`python train.py diffusion --run untrained` makes one" in capsys.readouterr().out
-    assert set(json.loads((untrained / "report.json").read_text())) == {"texture", "leaks", "cost"}
+    parts = {"about", "texture", "leaks", "cost", "by person"}
+    assert set(json.loads((untrained / "report.json").read_text())) == parts
     assert evaluate.main(["--run", str(untrained), *FEW, "--fail-above", "0.1"]) == 2
     assert "copies could not be counted" in capsys.readouterr().err
 
@@ -176,7 +181,8 @@ def test_sections_are_the_same_alone_and_nothing_else_is_made(evaluated, tmp_pat
     said = capsys.readouterr()
     assert "leaks: 0.0 minutes" in said.out.splitlines() and "\r" not in said.err, "a bar is for a terminal"
     whole = json.loads((run / "report.json").read_text())
-    assert json.loads((tmp_path / "report_part.json").read_text()) == {"leaks": whole["leaks"]}
+    part = json.loads((tmp_path / "report_part.json").read_text())
+    assert part == {"about": whole["about"], "leaks": whole["leaks"], "by person": {}}
     page = (tmp_path / "report_part.html").read_text()
     assert ">Leaks</h2>" in page and ">Copies</h2>" not in page
     assert not {"report.html", "report.json", "model_card.md"} & {path.name for path in tmp_path.iterdir()}
@@ -200,6 +206,46 @@ def test_sections_that_need_samples_are_refused_where_there_is_no_model(evaluate
     assert said.startswith("evaluate.py: --sections anatomy copies: there is no diffusion model yet: `python train.py")
 
 
+# ---- other commands --------------------------------------------------------------------------------------------------
+
+
+def test_runs_side_by_side(evaluated, tmp_path, capsys):
+    run, _, _ = evaluated
+    page, facts = tmp_path / "page.html", json.loads((run / "report.json").read_text())
+    kid = {"value": 0.1, "error": 0.01, "left out": True, "people": {"p1": 0.1, "p2": 0.12}}
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**facts, "by person": {"KID": kid}}))
+    files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    assert evaluate.main(["compare", *files, "--out", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "b less a" in said and "0.000 ± 0.014 (cannot be told)" in said and "side by side" in page.read_text()
+    assert evaluate.main(["compare", str(run), str(tmp_path / "none")]) == 2
+    assert "report.json is not there: `python evaluate.py --run none` writes it" in capsys.readouterr().err
+    del facts["by person"]
+    (tmp_path / "old.json").write_text(json.dumps(facts))
+    assert evaluate.main(["compare", str(run), str(tmp_path / "old.json")]) == 2
+    assert "is of another version (report.json lacks by person)" in capsys.readouterr().err
+    assert evaluate.main(["compare", str(run)]) == 2 and "two runs or more" in capsys.readouterr().err
+
+
+def test_a_quiz_is_written_and_scored(evaluated, tmp_path, capsys):
+    run, _, _ = evaluated
+    assert evaluate.main(["--run", str(run), *FEW, "--out", str(tmp_path), "--quiz"]) == 0
+    sheet = json.loads((tmp_path / "quiz_sheet.json").read_text())
+    page = (tmp_path / "quiz.html").read_text()
+    assert sheet["quiz"] in page and '"drawn"' not in page
+    answers = {"quiz": sheet["quiz"], "answers": {str(n): row["drawn"] for n, row in enumerate(sheet["sheet"][:30])}}
+    (tmp_path / "anna.json").write_text(json.dumps(answers))
+    words = ["score", str(tmp_path / "anna.json"), "--sheet", str(tmp_path / "quiz_sheet.json")]
+    assert evaluate.main(words) == 0
+    said = capsys.readouterr().out
+    assert "anna" in said and "30 of 30" in said and "100%   89% to 100%: told apart" in said
+    (tmp_path / "anna.json").write_text(json.dumps({**answers, "quiz": "another"}))
+    assert evaluate.main(words) == 2 and "answers no quiz of" in capsys.readouterr().err
+    (tmp_path / "anna.json").write_text(json.dumps({**answers, "answers": {"0": "both"}}))
+    assert evaluate.main(words) == 2 and "is no answer to this quiz" in capsys.readouterr().err
+
+
 # ---- samples ---------------------------------------------------------------------------------------------------------
 
 
@@ -208,22 +254,27 @@ def test_a_sample_is_a_function_of_its_seed_and_number_and_conditions(evaluated,
     run, known, _ = evaluated
     generator, people, asked = Generator(run), known.people, []
 
-    def draw(self, x_T, conditions, sampler, steps, *, seed, first):
-        asked.append((x_T, conditions, (sampler, steps, seed), first))
+    def draw(self, x_T, conditions, sampler, steps, *, seed, first, shared):
+        asked.append((x_T, conditions, (sampler, steps, seed, shared), first))
         return 0.1 * x_T
 
     monkeypatch.setattr(Generator, "draw", draw)
     kept, taken = study.draw_samples(run, generator, people, 40, "ddpm", 3, 5, tmp_path)
-    x_T, noise = np.concatenate([part[0] for part in asked]), generator.noise(5, 40)
+    told, heads = study.conditions_of(generator, people, 40, 5)
+    x_T, places = np.concatenate([part[0] for part in asked]), np.concatenate([part[3] for part in asked])
+    noise = generator.noise(5, 40, places, shared=samplers.COHERENCE)
     np.testing.assert_array_equal(x_T, noise)
+    np.testing.assert_array_equal(
+        noise[2:4], generator.noise(5, 2, first=1, shared=samplers.COHERENCE), "head 1, of two slices"
+    )
     np.testing.assert_allclose(kept.images, metrics.to_unit(0.1 * noise), atol=0.51 / 255)
-    told = study.conditions_of(generator, people, 40, 5)
     for name, values in told.items():
         np.testing.assert_array_equal(np.concatenate([part[1][name] for part in asked]), values)
     np.testing.assert_array_equal(kept.z, told["z"])
     np.testing.assert_array_equal(kept.label, told["label"])
-    assert {part[2] for part in asked} == {("ddpm", 3, 5)} and [part[3] for part in asked] == [0, 32]
-    np.testing.assert_array_equal(np.sort(kept.z), np.sort(np.resize(people.real["train"].z, 40)))
+    assert {part[2] for part in asked} == {("ddpm", 3, 5, samplers.COHERENCE)}
+    np.testing.assert_array_equal(places[:, 0], heads)
+    np.testing.assert_array_equal(kept.case, heads)
     assert taken["network calls per slice"] == 3 and taken["parameters"] == generator.model.count_params()
 
 
@@ -258,14 +309,16 @@ def test_conditions_of_a_sample_are_those_of_one_training_slice(evaluated):
         return np.asarray(tissue_masks.tissue_fractions(masks, (8, 8), None))
 
     generator = SimpleNamespace(record=record, tissue_fractions=tissue_fractions)
-    told = study.conditions_of(generator, replace(people, source=source), 50, seed=3)
+    told, heads = study.conditions_of(generator, replace(people, source=source), 50, seed=3)
     masks = tissue_fractions(dataset.read_split(people.source, "train", SIZE, masks=True)["mask"])
+    whose = {}
     for i in range(0, 50, 7):
         (row,) = np.flatnonzero((masks == told["mask"][i]).all(axis=(1, 2, 3)) & (train.z == told["z"][i]))
         assert told["label"][i] == train.label[row]
         expected = dataset.covariates_of(source, train.case[row : row + 1], columns)
         np.testing.assert_array_equal(told["covariates"][i : i + 1], expected)
-    assert len(np.unique(told["z"])) > 10, "in random order"
+        assert whose.setdefault(heads[i], train.case[row]) == train.case[row], "a head has one person's conditions"
+    assert len(np.unique(told["z"])) > 10
 
 
 def test_noise_is_put_into_latents_and_is_the_same_at_every_size():

@@ -5,6 +5,8 @@ arrays for figures; images in [0, 1]) and `picture`, which says where the figure
 there and returns a `report.Section`. What has not been measured, because something is lacking, is said to be so.
 """
 
+import math
+
 from ldm.drawing import charts, figures, looks, report
 
 number = report.number
@@ -17,6 +19,7 @@ TITLES = {
     "scales": "At which scale do they pass?",
     "power": "What would be found?",
     "anatomy": "Anatomy",
+    "use": "Use",
     "copies": "Copies",
     "embedding": "Embedding",
     "leaks": "Leaks",
@@ -33,6 +36,7 @@ LACKING = {  # section -> {what is lacking: what can therefore not be said}
     "distribution": {
         "test people": "There are no test people: the distance to people that nobody trained on cannot be said.",
         "samples": "{count} samples are too few for a distance: at least {least} are needed (--count).",
+        "slices": "{count} slices of people who were not trained on are too few for a distance.",
     },
     "texture": {
         "test people": "There are no test people: how soft or mottled slices are beside people's cannot be said.",
@@ -43,6 +47,11 @@ LACKING = {  # section -> {what is lacking: what can therefore not be said}
     },
     "power": {
         "test people": "There are fewer than {least} test people: what the report would find cannot be said.",
+    },
+    "use": {
+        "test people": "There are no test people: of what use the slices are to people who are new cannot be said.",
+        "people": "Fewer than {least} people or heads of each label: of what use the slices are cannot be said.",
+        "labels": "The data has no labels and the samples no tissue masks: there is nothing to learn from them.",
     },
     "copies": {
         "test people": "There are no test people: how near a slice of somebody new comes to the training slices is "
@@ -104,16 +113,20 @@ def distribution(facts, shown, picture):
     cells = [[name, *(number(row.get(column)) for column in columns)] for name, row in rows.items()]
     chart = picture("distribution")
     ranked = {name: (row["KID"], row["KID's standard error"]) for name, row in rows.items() if "KID" in row}
-    charts.ranking(chart, ranked, "KID to the test people (less is better)")
-    network = "a network trained on this training split" if shown["by own network"] else "Inception-v3"
+    charts.ranking(chart, ranked, "KID to real people (less is better)")
+    network = f"{shown['networks']} networks trained on this training split, on average"
     text = [
-        f"{shown['count']} slices of each kind against as many of {shown['people']} test people, in the features of "
-        f"{network}. KID is unbiased (around 0 for equal distributions); its standard error leaves out one person at a "
-        "time. The Frechet distance depends on the number of slices: compare it within the table only. "
-        f"Precision to coverage: {shown['neighbours']} neighbours. MS-SSIM of pairs: different people, same slice "
-        "index; samples that are more alike than real people lack diversity.",
+        f"Equal terms: {shown['count']} slices of {shown['people']} people or heads against as many of real people, in "
+        f"the features of {network if shown['by own network'] else 'Inception-v3'}. The references are "
+        f"{'halves of the test people' if shown['halves'] else 'test and validation people'}, one set "
+        "after the other, and the floor is the other set. KID does not depend on numbers, is to all "
+        f"{shown['held out']} people, and is around 0 for equal distributions; its standard error leaves out one "
+        f"person, or one of {shown['heads']} heads, at a time. The Frechet distance depends on the number of slices: "
+        f"compare it within the table only. Precision to coverage: {shown['neighbours']} neighbours, who are other "
+        "people. MS-SSIM of pairs: different people, same slice index; samples that are more alike than real people "
+        "lack diversity.",
     ]
-    warnings = [] if shown["floor"] in rows else ["There are no validation people: the floor is missing."]
+    warnings = []
     if shown["few"]:
         warnings.append("There are too few people for an error from person to person: that of KID counts slices.")
     if shown["saw masks"]:
@@ -128,14 +141,14 @@ def rank_warnings(rows, floor):
     """A sentence for each order of KID that makes the other numbers meaningless.
 
     Args:
-        rows: {name: {"KID": ...}}, those of "samples", of bad generators, and the floor's, where there is one.
+        rows: {name: {"KID", "KID's standard error"}}: of "samples", of bad generators, and of the floor.
         floor: its name.
     """
     kid = {name: row["KID"] for name, row in rows.items() if "KID" in row}
-    least, model = kid.pop(floor, None), kid.pop("samples")
+    least, model = kid.pop(floor), kid.pop("samples")
     said = [f"The model is no better than: {name}." for name, value in kid.items() if model >= value]
-    if least is not None and model < least:
-        said.append("The samples are nearer to the test people than the validation people are: suspect a leak.")
+    if model < least - 2 * math.hypot(*(rows[name]["KID's standard error"] for name in (floor, "samples"))):
+        said.append("The samples are nearer to people than other people are, by more than two errors: suspect a leak.")
     return said
 
 
@@ -148,25 +161,34 @@ def anatomy(facts, shown, picture):
         spreads = [f"{number(mean)} ± {number(sd)}" for mean, sd in (row[name] for row in means.values())]
         rows.append([name.replace("_", " "), *spreads, *(number(row.get(name)) for row in found["distance"].values())])
     curve, greys = picture("ventricles"), picture("grey_levels")
-    charts.by_slice_index(curve, shown["ventricles"], "ventricle area / brain area")
+    axial = shown["area"] == "ventricle_area"
+    charts.by_slice_index(curve, shown["areas"], "ventricle area / brain area" if axial else "brain area / picture")
     charts.histograms(greys, *shown["grey levels"])
     text = [
-        "Distance: Wasserstein-1 to the training people per slice index, in standard deviations of theirs; that of the "
-        "test people is the floor. Tissue is told by intensity, slice by slice. On phantom brains, whose tissue is "
-        "known exactly, this segmenter's Dice is "
-        + ", ".join(f"{k} {number(v)}" for k, v in found["dice"].items())
-        + ".",
+        f"{found['plane'].capitalize()} slices, {shown['plane is']}. Distance: Wasserstein-1 to the training people "
+        "per slice index, in standard deviations of theirs; that of the test people is the floor."
     ]
+    if shown["not said"]:
+        text.append(shown["not said"])
+    else:
+        dice = ", ".join(f"{kind} {number(value)}" for kind, value in found["dice"].items())
+        text.append(
+            "Tissue is told by intensity, slice by slice. On phantom brains, whose tissue is known exactly, this "
+            f"segmenter's Dice is {dice}."
+        )
     if error := found["slice index error"]:
         said = ", ".join(f"{number(value, 2)} for {kind}" for kind, value in error.items())
         text.append(f"Slice index told from the picture, mean error in slices: {said}.")
     names, warnings = shown["labels"], []
     if len(names) < 2:
         warnings.append("The data has no labels: whether the label shows in the anatomy cannot be said.")
-    else:
+    elif axial:
         text.append(label_effects(found["label effect"], *names[:2]))
         warnings += [f"Label effect of {kind}: {why}" for kind, why in shown["refused"].items()]
-    drawn = [(curve, "ventricle area by slice index"), (greys, "grey levels inside the brain")]
+    drawn = [
+        (curve, f"{'ventricle' if axial else 'brain'} area by slice index"),
+        (greys, "grey levels inside the brain"),
+    ]
     return text, [report.Table(columns, rows)], drawn, warnings
 
 
@@ -282,6 +304,7 @@ SECTIONS = {
     "scales": looks.scales,
     "power": looks.power,
     "anatomy": anatomy,
+    "use": looks.use,
     "copies": copies,
     "embedding": embedding,
     "leaks": leaks,

@@ -4,13 +4,14 @@
     distribution     how far samples are from people     leaks       people and slices in two splits
     anatomy          are they brains                     embedding   all of them on a map
     texture          soft, mottled, whose fault          scales      at which size a classifier is fooled
-    power            the smallest faults that are found
+    power            the smallest faults that are found  use         what is learned from them, tried on people
 
 Each is a function of the values that it needs. None needs what another has found, so their order does not matter.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,11 @@ from tqdm import tqdm
 
 from ldm import batches, tissue
 from ldm.judging import anatomy as anatomies
-from ldm.judging import audit, blame, faults, fidelity, metrics
+from ldm.judging import audit, blame, faults, fidelity, metrics, planes, usefulness
 from ldm.judging import scales as classifiers
 from ldm.judging import texture as textures
 
+HEADS = 16  # of which samples are, at least, where there are not enough for more with all their slices
 LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to person
 LEAST = 50  # samples below which no distance is given: its own error would exceed it
 NOISY = (0, *faults.DEVIATIONS)  # of noise in latents, for `power`
@@ -32,14 +34,16 @@ PATCHES = (16, 32)  # pixels
 NEIGHBOURS = 5  # of precision, recall, density, coverage
 EMBEDDED = 1000  # points of each kind in the UMAP
 FEW = 10  # test people below which the copy threshold is shaky
-FLOOR = "floor: validation people"
+FLOOR = "floor: other people"
+NOBODY = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Slices:
     """A set of slices: images (N, H, W, 1) in [0, 1], z, label (-1 = unknown) and case (N,), features (N, D).
 
-    guessed_z (N,) is the slice index that the feature network reads off the picture; None where it reads none.
+    The case is the person; of samples, the head: its slices share noise. guessed_z (N,) is the slice index that
+    the feature networks read off the picture; None where they read none.
     """
 
     images: np.ndarray
@@ -56,6 +60,18 @@ class Slices:
     def people(self):
         """How many people they are of."""
         return len(np.unique(self.case))
+
+    @property
+    def slices_each(self):
+        """How many slices people have: the median."""
+        return int(np.median(np.unique(self.case, return_counts=True)[1]))
+
+    def of_people(self, people, each):
+        """`each` slices of each of `people` people, whoever has as many, evenly spread: so sets are on equal terms."""
+        cases, counts = np.unique(self.case, return_counts=True)
+        cases = cases[counts >= each]
+        cases = cases[batches.evenly(len(cases), people)]
+        return self.take(np.concatenate([rows_of(self, case, each, n) for n, case in enumerate(cases)]))
 
     def take(self, rows):
         parts = {name: None if value is None else value[rows] for name, value in vars(self).items()}
@@ -80,6 +96,48 @@ class Slices:
         return replace(self, features=found, guessed_z=z)
 
 
+def rows_of(slices, case, each, n=0):
+    """Rows of `each` slices of a person, in order of their index.
+
+    They are evenly spread, beginning elsewhere for another `n`: so that many people have all indices, in equal shares.
+    """
+    mine = np.flatnonzero(slices.case == case)
+    mine = mine[np.argsort(slices.z[mine], kind="stable")]
+    begin = n * 0.618034 % 1.0  # the golden ratio: whatever the number of people, they begin evenly
+    return mine[((np.arange(each) + begin) * len(mine) / each).astype(int)]
+
+
+def rows_of_heads(train, count, seed):
+    """Training slices whose conditions samples have: all those of one person after another, in random order.
+
+    Where `count`, the number of samples, is too small for HEADS people, some slices of each.
+
+    Returns:
+        Rows of training slices (count,), and the number of the head that each sample is of (count,).
+    """
+    each = min(train.slices_each, max(1, count // HEADS))
+    cases, counts = np.unique(train.case, return_counts=True)
+    order = np.random.default_rng(seed).permutation(cases[counts >= each])
+    heads = np.repeat(np.arange(-(-count // each)), each)[:count]
+    rows = [rows_of(train, order[head % len(order)], each, head) for head in range(heads[-1] + 1)]
+    return np.concatenate(rows)[:count], heads
+
+
+class PerPerson(NamedTuple):
+    """A number of which the report keeps what each person adds: so that two runs are compared person by person.
+
+    Attributes:
+        value: the number.
+        people: {name: mean over this person's slices}; with `left_out`, {name: the number without this person}.
+        error: how well the number is known as far as samples go; 0 where there are none.
+    """
+
+    value: float
+    people: Mapping[str, float]
+    error: float = 0.0
+    left_out: bool = False
+
+
 class Measured(NamedTuple):
     """What a measure found.
 
@@ -87,11 +145,13 @@ class Measured(NamedTuple):
         facts: the part of report.json that it fills, {key: numbers}; empty where nothing can be said.
         shown: what its section says beside that: counts, and arrays for figures.
         lacks: what is missing where nothing can be said, a key of `ldm.drawing.pages.LACKING`.
+        people: {number: PerPerson}, of those that runs are compared by.
     """
 
     facts: Mapping[str, object]
     shown: Mapping[str, object]
     lacks: str | None = None
+    people: Mapping[str, PerPerson] = NOBODY
 
 
 def bar(parts, name):
@@ -99,20 +159,20 @@ def bar(parts, name):
     return tqdm(parts, desc=name, leave=False, disable=None)
 
 
-def bad_generators(train, count, seed):
+def bad_generators(train, like, seed):
     """Two that must lose to any good one: mean images with noise, and blurred training slices.
 
     The noise has a standard deviation of 0.05 within the mean brain; the blur one of 1/64 of the picture's width.
 
     Args:
         train: Slices of the training people.
-        count: most slices of each, evenly spread over the slice indices.
+        like: Slices: there are as many people, with as many slices, as far as there are.
         seed: of the noise.
 
     Returns:
         {name: Slices}, without features.
     """
-    train = train.spread(count)
+    train = train.of_people(like.people, min(like.slices_each, train.slices_each))
     mean = metrics.mean_image_prediction(metrics.mean_images([(train.images, train.z)]), train.z)[..., None]
     noise = 0.05 * np.random.default_rng(seed).standard_normal(mean.shape)
     sigma = train.images.shape[1] / 64
@@ -123,7 +183,7 @@ def bad_generators(train, count, seed):
     return {name: replace(train, images=images.astype("float32"), features=None) for name, images in made.items()}
 
 
-def reconstruction(train, test, decoded, bits, in_pixels):
+def reconstruction(train, test, decoded, bits, in_pixels, case_names=NOBODY):
     """Test people through the first stage, beside predictors that know nothing of the slice."""
     if in_pixels or test is None:
         return Measured({}, {}, "first stage" if in_pixels else "test people")
@@ -137,43 +197,123 @@ def reconstruction(train, test, decoded, bits, in_pixels):
         "pairs": (test.images[some], decoded.images[some], test.z[some]),
         "by slice": {name: (test.z, row["foreground SSIM"]) for name, row in scores.items() if name != metrics.BLACK},
     }
-    return Measured({"reconstruction": facts, "bits_per_slice": bits}, shown)
+    people = {}
+    for name, values in scores["first stage"].items():
+        mine = means_of_people(values, test.case, case_names)
+        people[f"first stage, {name}"] = PerPerson(float(np.mean(list(mine.values()))), mine)
+    return Measured({"reconstruction": facts, "bits_per_slice": bits}, shown, people=people)
 
 
-def distribution(samples, test, validate, bad, seed, by_own_network=True, saw_masks=False):
-    """KID, Frechet distance, precision and recall to the test people, beside the floor and the bad generators.
+def means_of_people(values, case, case_names):
+    """{name of the person: mean over the slices}; values (N,), of which NaNs do not count."""
+    return {case_names.get(one, str(one)): float(np.nanmean(values[case == one])) for one in np.unique(case).tolist()}
 
-    All sets have the same number of slices, at the same slice indices.
+
+def held_out(test, validate):
+    """The people who were not trained on, in two sets: test and validation people, or halves of the test people."""
+    if validate is not None:
+        return test, validate
+    whose = np.unique(test.case)
+    half = np.isin(test.case, whose[::2]) if len(whose) > 1 else np.arange(len(test)) % 2 == 0
+    return test.take(half), test.take(~half)
+
+
+def distribution(
+    samples, test, validate, bad, seed, *, by_own_network=True, saw_masks=False, networks=1, case_names=NOBODY
+):
+    """KID, Frechet distance, precision and recall to people, beside the floor and the bad generators.
+
+    All sets are on equal terms: of as many people (or heads) with as many slices each. The people who were not trained
+    on are two sets, and each is the reference once; the floor is the other one. KID, which does not depend on numbers,
+    is to all of these people.
+
+    Args:
+        samples, test, validate: Slices with features; the last two may be None.
+        bad: {name: Slices}.
+        seed: of pairs.
+        by_own_network, saw_masks: see `study.Study`.
+        networks: so many have given the features, D of each one after those of another; numbers are means over them.
+        case_names: {case: name}.
     """
     if test is None or len(samples) < LEAST:
         return Measured({}, {"count": len(samples), "least": LEAST}, "test people" if test is None else "samples")
-    sets = {FLOOR: validate} if validate is not None else {}
-    sets |= {"samples": samples, **bad}
-    count = min(len(test), *(len(slices) for slices in sets.values()))
-    reference, facts = test.spread(count), {}
-    few = min(slices.people for slices in (reference, *sets.values())) < LEAST_PEOPLE
+    folds, sets = held_out(test, validate), {"samples": samples, **bad}
+    everybody = [*folds, *sets.values()]
+    each = min(slices.slices_each for slices in everybody)
+    people = min(np.sum(np.unique(slices.case, return_counts=True)[1] >= each) for slices in everybody)
+    few = people < LEAST_PEOPLE
+    count = min(len(slices) for slices in everybody) if few else people * each
+    if count <= NEIGHBOURS:
+        return Measured({}, {"count": count}, "slices")
+
+    def cut(slices):
+        return slices.spread(count) if few else slices.of_people(people, each)
+
+    equal = [cut(fold) for fold in folds]
+    facts = {FLOOR: compared([(equal[0], equal[1]), (equal[1], equal[0])], (folds[0], folds[1]), networks, few)}
+    whole = together(*folds)
     for name, slices in sets.items():
-        some = slices.spread(count)
-        groups = (None, None) if few else (reference.case, some.case)
-        kid, error = fidelity.kernel_distance(reference.features, some.features, *groups)
-        facts[name] = {
-            "KID": kid,
-            "KID's standard error": error,
-            "Frechet distance": fidelity.frechet_distance(reference.features, some.features),
-            **fidelity.precision_recall(reference.features, some.features, NEIGHBOURS),
-        }
+        pairs = [(fold, cut(slices)) for fold in equal]
+        facts[name] = compared(pairs, (whole, slices), networks, few)
     for name, slices in {"real people": test, "samples": samples}.items():
         facts.setdefault(name, {})["MS-SSIM of pairs"] = likeness_of_pairs(slices, seed)
     shown = {
         "count": count,
-        "people": test.people,
+        "people": int(people),
+        "held out": whole.people,
+        "heads": samples.people,
         "neighbours": NEIGHBOURS,
+        "networks": networks,
         "floor": FLOOR,
+        "halves": validate is None,
         "few": few,
         "by own network": by_own_network,
         "saw masks": saw_masks,
     }
-    return Measured({"distribution": facts}, shown)
+    by_person = {} if few else kid_by_person(whole, samples, networks, case_names)
+    return Measured({"distribution": facts}, shown, people=by_person)
+
+
+def together(*sets):
+    """Sets of slices as one."""
+    columns = {name: [getattr(slices, name) for slices in sets] for name in vars(sets[0])}
+    known = {name: all(value is not None for value in values) for name, values in columns.items()}
+    return Slices(**{name: np.concatenate(values) if known[name] else None for name, values in columns.items()})
+
+
+def compared(pairs, whole, networks, few):
+    """One row of the table of distances.
+
+    Args:
+        pairs: (reference, set) each, all of one size; numbers are means over them.
+        whole: (reference, set) of which KID is.
+        networks: see `distribution`.
+        few: too few people for an error that counts people.
+    """
+    groups = (None, None) if few else tuple(slices.case for slices in whole)
+    features = [np.split(slices.features, networks, axis=1) for slices in whole]
+    kid = np.array([fidelity.kernel_distance(*two, *groups) for two in zip(*features, strict=True)])
+    found = []
+    for real, fake in pairs:
+        for two in zip(*(np.split(slices.features, networks, axis=1) for slices in (real, fake)), strict=True):
+            near = fidelity.precision_recall(*two, NEIGHBOURS, *((None, None) if few else (real.case, fake.case)))
+            found.append({"Frechet distance": fidelity.frechet_distance(*two), **near})
+    means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+    chance = kid[:, 0].var(ddof=1) / networks if networks > 1 else 0.0  # of which networks these are
+    error = float(np.sqrt(np.mean(kid[:, 1]) ** 2 + chance))
+    return {"KID": float(kid[:, 0].mean()), "KID's standard error": error, **means}
+
+
+def kid_by_person(people, samples, networks, case_names):
+    """{"KID": PerPerson} of the samples: what it is without each person, and what it owes to which heads there are."""
+    parts = zip(*(np.split(slices.features, networks, axis=1) for slices in (people, samples)), strict=True)
+    parts = [(*two, people.case, samples.case) for two in parts]
+    value = float(np.mean([fidelity.kernel_distance(*part)[0] for part in parts]))
+    found = [fidelity.kernel_distance_without(*part) for part in parts]
+    without, heads = (np.mean(side, axis=0) for side in zip(*found, strict=True))
+    names = [case_names.get(case, str(case)) for case in np.unique(people.case).tolist()]
+    error = float(np.sqrt((len(heads) - 1) * np.var(heads)))
+    return {"KID": PerPerson(value, dict(zip(names, without.tolist(), strict=True)), error, left_out=True)}
 
 
 def likeness_of_pairs(slices, seed):
@@ -183,26 +323,31 @@ def likeness_of_pairs(slices, seed):
     return fidelity.diversity(slices.images, slices.z, metrics.ms_ssim, slices.case, seed=seed)[0]
 
 
-def anatomy(samples, train, test, label_names, phantoms):
+def anatomy(samples, train, test, label_names, phantoms, plane=("axial", "")):
     """Tissue, ventricles, symmetry: of samples and of real people, and whether conditions hold.
 
     Args:
         samples, train, test: Slices; test may be None.
         label_names: of the labels 0, 1, ...
         phantoms: images (N, H, W) in [0, 1] and tissue classes (N, H, W): brains whose tissue is known exactly.
+        plane: one of `planes.PLANES`, and how it is known; what does not hold there is left out.
     """
+    holds = planes.HOLDS[plane[0]]
     sets = {"training people": train, "test people": test, "samples": samples}
     sets = {kind: slices for kind, slices in sets.items() if slices is not None}
     measured = {kind: anatomies.measure(slices.images) for kind, slices in sets.items()}
+    measured = {kind: {name: found[name] for name in found if name in holds} for kind, found in measured.items()}
     distance, error = {}, {}
     for kind, slices in sets.items():
         if kind != "training people":
             distance[kind] = anatomies.difference(measured["training people"], train.z, measured[kind], slices.z)
             if slices.guessed_z is not None:
                 error[kind] = float(np.abs(slices.guessed_z - slices.z).mean())
-    areas = {kind: values["ventricle_area"] for kind, values in measured.items()}
-    effects, refused = label_effects(sets, areas, label_names)
+    area = "ventricle_area" if "ventricle_area" in holds else "brain_area"
+    areas = {kind: values[area] for kind, values in measured.items()}
+    effects, refused = label_effects(sets, areas, label_names) if area == "ventricle_area" else ({}, {})
     facts = {
+        "plane": plane[0],
         "distance": distance,
         "dice": segmenter_dice(*phantoms),
         "slice index error": error,
@@ -215,7 +360,10 @@ def anatomy(samples, train, test, label_names, phantoms):
     reference = train if test is None else test
     shown = {
         "means": means,
-        "ventricles": {kind: (slices.z, areas[kind]) for kind, slices in sets.items()},
+        "area": area,
+        "areas": {kind: (slices.z, areas[kind]) for kind, slices in sets.items()},
+        "plane is": plane[1],
+        "not said": planes.WHY_NOT.get(plane[0]),
         "grey levels": tuple(anatomies.histograms(slices.images) for slices in (reference, samples)),
         "labels": list(label_names),
         "refused": refused,
@@ -353,8 +501,8 @@ def copies(samples, train, test, decoded, case_names):
     usual = audit.nearest(small[1], small[2], progress=lambda parts: bar(parts, "copies, test people"))
     near, near_usual = (audit.nearest_features(slices.features, train.features) for slices in (samples, honest))
     rates = {
-        "pixels": audit.copy_rate(found.distance, usual.distance, groups=test.case),
-        "features": audit.copy_rate(near.distance, near_usual.distance, groups=test.case),
+        "pixels": audit.copy_rate(found.distance, usual.distance, groups=test.case, owners=samples.case),
+        "features": audit.copy_rate(near.distance, near_usual.distance, groups=test.case, owners=samples.case),
     }
     people = audit.by_person(found.index, found.distance, rates["pixels"]["threshold"], train.case)
     closest = np.argsort(found.distance)[:8]
@@ -367,6 +515,36 @@ def copies(samples, train, test, decoded, case_names):
         "few": test.people < FEW,
     }
     return Measured({"copies": {**rates, "people": {case_names[case]: n for case, n in people.items() if n}}}, shown)
+
+
+def use(samples, train, held, label_names, masks=None):
+    """What a classifier of the label, and a segmenter, learn from drawn slices, tried on people nobody trained on.
+
+    Args:
+        samples, train: Slices; held: those of test and validation people, or None.
+        label_names: of the labels 0, 1, ...
+        masks: {"drawn slices", "real slices", "tested": (images, tissue classes)} where the samples were drawn inside
+            tissue masks; else None.
+    """
+    if held is None:
+        return Measured({}, {}, "test people")
+    facts = {"label": {}, "tissue": {}}
+    if len(label_names) >= 2:
+        drawn, real, tested = (usefulness.labelled(slices) for slices in (samples, train, held))
+        if not all(usefulness.enough(slices) for slices in (drawn, real, tested)):
+            return Measured({}, {"least": usefulness.LEAST_PEOPLE}, "people")
+        as_many = real.of_people(min(drawn.people, real.people), min(drawn.slices_each, real.slices_each))
+        sets = {"drawn slices": [drawn], "as many real people": [as_many], "all real people": [real]}
+        sets = {name: parts for name, parts in sets.items() if all(map(usefulness.enough, parts))}
+        sets["real and drawn"] = [real, drawn]
+        small = audit.shrunk(train.images, usefulness.SIDE)
+        mean = metrics.mean_images([(small, train.z)])
+        facts["label"] = usefulness.trained_and_tested(sets, tested, mean)
+    if masks is not None:
+        facts["tissue"] = usefulness.segmented({k: v for k, v in masks.items() if k != "tested"}, masks["tested"])
+    if not any(facts.values()):
+        return Measured({}, {}, "labels")
+    return Measured({"use": facts}, {"labels": list(label_names[:2]), "people": held.people, "seeds": usefulness.SEEDS})
 
 
 def leaks(real, case_names, saw, kind, each=False, repeated=None):
