@@ -12,7 +12,12 @@ GOOD = {
     "about": {"format": 1, "run": "a", "data": "x", "count": 9, "sampler": "ddim", "steps": 3, "seed": 0},
     "by person": {"KID": {"value": 0.1, "error": 0.0, "left out": True, "people": {"p1": 0.1, "p2": 0.2}}},
     "distribution": {"samples": {"KID": 0.1, "recall": None}},
-    "leaks": {"near-identical pairs": {"train, test": 0}, "misfiled": [[["p1", 3], ["p2", 4]]], "said": []},
+    "leaks": {
+        "near-identical pairs": {"train, test": 0},
+        "misfiled": [[["p1", 3], ["p2", 4]]],
+        "repeated": None,
+        "said": [],
+    },
 }
 
 

@@ -37,7 +37,12 @@ SHAPE = {
         "label": {str: {"AUC": NUMBER, "interval": (NUMBER, NUMBER), "people": int}},
         "tissue": {str: [(NUMBER, NUMBER)]},
     },
-    "leaks?": {"near-identical pairs": {str: int}, "misfiled": [((str, int), (str, int))], "said": [str]},
+    "leaks?": {
+        "near-identical pairs": {str: int},
+        "misfiled": [((str, int), (str, int))],
+        "repeated": object,  # pairs of names, or None
+        "said": [str],
+    },
     "cost?": {str: NUMBER},
 }
 
