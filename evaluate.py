@@ -290,11 +290,13 @@ def score_parser():
 
 def score(flags):
     """Do what `evaluate.py score` says; returns the exit status."""
-    run = runs.folder(flags.run) if flags.run or flags.sheet else runs.newest("diffusion")
-    path = Path(flags.sheet) if flags.sheet else run / "quiz_sheet.json"
+    if flags.sheet:
+        path = Path(flags.sheet)
+    else:
+        path = (runs.folder(flags.run) if flags.run else runs.newest("diffusion")) / "quiz_sheet.json"
     sheet = runs.load_json(path)
     if sheet is None:
-        raise runs.RunError(f"{path} is not there: `python evaluate.py --run {run.name} --quiz` writes a quiz")
+        raise runs.RunError(f"{path} is not there: `python evaluate.py --run R --quiz` writes a quiz and its sheet")
     print(f"{'':20}{'size':>6}{'right':>12}{'share':>8}   95 % interval")
     for file in flags.answers:
         given = runs.load_json(Path(file))

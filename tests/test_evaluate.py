@@ -109,7 +109,7 @@ def test_the_report_has_every_part(evaluated):
     parts = {"distribution", "texture", "anatomy", "copies", "leaks", "cost"}
     assert set(facts) == {"about", *parts, "by person"}
     assert schema.problems(facts) == []
-    assert set(facts["leaks"]) == {"near-identical pairs", "misfiled", "said"}
+    assert set(facts["leaks"]) == {"near-identical pairs", "misfiled", "repeated", "said"}
     assert facts["copies"]["pixels"]["rate"] == 0.0  # grey noise is nobody's copy
     assert facts["distribution"]["samples"]["precision"] < 0.1
     card = (run / "model_card.md").read_text()
