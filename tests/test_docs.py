@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,11 @@ def module(name):
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
+
+
+def test_pip_installs_every_module():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["py-modules"]
+    assert sorted(told) == sorted(path.stem for path in ROOT.glob("*.py"))
 
 
 def test_the_table_of_flags_is_up_to_date():
