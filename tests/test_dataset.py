@@ -75,6 +75,8 @@ def test_tables_as_people_write_them(tmp_path):
         ("case,label\n1,AD\n001,NC\n", "two rows for case 1 that disagree"),
         ("case,label\n77,AD\n", "names nobody"),
         ("case\n1\n", "another"),
+        ("case,label\n1,A\0D\n", "zero bytes"),
+        (",".join(["case", *map(str, range(50_000))]) + "\n", "50,001 columns"),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused(tmp_path, text, said):

@@ -147,9 +147,13 @@ def test_two_changes_are_composed(tmp_path):
     assert belongs == {(n, 5): once[n] for n in whole} | {(n, 9): once[twice[n]] for n in whole}
 
 
-def test_phantoms_and_single_slices_change_no_heads(tmp_path):
+def test_good_stacks_single_slices_and_slices_far_apart_change_no_heads(tmp_path):
     path = archive_of(tmp_path / "a.zip", {number: head(number) for number in range(1, 9)})
     assert repeats.describe(dataset.open_source(path)) == []
+    apart = archive_of(tmp_path / "c.zip", {number: head(number, ahead=0)[::6] for number in range(1, 9)})
+    noise = {number: np.concatenate([head(number + 50 * z)[:1] for z in range(5)]) for number in range(1, 9)}
+    assert repeats.describe(dataset.open_source(apart)) == []
+    assert repeats.describe(dataset.open_source(archive_of(tmp_path / "d.zip", noise))) == []
     single = archive_of(tmp_path / "b.zip", {number: head(number)[:1] for number in range(1, 9)})
     assert repeats.describe(dataset.open_source(single)) == []
 

@@ -49,6 +49,7 @@ FALSE_ALARMS = 0.5  # pairs of strangers that are expected beyond the threshold
 LEAST = 20  # stacks, below which nothing can be calibrated
 MOST = 10_000  # stacks, whose likenesses take 400 MB
 CERTAIN = 5000  # pairs of different labels that are enough for a threshold
+NEIGHBOURS = 0.4  # correlation of neighbouring slices below which they say nothing of whose they are
 EXAMPLES = 5  # of people with several names that are shown
 LOOKED_AT = 24  # stacks that `dataset.py describe` looks at
 
@@ -421,7 +422,9 @@ def head_changes(source, chosen=None) -> list[Change]:
                 gaps.append(_neighbours(before, now))
             before = now
             bar.update(len(mine))
-    usual = np.median([np.median(own) for *_, own, _ in gaps if len(own)] or [1.0])
+    usual = np.median([np.median(own) for *_, own, _ in gaps if len(own)] or [0.0])
+    if usual < NEIGHBOURS:  # slices that lie far apart: nothing can be told
+        return []
     return [change for gap in gaps if (change := _change(*gap, usual))]
 
 

@@ -13,6 +13,7 @@ from ldm.data import archive, words
 
 UNKNOWN = ("", "?", "-", ".", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "unknown", "missing")
 PERSON_WORD = re.compile(rf"(?:{'|'.join(sorted(words.PERSON))})[-_ ]?(?=\d)", re.IGNORECASE)
+MOST_COLUMNS = 1000
 MIXED = 0.4  # a column with fewer texts than this part of its cells, beside numbers, is meant to be numbers
 
 
@@ -41,6 +42,10 @@ def read(data: bytes, missing=()) -> dict[str, dict]:
         names, lines = [name.strip() for name in reader.fieldnames or ()], list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"is not a CSV table ({error}); write it as UTF-8 text, and close every quote") from error
+    if b"\0" in data:
+        raise ValueError("holds zero bytes, which no text has; write it as UTF-8")
+    if len(names) > MOST_COLUMNS:
+        raise ValueError(f"has {len(names):,} columns (limit {MOST_COLUMNS}); keep those that say something of people")
     if "case" not in names or len(names) < 2:
         raise ValueError("needs a column case and another, such as label, separated by commas")
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
