@@ -5,7 +5,6 @@ sex, ...).
 import csv
 import io
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -151,9 +150,10 @@ def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
         return {}
     shown = f"{store.path}: {inside[0]!r}" if path is None else f"--labels {path}"
     try:
-        if path is not None and Path(path).stat().st_size > archive.MAX_TABLE_BYTES:
+        data = store.read(inside[0]) if path is None else _start_of(path)
+        if len(data) > archive.MAX_TABLE_BYTES:
             raise ValueError(f"has more than {archive.MAX_TABLE_BYTES:,} bytes: it is no table of people")
-        found = read(store.read(inside[0]) if path is None else Path(path).read_bytes(), missing)
+        found = read(data, missing)
     except OSError as error:
         raise archive.DataError(f"{shown} cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -163,6 +163,12 @@ def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
         some = ", ".join(sorted(people)[:3])
         raise archive.DataError(f"{shown} names nobody of this data, whose cases are called {some}, ...")
     return found
+
+
+def _start_of(path) -> bytes:
+    """A file, or as much of it as shows that it is too long: what has no end, as /dev/zero, has no size either."""
+    with open(path, "rb") as file:
+        return file.read(archive.MAX_TABLE_BYTES + 1)
 
 
 def describe(column: dict, train: set) -> dict:

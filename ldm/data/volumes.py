@@ -163,7 +163,12 @@ def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str]) -> np.
     try:
         volume = found.image() if isinstance(found, dicom.Series) else _open(found, notes)
         shape = tuple(length for place, length in enumerate(volume.shape) if place < 3 or length > 1)
-        if len(shape) != 3 or max(shape) > archive.MAX_SIDE or np.prod(shape, dtype=float) > MAX_VOXELS:
+        if (
+            len(shape) != 3
+            or min(shape) < 1
+            or max(shape) > archive.MAX_SIDE
+            or np.prod(shape, dtype=float) > MAX_VOXELS
+        ):
             raise archive.DataError(f"{path} has the shape {volume.shape}, but one three-dimensional volume is needed.")
         if volume.get_data_dtype().kind not in "iuf":
             raise archive.DataError(f"{path} holds {volume.get_data_dtype()}, but one number per voxel is needed.")
