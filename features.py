@@ -17,7 +17,7 @@ from ldm import batches
 from ldm.data import pixels
 from ldm.nets.layers import GroupNorm, ResBlock, SpaceToDepth, downsample
 from ldm.nets.saving import Recorded, register
-from ldm.training import losses, runs
+from ldm.training import losses, optimizers, runs
 
 BATCH = 32
 STEPS = 400
@@ -187,7 +187,7 @@ class FeatureNet(Recorded, keras.Model):
         No two slices of a batch should be of one person, see `neighbours`.
         """
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        self.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-3), jit_compile=False)
+        self.compile(optimizer=optimizers.FusedAdamW(rate, weight_decay=1e-3), jit_compile=False)
         self.fit(slices, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
 
     def measure(self, images):

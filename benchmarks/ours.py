@@ -18,11 +18,11 @@ import dataset
 import modules
 import stages
 from ldm.diffusion import samplers
-from ldm.training import distribution, presets
+from ldm.training import distribution, optimizers, presets
 
 
 def optimizer():
-    return keras.optimizers.AdamW(1e-4, weight_decay=1e-2)
+    return optimizers.FusedAdamW(1e-4, weight_decay=1e-2)
 
 
 def batches(shape):
@@ -158,7 +158,7 @@ def autoencoder(flags):
     group = settings["autoencoder"]
     model = stages.make_autoencoder(settings, 0)
     rate = TimedCosine(group["learning_rate"])
-    model.compile(optimizer=keras.optimizers.AdamW(rate, beta_2=0.99, weight_decay=1e-4), jit_compile=False)
+    model.compile(optimizer=optimizers.FusedAdamW(rate, beta_2=0.99, weight_decay=1e-4), jit_compile=False)
     model.make_train_function()
 
     def learn():

@@ -10,6 +10,7 @@ import tensorflow as tf
 import modules
 from ldm.diffusion import samplers, schedules
 from ldm.training import distribution, runs
+from ldm.training.optimizers import FusedAdamW
 
 SHAPE = (4, 4, 2)
 OPTIONS = {"zero_snr": (False, True), "min_snr_gamma": (None, 5.0), "loss": ("mse", "l1", "huber")}
@@ -185,7 +186,7 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole_batch():
         keras.utils.set_random_seed(1)
         with distribution.make_strategy(replicas).scope():
             model = make(make_linear(), accumulate=parts)
-            model.compile(keras.optimizers.AdamW(5e-3, use_ema=True, ema_momentum=0.7), jit_compile=False)
+            model.compile(FusedAdamW(5e-3, use_ema=True, ema_momentum=0.7), jit_compile=False)
         reports = model.fit(tf.data.Dataset.from_tensors(batch_of(8)).repeat(3), shuffle=False, verbose=0).history
         assert keras.ops.convert_to_numpy(model.optimizer.iterations) == 3
         return [np.asarray(value) for value in (*model.weights, *model.optimizer.variables)], reports

@@ -12,6 +12,7 @@ import tensorflow as tf
 from ldm.nets.networks import conditions_of
 from ldm.nets.transformer import draw_tokens, dropout, lengthen
 from ldm.training import distribution, runs
+from ldm.training.optimizers import FusedAdamW
 from ldm.training.prior import CodePrior
 
 SHAPE, CODES = (4, 4), 8
@@ -41,7 +42,7 @@ def batch_of(count, seed=0, shape=SHAPE):
 
 
 def fitted(model, batch, steps, batch_size, learning_rate=1e-2):
-    model.compile(optimizer=keras.optimizers.AdamW(learning_rate), jit_compile=False)
+    model.compile(optimizer=FusedAdamW(learning_rate), jit_compile=False)
     data = tf.data.Dataset.from_tensor_slices(batch).repeat().batch(batch_size)
     model.fit(data, steps_per_epoch=steps, verbose=0)
     return model
@@ -254,7 +255,7 @@ def trained(replicas):
     keras.utils.set_random_seed(1)
     with distribution.make_strategy(replicas).scope():
         model = make_prior(depth=1, dropout=0.3)
-        model.compile(optimizer=keras.optimizers.AdamW(5e-3, epsilon=1e-4), jit_compile=False)
+        model.compile(optimizer=FusedAdamW(5e-3, epsilon=1e-4), jit_compile=False)
     train, validation = (tf.data.Dataset.from_tensor_slices(batch_of(n, n)) for n in (16, 9))
     data = {"x": train.batch(8, drop_remainder=True), "validation_data": validation.batch(8)}
     return model, model.fit(**data, epochs=2, shuffle=False, verbose=0).history

@@ -1,12 +1,12 @@
 """Models of a few channels and batches of a few slices, for the tests of `modules` and of what trains it."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 import modules
 from ldm.nets.networks import Discriminator
 from ldm.training.adversary import AdversarialTraining
+from ldm.training.optimizers import FusedAdamW
 
 SIZE = 16
 BOX = [3, 0, 8, 16]  # top, left, height, width
@@ -102,10 +102,10 @@ def randomised(model, seed=0):
     return model
 
 
-def compiled(model, learning_rate=2e-3, kind=keras.optimizers.AdamW, **options):
+def compiled(model, learning_rate=2e-3, kind=FusedAdamW, **options):
     optimizer = kind(learning_rate, epsilon=1e-4, **options)
     more = {}
     if isinstance(model, AdversarialTraining):
-        more["discriminator_optimizer"] = keras.optimizers.AdamW(learning_rate, epsilon=1e-4)
+        more["discriminator_optimizer"] = FusedAdamW(learning_rate, epsilon=1e-4)
     model.compile(optimizer=optimizer, jit_compile=False, **more)  # as train.py on a CPU
     return model

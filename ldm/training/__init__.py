@@ -12,6 +12,7 @@ In the order of a training:
     adversary      a first stage against a discriminator: its training, when it starts, when it is turned down
     prior          a transformer over the codes of a VQ-VAE
     progress       what a training says while it runs
+    optimizers     AdamW as one fused operation per variable
     callbacks      the optimizer and the callbacks that a training is run with
     runs           the run folder: names, checkpoints, resume, records
     old_runs       run folders of earlier versions, read as today's

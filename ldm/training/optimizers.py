@@ -1,0 +1,84 @@
+"""AdamW as one fused operation per variable: a training step that is traced sooner, and runs faster in less memory.
+
+Keras writes each variable's update out in some hundred nodes of the graph, among them the schedule of the learning
+rate and the powers of both betas, which are the same for all. Here these are computed once, and the update of a
+variable, of its two moments and of its average are an operation each. The numbers, the names and the checkpoints are
+those of `keras.optimizers.AdamW`.
+"""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+
+class FusedAdamW(keras.optimizers.AdamW):
+    """AdamW (arXiv 1711.05101), the same steps as Keras' own; of its options, none that clips, scales or accumulates.
+
+    Raises:
+        ValueError: for one of those options.
+    """
+
+    def __init__(self, learning_rate, **options):
+        super().__init__(learning_rate, **options)
+        unknown = ("amsgrad", "clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps")
+        for name in (*unknown, "ema_overwrite_frequency", "loss_scale_factor"):
+            if getattr(self, name):
+                raise ValueError(f"FusedAdamW has no {name}: take keras.optimizers.AdamW")
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        """Sum the gradients over replicas and step everywhere: what `apply` does between two counts of the steps."""
+        variables = [variable.value for variable in trainable_variables]
+        pairs = self._all_reduce_sum_gradients(zip(grads, variables, strict=True))
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            self._step_everywhere, self._distribution_strategy, pairs, self._scalars()
+        )
+
+    def _scalars(self):
+        """What is the same for all variables at this step, float32 scalars."""
+        done = tf.cast(self.iterations, tf.float32)
+        rate = tf.cast(self.learning_rate, tf.float32)
+        found = {name: tf.constant(getattr(self, name)) for name in ("beta_1", "beta_2", "epsilon")}
+        found |= {
+            "rate": rate,
+            "decay": rate * (self.weight_decay or 0.0),
+            "beta_1_power": tf.pow(found["beta_1"], done + 1.0),
+            "beta_2_power": tf.pow(found["beta_2"], done + 1.0),
+        }
+        if self.use_ema:  # the average begins as the weights after the first step
+            found["renewal"] = 1.0 - tf.where(done > 0.0, tf.cast(self.ema_momentum, tf.float32), 0.0)
+        return found
+
+    def _step_everywhere(self, strategy, pairs, scalars):
+        """The step of each variable, on each device that has a copy of it."""
+        for gradient, variable in pairs:
+            i = self._get_variable_index(variable)
+            decays = self.weight_decay is not None and self._use_weight_decay(variable)
+            slots = {"moment_1": self._momentums[i].value, "moment_2": self._velocities[i].value}
+            if self.use_ema:
+                slots["average"] = self._model_variables_moving_average[i].value
+            step = functools.partial(self._step, decays=decays)
+            strategy.extended.update(variable, step, args=(gradient, scalars, slots), group=False)
+
+    def _step(self, variable, gradient, scalars, slots, decays):
+        """One step of one variable on one device (algorithm 2 of the paper), and of its moving average."""
+        scalars = {name: tf.cast(value, variable.dtype) for name, value in scalars.items()}
+        if decays:
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=scalars["decay"], delta=variable.value())
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=slots["moment_1"].handle,
+            v=slots["moment_2"].handle,
+            beta1_power=scalars["beta_1_power"],
+            beta2_power=scalars["beta_2_power"],
+            lr=scalars["rate"],
+            beta1=scalars["beta_1"],
+            beta2=scalars["beta_2"],
+            epsilon=scalars["epsilon"],
+            grad=tf.cast(tf.convert_to_tensor(gradient), variable.dtype),
+        )
+        if self.use_ema:
+            average = slots["average"]
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=average.handle, alpha=scalars["renewal"], delta=average.value() - variable.value()
+            )
