@@ -34,7 +34,6 @@ if __name__ == "__main__":
     command.from_the_start("dataset.py")  # TensorFlow takes seconds to import
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from ldm import files
@@ -42,6 +41,7 @@ from ldm.data import archive, crop, dicom, latents, names, order, people, phanto
 from ldm.data import masks as tissue_masks
 from ldm.data.archive import DataError
 from ldm.data.people import SPLITS
+from ldm.later import tensorflow as tf
 
 # What others call by these names; their rooms say what they do.
 brain_box = crop.brain_box
@@ -280,11 +280,16 @@ def open_recorded(about: dict, data=None) -> Source:
     return open_source(data or own, seed=settings["seed"], axis=settings["axis"], contrast=contrast, **options)
 
 
-def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
-    """Finds out what kind of data the paths are. Returns the store and what was understood of the names in it."""
-    for path in paths:
+def refuse_absent(paths) -> None:
+    """Raises DataError for the first path that does not exist."""
+    for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"--data {path} does not exist; give a zip, a folder of slices, or volumes.")
+
+
+def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
+    """Finds out what kind of data the paths are. Returns the store and what was understood of the names in it."""
+    refuse_absent(paths)
     path = paths[0]
     if path.is_dir() and len(paths) == 1:
         store = archive.FolderStore(path)
@@ -372,7 +377,7 @@ def make_dataset(
     masks: bool = False,
     most: int | None = None,
     cache_bytes: int = 2 * 2**30,
-) -> tf.data.Dataset:
+) -> "tf.data.Dataset":
     """Batches of slices, in an order and with pixels that depend on the arguments only.
 
     Args:
@@ -455,7 +460,7 @@ def read_split(source, split: str, image_size: int, batch_size: int = 32, **opti
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def with_covariates(batches: tf.data.Dataset, source: Source, columns: dict[str, dict]) -> tf.data.Dataset:
+def with_covariates(batches: "tf.data.Dataset", source: Source, columns: dict[str, dict]) -> "tf.data.Dataset":
     """Adds what the table says of the people: "covariates" (B, K) float32, see `covariates_of`."""
     cases = np.unique(source.case)
     known = covariates_of(source, cases, columns)

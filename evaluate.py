@@ -25,16 +25,18 @@ import command
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 if __name__ == "__main__":
-    command.from_the_start("evaluate.py")  # TensorFlow takes seconds to import
+    command.from_the_start("evaluate.py")
 
 import dataset
-import study
 from ldm import files
 from ldm.diffusion import samplers
 from ldm.drawing import comparison, pages, report
 from ldm.drawing import quiz as quiz_pages
 from ldm.judging import planes, quiz, schema
+from ldm.later import Later
 from ldm.training import distribution, runs
+
+study = Later("study")  # it takes seconds to import
 
 ORDER = tuple(pages.TITLES)  # of the sections
 
@@ -95,6 +97,8 @@ def work(flags):
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion", "autoencoder")
     out = Path(flags.out) if flags.out else run
     files.check_folder(out)
+    runs.records_of(run)  # refuses what is no run before TensorFlow is imported, which takes seconds,
+    dataset.refuse_absent(flags.data or ())  # and likewise data that is not there
     print(f"{run}: {distribution.set_precision(flags.precision)}")
     if flags.quiz:
         return write_quiz(run, out, flags)

@@ -11,14 +11,13 @@ evaluation and everything that `predict.py` draws come through here.
 """
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
-import modules  # noqa: F401  (registers the classes that a .keras file names)
 from ldm import batches
 from ldm.data import latents as stored_latents
 from ldm.data import masks
 from ldm.diffusion import guidance, samplers, schedules
+from ldm.later import tensorflow as tf
 from ldm.training import runs
 
 PRIORS = ("transformer", "histogram", "normal")  # where latents may come from, beside the diffusion model
@@ -113,6 +112,8 @@ class Generator(FirstStage):
     """
 
     def __init__(self, run):
+        import modules  # noqa: F401  (registers the classes that a .keras file names)
+
         model, record = runs.load_model(run / "diffusion.keras"), runs.load_json(run / "diffusion.json")
         if record is None:
             again = f"run `python train.py diffusion --run {run.name}`, which writes it again"

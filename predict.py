@@ -26,21 +26,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 if __name__ == "__main__":
     command.from_the_start("predict.py")  # TensorFlow takes seconds to import
 
-import keras
 import numpy as np
 from tqdm import tqdm
 
 import dataset
 import predict_flags
-import synthetic
 from conditions import SWEEP, drawn_conditions, drawn_masks, negative_conditions, real_pair, real_slices
 from generator import FirstStage, Generator, prior_latents
 from ldm import batches, files, tissue
 from ldm.data import volumes
 from ldm.diffusion import guidance, samplers
 from ldm.drawing import figures
-from ldm.judging import anatomy, metrics
+from ldm.later import Later, keras
 from ldm.training import distribution, runs
+
+synthetic = Later("synthetic")  # it imports SciPy, and so do these
+anatomy, metrics = Later("ldm.judging.anatomy"), Later("ldm.judging.metrics")
 
 FRAMES = 40  # most frames of a GIF
 
@@ -435,7 +436,12 @@ def do(argv):
     stage, work = predict_flags.TASKS[name].stage, WORK[name]
     run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
     files.check_folder(values["out"].parent if name == "archive" else values["out"])
+    if stage == "diffusion":  # before TensorFlow is imported, which takes seconds
+        runs.refuse_missing(run / "diffusion.keras")
+    dataset.refuse_absent(values.get("data") or ())
     print(f"{run}: {distribution.set_precision(values['precision'])}")
+    import modules  # noqa: F401  (registers the classes that a .keras file names; imports TensorFlow)
+
     keras.utils.set_random_seed(values.get("seed", 0))
     work(run, **predict_flags.arguments(work, values))
     return 0

@@ -32,7 +32,7 @@ from ldm.diffusion import schedules
 from ldm.drawing import charts, figures
 from ldm.judging import fidelity, metrics
 from ldm.nets import networks
-from ldm.training import adversary, callbacks, distribution, prior, progress, records, runs
+from ldm.training import adversary, callbacks, distribution, optimizers, prior, progress, records, runs
 from ldm.training.settings import arguments, attention_rows, latent_shape, merged
 
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
@@ -114,11 +114,11 @@ def fit(
         watching = [keras.callbacks.SwapEMAWeights()] if averaged else []  # validate with the averaged weights
         watching += [callbacks.Clock(), callbacks.StopAtNaN(run, stage), *measures]
         if runs.is_chief():
-            watching += [runs.History(history, append=done > 0)]
+            watching += [callbacks.History(history, append=done > 0)]
         watching += [patience, *watchers]
         if runs.is_chief():
             watching += [
-                runs.Checkpoint(run, stage, MONITOR[stage]),
+                callbacks.Checkpoint(run, stage, MONITOR[stage]),
                 callbacks.Picture(run / "pictures", stage, picture),
                 keras.callbacks.TensorBoard(run / "logs" / stage, write_graph=False),
                 *([] if verbose else [progress.Progress(stage, done)]),
@@ -550,7 +550,7 @@ def overfit_test(settings, source, strategy):
 def overfits(stage, model, batch, learning_rate):
     """Train on one batch for about OVERFIT_SECONDS, and say whether its loss falls to less than half."""
     with model.distribute_strategy.scope():
-        model.compile(keras.optimizers.AdamW(learning_rate, beta_2=0.99, use_ema=False), jit_compile=False)
+        model.compile(optimizers.FusedAdamW(learning_rate, beta_2=0.99), jit_compile=False)
     found, began = [], []
 
     class Watch(keras.callbacks.Callback):

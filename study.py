@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import dataset
 import features
+import modules  # noqa: F401  (registers the classes that a .keras file names)
 from generator import Generator
 from ldm import batches, files, tissue
 from ldm.data import latents, phantom, repeats
@@ -102,9 +103,7 @@ def open_people(run, data=None):
         RunError: if the folder is no run.
         DataError: if there are no training people, or the data is no good.
     """
-    records = {stage: found for stage in runs.STAGES if (found := runs.load_json(run / f"{stage}.json"))}
-    if not records:
-        raise runs.RunError(f"{run} is no run: train one with `python train.py --run {run.name}`")
+    records = runs.records_of(run)
     record = list(records.values())[-1]
     source = dataset.open_recorded(record, data).with_labels_of(record["data"]["labels"])
     source.select("train")  # refuses if there is nobody: they are what everything is read against

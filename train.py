@@ -24,11 +24,13 @@ if __name__ == "__main__":
 import numpy as np
 
 import dataset
-import stages
 from ldm import files
 from ldm.data import people
+from ldm.later import Later
 from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
+
+stages = Later("stages")  # it takes seconds to import
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 OPENED = ("seed", "axis", "labels", "person", "contrast", "missing")  # settings that say how data is read
@@ -122,13 +124,21 @@ def make_strategy(replicas, todo, settings):
         strategy = distribution.make_strategy(replicas)
     except ValueError as error:
         raise runs.RunError(str(error)) from error
-    replicas = strategy.num_replicas_in_sync
+    refuse_uneven(strategy.num_replicas_in_sync, todo, settings)
+    return strategy
+
+
+def refuse_uneven(replicas, todo, settings):
+    """Refuse batches that do not divide among so many replicas, and the parts of each.
+
+    Raises:
+        RunError: naming the stage.
+    """
     for stage in todo:
         rows, parts = settings[stage].get("batch_size", replicas), settings[stage].get("accumulate", 1)
         if rows % (replicas * parts):
             times = f" times the {parts} parts of --accumulate" if parts > 1 else ""
             raise runs.RunError(f"--batch-size {rows} of {stage} must be divisible by the {replicas} replicas{times}")
-    return strategy
 
 
 def chosen_preset(flags):
@@ -191,13 +201,14 @@ def work(flags):
     files.check_folder(folder_of(flags))
     opened = chosen_preset(flags)
     run, todo, settings = resolve(flags)
-    strategy = make_strategy(flags.replicas, todo, settings)
-    precision = distribution.set_precision(flags.precision or "auto")
+    refuse_uneven(flags.replicas or 1, todo, settings)
     source = opened or open_data(settings, flags.dry_run)
     if source is None:
         print(json.dumps(settings, indent=2))
         return 0
     records.refuse_missing(settings, source)
+    strategy = make_strategy(flags.replicas, todo, settings)  # from here on TensorFlow is needed, and imported
+    precision = distribution.set_precision(flags.precision or "auto")
     settings = stages.with_found(settings, source)
     schema.check_levels(settings)
     if (

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
+
+from ldm.later import ops
 
 
 class CropBox(NamedTuple):

@@ -9,7 +9,13 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"train", "predict", "evaluate"}
 LIBRARY = ROOT / "ldm"
 WINGS = {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
-GROUND = {"ldm.files", "ldm.batches", "ldm.tissue", "ldm.cropping"}  # rooms that every other one may import
+GROUND = {
+    "ldm.files",
+    "ldm.batches",
+    "ldm.tissue",
+    "ldm.cropping",
+    "ldm.later",
+}  # rooms that every other one may import
 
 
 def files():
@@ -29,7 +35,7 @@ def wing(name):
 
 ALLOWED = {  # what each file may import of ours, beside the ground floor
     **{room: wing(room.split(".")[1]) for room in ROOMS - GROUND},  # its own wing, and what is added below
-    **{room: set() for room in GROUND},
+    **{room: {"ldm.later"} - {room} for room in GROUND},
     "dataset": wing("data") | {"command"},
     "modules": {"ldm.diffusion.schedules"}
     | {f"ldm.training.{room}" for room in ("losses", "distribution", "reports", "corruption")}
@@ -38,14 +44,16 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "ldm.training.adversary": wing("training") | {"ldm.nets.networks", "ldm.nets.saving"},
     "ldm.training.prior": wing("training")
     | {"ldm.nets.layers", "ldm.nets.networks", "ldm.nets.saving", "ldm.nets.transformer"},
-    "features": {"dataset", "ldm.data.pixels", "ldm.training.losses", "ldm.training.runs"} | wing("nets"),
+    "features": {"dataset", "ldm.data.pixels"}
+    | {f"ldm.training.{room}" for room in ("losses", "optimizers", "runs")}
+    | wing("nets"),
     "generator": {"modules", "ldm.training.runs", "ldm.data.masks", "ldm.data.latents"} | wing("diffusion"),
     "conditions": {"dataset", "ldm.data.table", "ldm.training.runs"},
     "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
     | wing("diffusion"),
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
-    "study": {"dataset", "features", "generator", "ldm.data.phantom", "ldm.data.latents", "ldm.training.runs"}
-    | {"ldm.data.repeats"}
+    "study": {"dataset", "modules", "features", "generator", "ldm.data.phantom", "ldm.data.latents"}
+    | {"ldm.training.runs", "ldm.data.repeats"}
     | {"ldm.judging.measures", "ldm.judging.metrics", "ldm.judging.planes", "ldm.diffusion.samplers"},
     "synthetic": {"dataset", "conditions", "ldm.data.volumes", "ldm.drawing.figures", "ldm.training.runs"}
     | {"ldm.judging.audit", "ldm.judging.metrics"},
@@ -70,6 +78,10 @@ def imports(path):
             base = ".".join(part for part in (base, node.module) if part)
             names = {f"{base}.{alias.name}" if base else alias.name for alias in node.names}
             found |= {name if name in ROOMS or name in FILES and "." not in name else base for name in names}
+            if base == "ldm.later":  # `keras` there is Keras
+                found |= {alias.name for alias in node.names} - {"Later"}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Later":
+            found |= {ast.literal_eval(node.args[0])}
     return found
 
 
@@ -82,8 +94,15 @@ def test_the_walk_sees_every_way_to_import(tmp_path):
     path.write_text(
         "import numpy as np\nimport ldm.judging.metrics\nfrom ldm.drawing import figures, charts\n"
         "from ldm.diffusion.schedules import linear\ndef f():\n    import modules\n    from ..nets import layers\n"
+        "from ldm.later import tensorflow as tf\nstages = Later('stages')\n"
     )
-    expected = {"numpy", "modules", "ldm.judging.metrics", "ldm.drawing.figures", "ldm.drawing.charts"}
+    expected = {"ldm.later", "tensorflow", "stages"} | {
+        "numpy",
+        "modules",
+        "ldm.judging.metrics",
+        "ldm.drawing.figures",
+        "ldm.drawing.charts",
+    }
     assert imports(path) == expected | {"ldm.diffusion.schedules", "ldm.nets.layers"}
 
 

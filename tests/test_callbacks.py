@@ -87,7 +87,7 @@ def test_kid_is_measured_now_and_then_and_ranks_epochs(tmp_path, monkeypatch):
         drawn["model"] = rng.random((40, 4, 4, 1)) + (1.0 if epoch < 2 else 0.0)
         kid.on_epoch_end(epoch, row)
     assert np.isnan(rows[0]["val_kid"]) and rows[1]["val_kid"] > 1.0 and abs(rows[2]["val_kid"]) < 0.5
-    rank = runs.Checkpoint(tmp_path, "diffusion", "val_loss").rank
+    rank = callbacks.Checkpoint(tmp_path, "diffusion", "val_loss").rank
     assert rank(rows[2]) < rank(rows[1]) < rank(rows[0])
     assert rank({"val_loss": 1.0}) < rank({"val_loss": 2.0})
 

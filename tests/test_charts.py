@@ -54,7 +54,7 @@ def test_loss_curves_have_the_epochs_in_which_something_was_measured(tmp_path, d
 
 def test_scale_legend_and_warning_of_a_panel():
     def panel(*series):
-        axes = charts.Figure().subplots()
+        axes = charts.canvas.Figure().subplots()
         charts._draw_metric(axes, "loss", [("curve", charts.WHOLE, points) for points in series])
         return axes
 

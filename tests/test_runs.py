@@ -23,6 +23,7 @@ import dataset
 import modules
 from ldm import files
 from ldm.training import distribution, runs
+from ldm.training.callbacks import Checkpoint, History
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -213,7 +214,7 @@ def test_a_history_that_goes_on_keeps_to_its_columns(tmp_path):
     """What a newer version reports besides must not slide under another column's name."""
     write_history(tmp_path / "history.csv", [0.5])
     model, x = tiny_model(), tf.ones((4, 1))
-    history = runs.History(tmp_path / "history.csv", append=True)
+    history = History(tmp_path / "history.csv", append=True)
     more = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(seconds=9.0, a_first=8.0))
     model.fit(x, x, epochs=2, initial_epoch=1, verbose=0, callbacks=[Validation([0.5, 0.25]), more, history])
     assert runs.read_history(tmp_path / "history.csv") == [
@@ -288,7 +289,7 @@ def test_checkpoint_keeps_the_best_and_the_last(tmp_path):
     after = []
     callbacks = [
         Validation([0.5, 0.2, 0.3]),
-        runs.Checkpoint(tmp_path, "diffusion", "val_loss"),
+        Checkpoint(tmp_path, "diffusion", "val_loss"),
         keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: after.append(float(model.weights[0][0, 0]))),
     ]
     model.fit(x, 2.0 * x, epochs=3, verbose=0, callbacks=callbacks)
@@ -303,7 +304,7 @@ def test_checkpoint_keeps_the_best_and_the_last(tmp_path):
 
 def test_with_a_gan_the_best_epoch_is_one_at_its_full_weight(tmp_path):
     """Sharpness costs reconstruction: without this rule the epoch before the GAN would always be kept."""
-    rank = runs.Checkpoint(tmp_path, "autoencoder", "loss").rank
+    rank = Checkpoint(tmp_path, "autoencoder", "loss").rank
     epochs = [{"loss": 0.3, "adversarial": 0.0}, {"loss": 0.2, "adversarial": 0.5}]
     assert min(epochs, key=rank)["loss"] == 0.2
     epochs += [{"loss": 0.5, "adversarial": 1.0}, {"loss": 0.4, "adversarial": 1.0}]
@@ -314,7 +315,7 @@ def test_with_a_gan_the_best_epoch_is_one_at_its_full_weight(tmp_path):
 def test_checkpoint_remembers_the_best_of_before_the_interruption(tmp_path):
     write_history(tmp_path / "diffusion.csv", [0.5, 0.1])
     model, x = tiny_model(), tf.ones((4, 1))
-    callbacks = [Validation([0.2]), runs.Checkpoint(tmp_path, "diffusion", "val_loss")]
+    callbacks = [Validation([0.2]), Checkpoint(tmp_path, "diffusion", "val_loss")]
     model.fit(x, x, epochs=1, verbose=0, callbacks=callbacks)
     assert not (tmp_path / "diffusion.keras").exists()  # 0.2 is no better than 0.1
     assert (tmp_path / "diffusion.last.weights.h5").exists()

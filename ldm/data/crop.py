@@ -1,11 +1,11 @@
 """The crop box: the part of the pictures where brains lie, which is all that a first stage has to see."""
 
 import numpy as np
-import tensorflow as tf
 
 from ldm.batches import evenly
 from ldm.cropping import CropBox
 from ldm.data import pixels
+from ldm.later import tensorflow as tf
 
 SAMPLE = 4_000  # so many training slices tell where brains lie
 

@@ -16,11 +16,12 @@ import hashlib
 import warnings
 from pathlib import Path
 
-import nibabel
 import numpy as np
-import pydicom
 
 from ldm.data import archive, words
+from ldm.later import Later
+
+nibabel, pydicom = Later("nibabel"), Later("pydicom")
 
 LEAST = 8  # slices of a series that is a volume; what has fewer is a scout or a picture of the protocol
 EVEN = 0.2  # part of the usual distance by which that of two slices may differ; more, and one is missing
@@ -56,7 +57,7 @@ class Series:
         """What its user knows it by: a file of it."""
         return f"{self.paths[0]} and {len(self.paths) - 1} more"
 
-    def image(self) -> nibabel.Nifti1Image:
+    def image(self) -> "nibabel.Nifti1Image":
         """The volume, in RAS coordinates.
 
         Raises:

@@ -9,10 +9,10 @@ import zipfile
 import zlib
 
 import numpy as np
-import tensorflow as tf
 
 from ldm import files
 from ldm.data import archive, order, pixels
+from ldm.later import tensorflow as tf
 
 VIEWED = {"latents": 5, "codes": 4, "mask": 5}  # dimensions of the arrays that have V views of N slices; others: N
 
@@ -119,7 +119,7 @@ def make_dataset(
     codes: bool = False,
     masks=False,
     most: int | None = None,
-) -> tf.data.Dataset:
+) -> "tf.data.Dataset":
     """Batches of the latents in a file, in the same order as `dataset.make_dataset` gives slices.
 
     Args:

@@ -7,13 +7,13 @@ import io
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from einops import reduce
 from PIL import Image
 from tqdm import tqdm
 
 from ldm import tissue
 from ldm.data import archive
+from ldm.later import tensorflow as tf
 
 
 def of_row(source, row: int, size: int) -> np.ndarray:

@@ -5,9 +5,9 @@ it, so that the same seed shows a second stage the same slices, whether they com
 import functools
 
 import numpy as np
-import tensorflow as tf
 
 from ldm.batches import evenly
+from ldm.later import tensorflow as tf
 
 
 def element_order(count: int, batch_size: int, training: bool, seed: int, most: int | None = None):
@@ -35,13 +35,13 @@ def element_order(count: int, batch_size: int, training: bool, seed: int, most: 
     return order
 
 
-def steps(count: int, batch_size: int, training: bool, start_step: int) -> tf.data.Dataset:
+def steps(count: int, batch_size: int, training: bool, start_step: int) -> "tf.data.Dataset":
     """Step numbers: without end in training, otherwise as many as it takes to see every element once."""
     end = 2**62 // batch_size if training else -(-count // batch_size)
     return tf.data.Dataset.range(min(start_step, end), end)
 
 
-def in_order(batches: tf.data.Dataset) -> tf.data.Dataset:
+def in_order(batches: "tf.data.Dataset") -> "tf.data.Dataset":
     """Made ahead of their use, in their order, and shared out to replicas by batch, not by file."""
     options = tf.data.Options()
     options.deterministic = True

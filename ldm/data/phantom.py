@@ -30,12 +30,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 from tqdm import tqdm
 
 from ldm import files, tissue
 from ldm.data import archive
 from ldm.data.people import SPLITS, check_seed
+from ldm.later import Later
+
+ndimage = Later("scipy.ndimage")
 
 SLICES = 32
 LABELS = ("AD", "NC")  # label 0 = AD, 1 = NC: the order of sorted class folders

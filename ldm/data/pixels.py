@@ -10,12 +10,12 @@ import operator
 import re
 
 import numpy as np
-import tensorflow as tf
 from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
 from ldm.data import archive
+from ldm.later import tensorflow as tf
 
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
 MISSING = 128  # the grey that decoders paint where a JPEG has no more pixels
@@ -182,7 +182,7 @@ def augment(images, seeds, flip: bool = False, masks=None, strength=1.0):
     return changed, tf.where(unknown, -1, warp(masks[..., None], "NEAREST")[..., 0])
 
 
-def read(source, rows: tf.data.Dataset, size: int, batch_size: int) -> tf.data.Dataset:
+def read(source, rows: "tf.data.Dataset", size: int, batch_size: int) -> "tf.data.Dataset":
     """Batches of row numbers (B,) -> batches of pixels (B, size, size, 1) uint8, in the same order.
 
     Bytes are fetched a batch at a time in Python (a pread each, which needs little of the interpreter); decoding and

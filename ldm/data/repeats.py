@@ -28,12 +28,14 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
-from scipy import ndimage, optimize, sparse
 from tqdm import tqdm
 
 from ldm.batches import evenly
 from ldm.data import archive, pixels, table
+from ldm.later import Later
+from ldm.later import tensorflow as tf
+
+ndimage, optimize, sparse = Later("scipy.ndimage"), Later("scipy.optimize"), Later("scipy.sparse")
 
 SIDE = 128  # pixels a side that slices are read at
 FRAME = 32  # pixels a side of the brain's cut

@@ -9,13 +9,13 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-import nibabel
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
-from scipy import ndimage
 from tqdm import tqdm
 
 from ldm.data import archive, dicom
+from ldm.later import Later
+
+nibabel, ndimage = Later("nibabel"), Later("scipy.ndimage")
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it would say of a header, a sentence of ours says
 
@@ -204,7 +204,7 @@ def _open(path: Path, notes: list[str]):
         raise archive.DataError(f"{path} is the header of {pixels.name}, which is not beside it; put it there.")
     try:
         image = nibabel.load(path)
-    except HeaderDataError:
+    except nibabel.spatialimages.HeaderDataError:
         if pixels:
             raise
         # A slope without an intercept: 0 then. The four bytes are the same in either byte order.

@@ -4,7 +4,8 @@ Everything here makes a `denoise(x_t, t) -> x_0` or an x_T for the samplers, and
 """
 
 import numpy as np
-from keras import ops
+
+from ldm.later import ops
 
 
 def guided(denoise, conditions, scale=1.0, rescale=0.0, negative=None, threshold=None):

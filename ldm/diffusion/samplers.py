@@ -14,11 +14,10 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 
-import keras
 import numpy as np
-from keras import ops
 
 from ldm.diffusion import schedules
+from ldm.later import keras, ops
 
 SPACINGS = ("uniform", "trailing", "leading", "karras")
 

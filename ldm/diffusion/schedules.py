@@ -7,7 +7,8 @@ for any alpha and sigma. Schedules are computed in float32.
 """
 
 import numpy as np
-from keras import ops
+
+from ldm.later import ops
 
 TABLE_LENGTH = 1000  # T of the classic discrete chain
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from ldm.drawing.figures import DPI, near_square, write_figure
+from ldm.later import Later
+
+canvas, ticker = Later("matplotlib.figure"), Later("matplotlib.ticker")
 
 TRAINING, VALIDATION = {"color": "#1f4e79"}, {"color": "#d9730d"}  # distinct in grey print and to colour-blind readers
 WHOLE, FOREGROUND, BACKGROUND = {"color": "black"}, {**VALIDATION, "ls": "--"}, {**TRAINING, "ls": ":"}
@@ -45,11 +45,11 @@ def _by_column(rows: Sequence[dict]) -> dict[str, dict[float, float]]:
     return history
 
 
-def _panels(count: int) -> tuple[Figure, np.ndarray]:
+def _panels(count: int) -> tuple["canvas.Figure", np.ndarray]:
     """A figure of small multiples and its `count` axes, row by row."""
     columns = min(near_square(count), 4)  # more than 4 abreast no longer fit a page
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), dpi=DPI, layout="constrained")
+    figure = canvas.Figure(figsize=(3.6 * columns, 2.5 * rows), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[count:]:
         panel.set_visible(False)
@@ -82,7 +82,7 @@ def _draw_metric(axes, name: str, series: list[tuple[str, dict, dict[float, floa
     # A diverged run must not look like a shorter one.
     note = f"  ({lost} not finite)" if lost else ""
     _plain(axes, name + note, "#b00020" if lost else "black")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     left, right = axes.get_xlim()
     axes.set_xlim(min(left, (left + right - 1) / 2), max(right, (left + right + 1) / 2))  # at least one epoch wide
     if len(series) > 1 and shown:
@@ -218,7 +218,7 @@ def rate_curve(path: str | Path, curves: dict[str, Sequence[tuple]], references:
     if not series:
         raise ValueError("a rate curve needs at least one curve")
     levels = [(name, _as_points(name, [(1, *both)])) for name, *both in references]  # true at any number of bits
-    figure = Figure(figsize=(7.6, 3.6), dpi=DPI, layout="constrained")
+    figure = canvas.Figure(figsize=(7.6, 3.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2)
     for row, (axes, title) in enumerate(zip(panels, ("foreground SSIM", "PSNR (dB)"), strict=True), 1):
         for number, (name, points) in enumerate(series.items()):
@@ -229,9 +229,9 @@ def rate_curve(path: str | Path, curves: dict[str, Sequence[tuple]], references:
             axes.axhline(level[row, 0], label=name, color="0.45", ls=dashes, lw=1.2, zorder=1)
         axes.set_xscale("log")
         axes.margins(x=0.08, y=0.08)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 20k
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_xlabel("bits per slice", fontsize=9)
         _plain(axes, title)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -239,9 +239,9 @@ def rate_curve(path: str | Path, curves: dict[str, Sequence[tuple]], references:
     write_figure(path, figure)
 
 
-def _single(height: float) -> tuple[Figure, Axes]:
+def _single(height: float) -> tuple["canvas.Figure", "canvas.Axes"]:
     """A figure of one axes, as wide as the page of a report."""
-    figure = Figure(figsize=(7.2, height), dpi=DPI, layout="constrained")
+    figure = canvas.Figure(figsize=(7.2, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots()
 
 
@@ -251,7 +251,7 @@ def _looks(number: int) -> dict:
     return {"lw": 1.5, "ms": 4, **{key: values[number % len(values)] for key, values in kinds.items()}}
 
 
-def _finish(path: str | Path, axes: Axes, x: str, y: str, title: str | None, note: str | None = None) -> None:
+def _finish(path: str | Path, axes: "canvas.Axes", x: str, y: str, title: str | None, note: str | None = None) -> None:
     """Label the one axes of a figure, put the legend below it, where it hides nothing, and write the figure."""
     _plain(axes, title or "")
     axes.title.set_fontsize(LETTER)
@@ -273,7 +273,7 @@ def _as_numbers(name: str, values) -> np.ndarray:
     return values
 
 
-def _draw_band(axes: Axes, x, mean: np.ndarray, spread: np.ndarray, label: str, looks: dict) -> None:
+def _draw_band(axes: "canvas.Axes", x, mean: np.ndarray, spread: np.ndarray, label: str, looks: dict) -> None:
     """Draw a mean as a line and one standard deviation around it as a shade."""
     axes.fill_between(x, mean - spread, mean + spread, color=looks["color"], alpha=0.15, lw=0)
     axes.plot(x, mean, label=label, **looks)
@@ -305,7 +305,7 @@ def by_slice_index(path: str | Path, series: dict[str, tuple], label: str, title
         groups = [values[finite & (z == index)] for index in indices]
         mean, spread = (np.array([f(group) for group in groups]) for f in (np.mean, np.std))
         _draw_band(axes, indices, mean, spread, name + lost, _looks(number))
-    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(9, integer=True))
     _finish(path, axes, "slice index", label, title, SPREAD)
 
 
@@ -419,9 +419,9 @@ def ladder(path: str | Path, curves: dict[str, Sequence[tuple]], label: str) -> 
     values = np.concatenate([points[1] for points in series.values()])
     axes.set_xscale("log")
     axes.set_yscale("log" if values.min() > 0 and values.max() > 10 * values.min() else "linear")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.0f}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     _finish(path, axes, "network calls per sample", label, None)
 
 

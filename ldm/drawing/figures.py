@@ -19,18 +19,18 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 from einops import rearrange, repeat
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
 from ldm import files
 from ldm.batches import evenly
+from ldm.later import Later
 from ldm.tissue import NAMES
+
+cm, colors = Later("matplotlib.cm"), Later("matplotlib.colors")
+canvas, patches = Later("matplotlib.figure"), Later("matplotlib.patches")
+iio = Later("imageio.v3")
 
 GAP = 2  # pixels between two tiles
 GREY = 48  # grey value of gaps and empty tiles: dark, yet told apart from the black background of a slice
@@ -173,7 +173,7 @@ def denoising_frames(
 # ------------------------------------------------------------------------------------------------------ arrays to files
 
 
-def write_figure(path: str | Path, figure: Figure) -> None:
+def write_figure(path: str | Path, figure: "canvas.Figure") -> None:
     """Write a matplotlib figure as PNG, without the software version that matplotlib would put in."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
@@ -270,7 +270,7 @@ def labelled_sheet(
     columns, height, _ = tiles[0][1].shape
     if column_titles is not None and len(column_titles) != columns:
         raise ValueError(f"{columns} columns but {len(column_titles)} column titles")
-    scale = ScalarMappable(Normalize(0, limit), "magma")
+    scale = cm.ScalarMappable(colors.Normalize(0, limit), "magma")
     painted = [(title, _grey_as_rgb(images)) for title, images in tiles[: len(pairs)]]
     painted += [(title, _painted(scale, errors)) for title, errors in tiles[len(pairs) :]]
     margin = GAP if difference is None else 7 * _letter(height)
@@ -285,7 +285,7 @@ def _grey_as_rgb(images) -> np.ndarray:
     return repeat(to_uint8(images), "n h w -> n h w rgb", rgb=3)
 
 
-def _painted(scale: ScalarMappable, errors: np.ndarray) -> np.ndarray:
+def _painted(scale: "cm.ScalarMappable", errors: np.ndarray) -> np.ndarray:
     """Errors (N, H, W) -> uint8 (N, H, W, 3) in the colours of a scale."""
     return scale.cmap(scale.norm(errors), bytes=True)[..., :3]
 
@@ -297,7 +297,7 @@ def _letter(height: int) -> int:
 
 def _labelled_figure(
     rows: list[tuple[str, np.ndarray]], column_titles: Sequence[str] | None, margin: int = GAP
-) -> Figure:
+) -> "canvas.Figure":
     """Lay out rows of (title, uint8 tiles (N, H, W, 3)), with an empty `margin` in pixels to their right."""
     columns, height, width, _ = rows[0][1].shape
     # All lengths in pixels, origin at the bottom left as matplotlib has it.
@@ -307,7 +307,7 @@ def _labelled_figure(
     top = 2 * text if column_titles is not None else GAP
     total_width = left + columns * (width + GAP) - GAP + margin
     total_height = bottom + len(rows) * (height + 2 * GAP) - 2 * GAP + top
-    figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
+    figure = canvas.Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
     points = text * 72 / DPI
 
     def label(x: float, y: float, words: str, room: int, **how) -> None:
@@ -326,7 +326,7 @@ def _labelled_figure(
     return figure
 
 
-def _add_scale(figure: Figure, scale: ScalarMappable, margin: int, height: int) -> None:
+def _add_scale(figure: "canvas.Figure", scale: "cm.ScalarMappable", margin: int, height: int) -> None:
     """Put the colour bar of errors into the margin of a labelled figure, beside its last row."""
     points = 0.85 * _letter(height) * 72 / DPI
     total_width, total_height = figure.bbox.size
@@ -410,7 +410,7 @@ def pairs_sheet(
     if count < 1 or len(titles) != 3:
         raise ValueError(f"a sheet of pairs needs a count of at least 1 and three titles, not {count} and {titles}")
     left, right = left[:count], right[:count]
-    scale = ScalarMappable(Normalize(0, limit), "magma")
+    scale = cm.ScalarMappable(colors.Normalize(0, limit), "magma")
     difference = _painted(scale, enlarge(np.abs(left - right) / 2, minimum))
     pairs = np.stack([_grey_as_rgb(enlarge(left, minimum)), _grey_as_rgb(enlarge(right, minimum)), difference], axis=1)
     height = pairs.shape[2]
@@ -466,7 +466,8 @@ def tissue_sheet(
     width, total_height = figure.bbox.size
     figure.legend(
         handles=[
-            Patch(facecolor=np.divide(colour, 255), edgecolor="black", lw=0.5, label=name) for name, colour in named
+            patches.Patch(facecolor=np.divide(colour, 255), edgecolor="black", lw=0.5, label=name)
+            for name, colour in named
         ],
         loc="center left",
         bbox_to_anchor=(1 - margin / width, middle / total_height),

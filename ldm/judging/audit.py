@@ -27,7 +27,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import fft, ndimage, special, stats
+
+from ldm.later import Later
+
+fft, ndimage, special, stats = Later("scipy.fft"), Later("scipy.ndimage"), Later("scipy.special"), Later("scipy.stats")
 
 SIZE = 64  # pixels of a framed picture's side
 BRAIN = 0.15  # framed grey value above which a pixel counts as brain

@@ -8,9 +8,11 @@ chapter 7). Pictures are shown in three sizes, because what passes at 64 pixels 
 """
 
 import numpy as np
-from scipy import stats
 
 from ldm.judging.audit import shrunk
+from ldm.later import Later
+
+stats = Later("scipy.stats")
 
 PAIRS = 40  # at each size
 SIDES = ("left", "right")

@@ -3,17 +3,19 @@
 How to measure and how to draw is handed in as functions, so that nothing here judges or draws by itself.
 """
 
+import csv
+import math
 import time
 
 import keras
 import numpy as np
 
-from ldm.training import runs
+from ldm.training import optimizers, runs
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 
 
-class AveragingAdamW(keras.optimizers.AdamW):
+class AveragingAdamW(optimizers.FusedAdamW):
     """AdamW whose moving average of the weights warms up.
 
     Keras' average looks back equally far from the first step on, so that early epochs still hold the first weights.
@@ -52,7 +54,7 @@ def make_optimizer(peak, steps, averaged=False, beta_1=0.9):
     options = {"beta_1": beta_1, "beta_2": 0.99, "weight_decay": 1e-4}
     if averaged:
         return AveragingAdamW(decay, use_ema=True, ema_momentum=momentum, **options)
-    return keras.optimizers.AdamW(decay, **options)
+    return optimizers.FusedAdamW(decay, **options)
 
 
 # ---- callbacks -------------------------------------------------------------------------------------------------------
@@ -186,3 +188,52 @@ class Picture(keras.callbacks.Callback):
         if first:
             self.draw = self.make_draw(self.copy)
         self.draw(self.folder / f"{self.stage}_epoch_{epoch + 1:03d}.png")
+
+
+# ---- what is kept ----------------------------------------------------------------------------------------------------
+
+
+class History(keras.callbacks.CSVLogger):
+    """Keras' CSVLogger, which, going on with a file, keeps to the columns of its header."""
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        if self.append:
+            with open(self.filename, newline="") as file:
+                self.keys = next(csv.reader(file), ["epoch"])[1:] or None
+
+    def on_epoch_end(self, epoch, logs=None):
+        unmeasured = math.isnan(logs.get("val_kid", 0.0))
+        super().on_epoch_end(epoch, {**logs, "val_kid": "NA"} if unmeasured else logs)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """After each epoch keep the best and the last model. Put it after CSVLogger, before anything that may fail.
+
+    The best goes first: killed in between, the run repeats the epoch, and comes to the same best again.
+
+    Args:
+        run: folder.
+        stage: "autoencoder" or "diffusion".
+        monitor: the value in the logs that is best when least; where epochs measured "val_kid", that decides.
+    """
+
+    def __init__(self, run, stage, monitor):
+        super().__init__()
+        self.run, self.stage, self.monitor = run, stage, monitor
+
+    def on_train_begin(self, logs=None):
+        past = [self.rank(row) for row in runs.read_history(self.run / f"{self.stage}.csv") if self.monitor in row]
+        self.best = min(past, default=(True, float("inf"), float("inf")))
+
+    def rank(self, row):
+        """Least is best. Sharpness costs reconstruction: with a GAN, the epochs at its full weight come first."""
+        kid = float(row.get("val_kid", "nan"))
+        return (row.get("adversarial", 1.0) < 1.0, float("inf") if math.isnan(kid) else kid, float(row[self.monitor]))
+
+    def on_epoch_end(self, epoch, logs=None):
+        rank = self.rank(logs)
+        if rank < self.best:
+            self.best = rank
+            runs.export(self.model, self.run / f"{self.stage}.keras")
+        runs.write(self.run / f"{self.stage}.last.weights.h5", self.model.save_weights)

@@ -10,9 +10,10 @@ import os
 import subprocess
 from pathlib import Path
 
-import keras
-import tensorflow as tf
 from einops import rearrange
+
+from ldm.later import keras
+from ldm.later import tensorflow as tf
 
 
 def make_strategy(replicas=None):
@@ -84,12 +85,7 @@ def _mirrored(devices):
 def wait_for_all(strategy):
     """Return when every machine has come to this line: before one reads what another wrote."""
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(_arrive), axis=None)
-
-
-@tf.function
-def _arrive():
-    return tf.ones(())
+        strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.function(lambda: tf.ones(()))), axis=None)
 
 
 def for_logs(values):

@@ -13,7 +13,9 @@ import re
 import zipfile
 from pathlib import Path
 
-import h5py
+from ldm.later import Later
+
+h5py = Later("h5py")
 
 KEYS = {"window": "crop_box", "facts": "covariates"}  # of configurations and of settings
 GROUPS = {  # of weights: Keras names the group of a layer after its class, or after the attribute that holds it

@@ -19,16 +19,14 @@ import contextlib
 import csv
 import errno
 import json
-import math
 import os
 import platform
 import tempfile
 from pathlib import Path
 
-import keras
-import tensorflow as tf
-
 from ldm import files
+from ldm.later import keras
+from ldm.later import tensorflow as tf
 from ldm.training import distribution, old_runs
 
 ROOT = Path("checkpoint")
@@ -36,10 +34,10 @@ STAGES = ("autoencoder", "latents", "diffusion", "prior")
 LONGEST_NAME = 200  # bytes; most file systems take 255
 KINDS = {"autoencoder": ("VQVAE", "VAE"), "diffusion": ("DiffusionModel",), "prior": ("CodePrior",)}  # of models
 TENSORFLOW_SAYS = {  # of files
-    tf.errors.ResourceExhaustedError: errno.ENOSPC,
-    tf.errors.PermissionDeniedError: errno.EACCES,
-    tf.errors.FailedPreconditionError: errno.ENOTDIR,
-    tf.errors.NotFoundError: errno.ENOENT,
+    "ResourceExhaustedError": errno.ENOSPC,
+    "PermissionDeniedError": errno.EACCES,
+    "FailedPreconditionError": errno.ENOTDIR,
+    "NotFoundError": errno.ENOENT,
 }
 LAST_SEED = 2_000_000_000  # tensors hold seeds as int32, and to some a number is added
 
@@ -123,7 +121,7 @@ def _named(run):
     except tf.errors.OpError as error:
         if str(run) not in error.message:
             raise
-        number = TENSORFLOW_SAYS.get(type(error), errno.EIO)
+        number = TENSORFLOW_SAYS.get(type(error).__name__, errno.EIO)
         raise OSError(number, os.strerror(number), str(run)) from error
 
 
@@ -167,6 +165,18 @@ def load_json(path):
     return content
 
 
+def records_of(run):
+    """{stage: what the run wrote down of it}, of the stages that it has begun.
+
+    Raises:
+        RunError: if it has none, so that the folder is no run; as `load_json`.
+    """
+    found = {stage: record for stage in STAGES if (record := load_json(run / f"{stage}.json"))}
+    if not found:
+        raise RunError(f"{run} is no run: train one with `python train.py --run {run.name}`")
+    return found
+
+
 @contextlib.contextmanager
 def unreadable(path, way_out):
     """One sentence for whatever goes wrong inside: which error it is depends on which bytes of the file are wrong.
@@ -190,9 +200,7 @@ def load_model(path):
         RunError: if it is not there, naming the command that makes it; if it is damaged, or another stage's model.
     """
     path = Path(path)
-    if not path.exists():
-        stage = path.stem
-        raise RunError(f"{path} is not there yet: run `python train.py {stage} --run {path.parent.name}` first")
+    refuse_missing(path)
     from ldm.training import prior  # noqa: F401  (a .keras file may name its class)
 
     way_out = "put its copy back, or remove it and train that stage again"
@@ -201,6 +209,16 @@ def load_model(path):
         if type(model).__name__ not in KINDS.get(path.stem, (type(model).__name__,)):
             raise ValueError(f"it holds a {type(model).__name__}")
     return model
+
+
+def refuse_missing(path):
+    """Refuse to go on without a stage's model.
+
+    Raises:
+        RunError: naming the command that makes it.
+    """
+    if not path.exists():
+        raise RunError(f"{path} is not there yet: run `python train.py {path.stem} --run {path.parent.name}` first")
 
 
 @contextlib.contextmanager
@@ -329,49 +347,3 @@ def resume(model, run, stage, steps_per_epoch):
         if is_chief():
             files.write(history, "".join(lines))
     return epochs
-
-
-class History(keras.callbacks.CSVLogger):
-    """Keras' CSVLogger, which, going on with a file, keeps to the columns of its header."""
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        if self.append:
-            with open(self.filename, newline="") as file:
-                self.keys = next(csv.reader(file), ["epoch"])[1:] or None
-
-    def on_epoch_end(self, epoch, logs=None):
-        unmeasured = math.isnan(logs.get("val_kid", 0.0))
-        super().on_epoch_end(epoch, {**logs, "val_kid": "NA"} if unmeasured else logs)
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """After each epoch keep the best and the last model. Put it after CSVLogger, before anything that may fail.
-
-    The best goes first: killed in between, the run repeats the epoch, and comes to the same best again.
-
-    Args:
-        run: folder.
-        stage: "autoencoder" or "diffusion".
-        monitor: the value in the logs that is best when least; where epochs measured "val_kid", that decides.
-    """
-
-    def __init__(self, run, stage, monitor):
-        super().__init__()
-        self.run, self.stage, self.monitor = run, stage, monitor
-
-    def on_train_begin(self, logs=None):
-        past = [self.rank(row) for row in read_history(self.run / f"{self.stage}.csv") if self.monitor in row]
-        self.best = min(past, default=(True, float("inf"), float("inf")))
-
-    def rank(self, row):
-        """Least is best. Sharpness costs reconstruction: with a GAN, the epochs at its full weight come first."""
-        kid = float(row.get("val_kid", "nan"))
-        return (row.get("adversarial", 1.0) < 1.0, float("inf") if math.isnan(kid) else kid, float(row[self.monitor]))
-
-    def on_epoch_end(self, epoch, logs=None):
-        rank = self.rank(logs)
-        if rank < self.best:
-            self.best = rank
-            export(self.model, self.run / f"{self.stage}.keras")
-        write(self.run / f"{self.stage}.last.weights.h5", self.model.save_weights)

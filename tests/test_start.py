@@ -1,0 +1,65 @@
+"""A command says what is wrong with its flags, or what they are, before it imports what takes seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RUN = ROOT / "tests" / "old_runs" / "vqvae"
+HEAVY = ("tensorflow", "keras", "matplotlib", "scipy", "sklearn", "umap", "nibabel", "h5py")
+
+WORDS = {  # -> exit status, and what is said among other things
+    "train.py --help": (0, "--image-size"),
+    "predict.py --help": (0, "predict.py person"),
+    "predict.py anomaly --help": (0, "--from"),
+    "evaluate.py --help": (0, "--fail-above"),
+    "dataset.py phantom --help": (0, "--people"),
+    "train.py --image-size 30": (2, "--image-size 30"),
+    "train.py --gan --autoencoder none": (2, "--gan has no effect"),
+    "train.py --dry-run --data nowhere.zip": (2, "nowhere.zip"),
+    "train.py --batch-size 3 --replicas 2": (2, "--batch-size 3"),
+    "train.py --precision half": (2, "--precision"),
+    "predict.py --sampler nonsense": (2, "--sampler"),
+    "predict.py sample --count 0": (2, "--count"),
+    "predict.py --run no_such_run": (2, "no_such_run"),
+    f"predict.py reconstruct --data nowhere.zip --run {RUN}": (2, "nowhere.zip"),
+    "evaluate.py --count 0": (2, "--count"),
+    "evaluate.py --run no_such_run": (2, "no_such_run"),
+    f"evaluate.py --run {RUN} --data nowhere.zip": (2, "nowhere.zip"),
+    "dataset.py describe nowhere.zip": (2, "nowhere.zip"),
+    "dataset.py phantom --people 0": (2, "people"),
+}
+
+EACH = """
+import contextlib, io, json, runpy, sys
+found = {}
+for words in json.loads(sys.argv[1]):
+    said, status, sys.argv = io.StringIO(), None, words.split()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+    found[words] = status, said.getvalue(), sorted(sys.modules)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """{words: (exit status, what was said, the modules imported by then)}, one command after the other."""
+    run = subprocess.run(
+        [sys.executable, "-c", EACH, json.dumps([*WORDS])], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_flags_are_told_and_refused_before_anything_heavy_is_imported(found, words):
+    status, said, imported = found[words]
+    assert status == WORDS[words][0] and WORDS[words][1] in said
+    assert "dataset" in imported and not set(HEAVY) & set(imported)
