@@ -155,11 +155,33 @@ def test_self_attention_is_the_formula():
     np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_cross_attention_is_the_formula():
-    x, context = normal(2, 5, 12), normal(2, 3, 7, seed=1)
+@pytest.mark.parametrize("tokens", [3, 5], ids=["few", "many"])  # with 3 heads of 4 channels, few are less than 4
+def test_cross_attention_is_the_formula(tokens):
+    x, context = normal(2, 5, 12), normal(2, tokens, 7, seed=1)
     layer = made_attention(x, context)
     expected = plain_attention(x, context, *layer.get_weights(), heads=3)
     np.testing.assert_allclose(layer(x, context), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_few_tokens_have_the_gradients_of_the_formula():
+    x, context, probe = tf.constant(normal(2, 5, 12)), tf.constant(normal(2, 3, 7, seed=1)), normal(2, 5, 12, seed=2)
+    layer = made_attention(x, context)
+
+    def formula(x, context):
+        to_query, to_key_value, out, bias = (tf.convert_to_tensor(weight) for weight in layer.weights)
+        key, value = tf.split(context @ to_key_value, 2, axis=-1)
+        query, key, value = (tf.reshape(part, (2, -1, 3, 4)) for part in (x @ to_query, key, value))
+        weights = tf.nn.softmax(tf.einsum("bnhd,bmhd->bhnm", query, key) / 2.0)
+        return tf.reshape(tf.einsum("bhnm,bmhd->bnhd", weights, value), (2, 5, 12)) @ out + bias
+
+    def gradients(attend):
+        with tf.GradientTape() as tape:
+            tape.watch((x, context))
+            loss = tf.reduce_sum(attend(x, context) * probe)
+        return tape.gradient(loss, [x, context, *(weight.value for weight in layer.weights)])
+
+    for ours, theirs in zip(gradients(layer), gradients(formula), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(tf.reduce_max(tf.abs(theirs))))
 
 
 def test_attention_follows_a_permutation_of_its_queries_and_ignores_one_of_its_context():

@@ -157,6 +157,10 @@ class ResBlock(layers.Layer):
 class Attention(layers.Layer):
     """Multi-head attention (arXiv 1706.03762) from queries to a context; to itself when no context is given.
 
+    A context of few tokens is first seen through the matrices of queries and of the output: `x (W_q k)` in place of
+    `(x W_q) k`, and `weights (v W_o)` in place of `(weights v) W_o`. It is the same function, and each of the N queries
+    costs heads x M products per channel and matrix in place of C.
+
     Args:
         head_size: channels per head; the number of heads is channels // head_size, at least 1.
 
@@ -183,6 +187,8 @@ class Attention(layers.Layer):
     def call(self, x, context=None):
         key_value = self.to_key_value(x if context is None else context)
         key, value = ops.split(key_value, 2, axis=-1)
+        if context is not None and self.heads * context.shape[1] < x.shape[-1]:
+            return self.to_few(x, key, value)
         query = rearrange(self.to_query(x), "b n (h d) -> b h n d", h=self.heads)
         key = rearrange(key, "b m (h d) -> b h d m", h=self.heads)
         value = rearrange(value, "b m (h d) -> b h m d", h=self.heads)
@@ -191,6 +197,19 @@ class Attention(layers.Layer):
         logits = ops.cast(ops.matmul(query * size**-0.5, key), "float32")  # (B, h, N, M)
         weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)
         return self.to_out(rearrange(ops.matmul(weights, value), "b h n d -> b n (h d)"))
+
+    def to_few(self, x, key, value):
+        """As `call`, with the keys and values (B, M, C) of few tokens."""
+        dtype, bias = x.dtype, self.to_out.bias
+        from_query = rearrange(ops.cast(self.to_query.kernel, dtype), "c (h d) -> c h d", h=self.heads)
+        to_out = rearrange(ops.cast(self.to_out.kernel, dtype), "(h d) c -> h d c", h=self.heads)
+        key, value = (rearrange(part, "b m (h d) -> b m h d", h=self.heads) for part in (key, value))
+        key = ops.einsum("chd,bmhd->bchm", from_query, key * key.shape[-1] ** -0.5)
+        value = ops.einsum("bmhd,hdc->bhmc", value, to_out)
+        logits = ops.matmul(x, rearrange(key, "b c h m -> b c (h m)"))  # (B, N, h M)
+        logits = rearrange(ops.cast(logits, "float32"), "b n (h m) -> b n h m", h=self.heads)
+        weights = rearrange(ops.cast(ops.softmax(logits, axis=-1), dtype), "b n h m -> b n (h m)")
+        return ops.matmul(weights, rearrange(value, "b h m c -> b (h m) c")) + ops.cast(bias, dtype)
 
     def compute_output_shape(self, x_shape, context_shape=None):
         return x_shape
