@@ -165,17 +165,10 @@ def train_autoencoder(run, settings, source, manifest, strategy, verbose=False):
     stage, quantized = with_steps(settings["autoencoder"], source), settings["first_stage"] == "vqvae"
     records.write(run, "autoencoder", settings, manifest, finished=False)
 
-    def slices(split, training, start_step=0):
-        options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"]}
-        options["most"] = settings["validation_slices"]
-        size, rows = settings["image_size"], stage["batch_size"]
-        return dataset.make_dataset(source, split, size, rows, training, start_step=start_step, **options)
-
+    slices = functools.partial(first_stage_batches, settings, source)
     validation = slices("validate", training=False)
     with strategy.scope():
-        autoencoder = make_autoencoder(settings, len(source.label_names))
-        autoencoder.encoder.trainable = not stage["freeze_encoder"]
-        model = with_adversary(autoencoder, stage) if stage["gan"] else autoencoder
+        autoencoder, model = make_first_stage(settings, stage, len(source.label_names))
     begin_from(autoencoder, run, "autoencoder", settings)
     watchers, history = [], functools.partial(runs.read_history, run / "autoencoder.csv")
     if stage["gan"]:
@@ -197,6 +190,21 @@ def train_autoencoder(run, settings, source, manifest, strategy, verbose=False):
         more["codebook"] = {"usage": float(np.mean(counts > 0)), "dead": np.flatnonzero(counts == 0).tolist()}
         print(f"autoencoder: the training split uses {more['codebook']['usage']:.1%} of {len(counts)} codes")
     records.write(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"], **more)
+
+
+def first_stage_batches(settings, source, split, training, start_step=0):
+    """What the first stage learns from and is validated with; see `dataset.make_dataset`."""
+    stage, size = settings["autoencoder"], settings["image_size"]
+    options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"], "start_step": start_step}
+    options["most"] = settings["validation_slices"]
+    return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
+
+
+def make_first_stage(settings, stage, num_labels):
+    """The untrained first stage, and the model that trains it: itself, or, with a discriminator, another one."""
+    autoencoder = make_autoencoder(settings, num_labels)
+    autoencoder.encoder.trainable = not stage["freeze_encoder"]
+    return autoencoder, with_adversary(autoencoder, stage) if stage["gan"] else autoencoder
 
 
 def begin_from(model, run, stage, settings):

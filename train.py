@@ -30,7 +30,9 @@ from ldm.later import Later
 from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
 
-stages = Later("stages")  # it takes seconds to import
+stages, plans = Later("stages"), Later("plans")  # they take seconds to import
+planning = Later("ldm.training.planning")
+BEGAN = time.time()
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 OPENED = ("seed", "axis", "labels", "person", "contrast", "missing")  # settings that say how data is read
@@ -86,6 +88,7 @@ def resolve(flags):
         raise runs.RunError(
             "a prior draws codes, and --autoencoder vae has none: train a vqvae, or diffusion on this one"
         )
+    settings = planned_by_minutes(run, settings, given)
     if settings["init_from"] and not any(runs.folder(settings["init_from"]).glob("*.keras")):
         raise runs.RunError(f"--init-from {settings['init_from']}: no run of that name has a trained stage")
     for stage in runs.STAGES:
@@ -107,6 +110,22 @@ def folder_of(flags):
             raise runs.RunError(f"{run} comes with this repository: give another --run, or remove {run}/shipped.json")
         run = run.with_name(f"my-{run.name}")
     return run
+
+
+def planned_by_minutes(run, settings, given):
+    """The settings, with the plans of stages that have begun, and minutes where nobody said how long training is.
+
+    Raises:
+        RunError: if --minutes stands beside what it plans.
+    """
+    said = [option.spelt for option in schema.OPTIONS if option.name in ("epochs", "steps_per_epoch", "views")
+            and given.get(option.word) is not None]  # fmt: skip
+    if said and "minutes" in given:
+        raise runs.RunError(f"--minutes plans {said[0]}: leave one of them out")
+    begun = any((run / f"{stage}.json").exists() for stage in runs.STAGES)
+    if "minutes" not in given and (said or not begun and settings["data"] is not None):
+        settings = schema.merged(settings, {"minutes": None})
+    return records.with_plans(run, settings)
 
 
 def make_strategy(replicas, todo, settings):
@@ -227,21 +246,31 @@ def work(flags):
     manifest = source.manifest()
     records.refuse_other_people(run, manifest)
     with runs.training(run):
+        finished = [stage for stage in todo if records.is_finished(run, stage, settings)]
+        budget = settings["minutes"] and planning.Budget(settings["minutes"], todo, finished, BEGAN)
         for stage in todo:
-            do_stage(stage, run, settings, source, manifest, strategy, flags.verbose)
+            settings = do_stage(stage, run, settings, source, manifest, strategy, budget, flags.verbose)
     following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
     following["prior"] = "predict.py --prior transformer"
     print(f"next: python {following.get(todo[-1], 'predict.py')} --run {flags.run or run.name}")
     return 0
 
 
-def do_stage(stage, run, settings, source, manifest, strategy, verbose=False):
-    """Train one stage to its end, if it has not come there before."""
+def do_stage(stage, run, settings, source, manifest, strategy, budget=None, verbose=False):
+    """Train one stage to its end, if it has not come there before; returns the settings, with its plan if it got one.
+
+    Args:
+        budget: of `--minutes`, `ldm.training.planning`; None where nothing is planned.
+        verbose: whether all metrics are shown.
+        Others: as everywhere in `stages`.
+    """
     if records.is_finished(run, stage, settings):
         print(f"{stage}: finished before; its result is in {run}/")
-        return
+        return settings
     start = time.time()
     with dataset.data_errors(source):
+        if budget and not (run / f"{stage}.json").exists():
+            settings = plans.planned(stage, run, settings, source, strategy, budget.left(stage))
         if stage == "autoencoder":
             stages.train_autoencoder(run, settings, source, manifest, strategy, verbose)
         elif stage == "latents":
@@ -252,6 +281,7 @@ def do_stage(stage, run, settings, source, manifest, strategy, verbose=False):
             stages.train_prior(run, settings, source, manifest, strategy, verbose)
     distribution.wait_for_all(strategy)
     print(f"{stage}: done in {(time.time() - start) / 60:.1f} minutes")
+    return settings
 
 
 def overfit(stage, settings, source, strategy):

@@ -52,6 +52,7 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
     | wing("diffusion"),
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
+    "plans": {"dataset", "stages", "ldm.data.latents"} | wing("training"),
     "study": {"dataset", "modules", "features", "generator", "ldm.data.phantom", "ldm.data.latents"}
     | {"ldm.training.runs", "ldm.data.repeats"}
     | {"ldm.judging.measures", "ldm.judging.metrics", "ldm.judging.planes", "ldm.diffusion.samplers"},

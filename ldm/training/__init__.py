@@ -13,6 +13,7 @@ In the order of a training:
     prior          a transformer over the codes of a VQ-VAE
     progress       what a training says while it runs
     optimizers     AdamW as one fused operation per variable
+    planning       how many epochs and steps fit into `--minutes`
     callbacks      the optimizer and the callbacks that a training is run with
     runs           the run folder: names, checkpoints, resume, records
     old_runs       run folders of earlier versions, read as today's

@@ -48,6 +48,18 @@ def are_current(run):
     return stored.get("finished", False) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
 
 
+def with_plans(run, settings):
+    """The settings, with what `--minutes` has planned for the stages that have begun."""
+    if not settings["minutes"]:
+        return settings
+    plans, planned = {}, ("planned", "epochs", "steps_per_epoch", "views")
+    for stage in runs.STAGES:
+        group = (runs.load_json(run / f"{stage}.json") or {"settings": {}})["settings"].get(stage, {})
+        if group.get("planned"):
+            plans[stage] = {key: group[key] for key in planned if key in group}
+    return merged(settings, plans)
+
+
 def refuse_change(run, stage, settings):
     """Refuse to go on with a stage that was begun with other settings.
 

@@ -1,0 +1,134 @@
+"""`--minutes`: how many epochs of how many steps fit into the time that there is, on the machine that there is.
+
+    Budget      the time of a run, shared between its stages
+    measure     seconds of a training step and of a validated slice, compilation apart
+    plan        epochs and steps that fit
+
+A plan is made once, before a stage begins, and written down as the stage's settings, so that the decay of the learning
+rate knows its end, and whoever goes on with the run keeps to it.
+"""
+
+import time
+from typing import NamedTuple
+
+import keras
+
+from ldm.training import runs
+
+SHARES = {"autoencoder": 0.45, "latents": 0.05, "diffusion": 0.5, "prior": 0.5}  # of the stages that run
+VALIDATION = 0.1  # most of an epoch that its end may take: validation, picture, checkpoint
+SAVING = 1.5  # seconds that checkpoints and curves of an epoch take
+PROBE = 4.0  # seconds of steps that are timed, and of validation
+
+
+class Budget:
+    """The minutes of a command, of which every stage has a share, and what the ones before it left over.
+
+    Args:
+        minutes: of the whole command.
+        stages: that belong to it, in order.
+        finished: those of them that were finished before: their shares are spent.
+        began: when the command started, by the clock.
+        clock: callable -> seconds.
+    """
+
+    def __init__(self, minutes, stages, finished=(), began=None, clock=time.time):
+        whole, passed, self.clock, self.ends = sum(SHARES[stage] for stage in stages), 0.0, clock, {}
+        for stage in stages:
+            passed += 60.0 * minutes * SHARES[stage] / whole
+            self.ends[stage] = passed
+        before = max((self.ends[stage] for stage in finished), default=0.0)
+        self.began = (clock() if began is None else began) - before
+
+    def left(self, stage):
+        """Seconds until a stage should have come to its end."""
+        return self.began + self.ends[stage] - self.clock()
+
+
+class Speed(NamedTuple):
+    """What was measured, in seconds: compilation of training and validation, a training step, a validated slice."""
+
+    compilation: float
+    step: float
+    row: float
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Times the batches of a short `fit`, each from the end of the one before it, and ends it after enough of them.
+
+    Args:
+        seconds: after which training ends, and likewise validation; the first batch of each, which compiles, apart.
+        clock: callable -> seconds.
+    """
+
+    def __init__(self, seconds=PROBE, clock=time.perf_counter):
+        super().__init__()
+        self.seconds, self.clock, self.steps, self.tests = seconds, clock, [], []
+
+    def on_train_begin(self, logs=None):
+        self.last = self.clock()
+
+    def on_test_begin(self, logs=None):
+        self.last = self.clock()
+
+    def _batch(self, times):
+        now = self.clock()
+        times.append(now - self.last)
+        self.last = now
+        return len(times) > 3 and sum(times[1:]) >= self.seconds
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training |= self._batch(self.steps)
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._batch(self.tests):
+            self.model.stop_evaluating = True
+
+    def speed(self, batch_size):
+        """What it has seen, as `Speed`, given the slices of a validation batch."""
+        later = [times[1:] or times for times in (self.steps, self.tests)]
+        step, test = (sum(times) / len(times) for times in later)
+        return Speed(self.steps[0] + self.tests[0] - step - test, step, test / batch_size)
+
+
+def measure(model, train, validation, batch_size):
+    """How fast a compiled model trains and is validated here. It is of no use afterwards: build another one.
+
+    Args:
+        model: compiled.
+        train, validation: datasets.
+        batch_size: of the validation.
+    """
+    watch = Stopwatch()
+    model.fit(
+        train, steps_per_epoch=10**6, epochs=1, validation_data=validation, callbacks=[watch], shuffle=False, verbose=0
+    )
+    return watch.speed(batch_size)
+
+
+def plan(left, speed, epochs, at_end, afterwards=0):
+    """Epochs and steps that fill the time.
+
+    Args:
+        left: seconds.
+        speed: as measured; what was compiled for that will be compiled once more.
+        epochs: most epochs; fewer where their ends would take more than `VALIDATION` of the time.
+        at_end: slices that pass through the network at the end of each epoch.
+        afterwards: slices that pass through it when training is over.
+
+    Returns:
+        (epochs, steps per epoch).
+
+    Raises:
+        RunError: if there is no time for anything.
+    """
+    training = left - speed.compilation - afterwards * speed.row
+    end = SAVING + at_end * speed.row
+    epochs = max(1, min(epochs, int(VALIDATION * training / end)))
+    steps = int((training / epochs - end) / speed.step)
+    if steps < 1:
+        needed = (left - training + end + speed.step) / 60
+        raise runs.RunError(
+            f"--minutes leaves {max(left, 0) / 60:.1f} for a stage that needs {needed:.1f} to begin with"
+        )
+    return epochs, steps

@@ -1,0 +1,105 @@
+"""ldm/training/planning.py: what `--minutes` plans fits into the minutes, by a clock of the test's own."""
+
+from types import SimpleNamespace
+
+import pytest
+
+import train
+from ldm.training import planning, presets, records, runs
+from ldm.training import settings as schema
+from ldm.training.planning import Budget, Speed, Stopwatch, plan
+
+
+class Clock:
+    def __init__(self, now=1000.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize("left", [120.0, 270.0, 3600.0])
+@pytest.mark.parametrize("speed", [Speed(8.0, 0.05, 0.002), Speed(25.0, 0.9, 0.02)], ids=["fast", "slow"])
+def test_what_is_planned_takes_the_time_that_there_is(left, speed):
+    epochs, steps = plan(left, speed, epochs=20, at_end=500, afterwards=1000)
+    end = planning.SAVING + 500 * speed.row
+    took = speed.compilation + epochs * (steps * speed.step + end) + 1000 * speed.row
+    assert took <= left and took > left - epochs * speed.step - 1e-6
+    assert epochs == 1 or epochs * end <= planning.VALIDATION * left
+    assert epochs <= 20
+
+
+def test_twice_the_time_is_more_than_twice_the_steps():
+    speed = Speed(20.0, 0.1, 0.001)
+    few, many = (plan(left, speed, epochs=10, at_end=100) for left in (300.0, 600.0))
+    assert many[0] * many[1] > 2 * few[0] * few[1]
+
+
+def test_too_little_time_is_refused_with_what_is_needed():
+    with pytest.raises(runs.RunError, match="--minutes leaves 0.5 for a stage that needs 1.0"):
+        plan(30.0, Speed(50.0, 1.0, 0.01), epochs=5, at_end=500)
+
+
+def test_the_stages_share_the_minutes_and_what_earlier_ones_left_over():
+    clock, stages = Clock(), runs.STAGES[:3]
+    budget = Budget(10, stages, clock=clock)
+    assert [budget.left(stage) for stage in stages] == pytest.approx([270.0, 300.0, 600.0])
+    clock.now += 200.0  # the first stage took less than its 270 seconds
+    assert budget.left("diffusion") == pytest.approx(400.0)
+    assert Budget(10, ("diffusion",), clock=clock).left("diffusion") == pytest.approx(600.0)
+    # gone on with: the first stage's share is spent, whenever that was; what passed since the command began counts
+    later = Budget(10, stages, finished=("autoencoder",), began=clock.now - 5.0, clock=clock)
+    assert later.left("diffusion") == pytest.approx(600.0 - 270.0 - 5.0)
+
+
+def test_the_stopwatch_leaves_the_first_batch_of_each_out_and_stops_when_it_has_seen_enough():
+    clock = Clock()
+    watch = Stopwatch(seconds=2.0, clock=clock)
+    watch.set_model(SimpleNamespace(stop_training=False, stop_evaluating=False))
+    watch.on_train_begin()
+    for seconds in (30.0, 0.5, 0.5, 0.5):
+        clock.now += seconds
+        watch.on_train_batch_end(0)
+        assert not watch.model.stop_training
+    clock.now += 0.5
+    watch.on_train_batch_end(0)
+    assert watch.model.stop_training and not watch.model.stop_evaluating
+    clock.now += 7.0  # between training and validation
+    watch.on_test_begin()
+    for seconds in (10.0, 0.4):  # all the batches that there are
+        clock.now += seconds
+        watch.on_test_batch_end(0)
+    assert watch.speed(batch_size=8) == pytest.approx((30.0 - 0.5 + 10.0 - 0.4, 0.5, 0.05))
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def resolved(*argv):
+    return train.resolve(train.parser().parse_args([str(word) for word in argv]))[2]
+
+
+def test_a_run_of_which_nothing_is_said_is_planned_and_others_are_not(tmp_path):
+    run = ["--run", tmp_path / "run"]
+    assert resolved(*run)["minutes"] == presets.of("phantom")["minutes"] == 10
+    assert resolved("autoencoder", *run)["minutes"] == 10
+    for said in (["--epochs", 3], ["--steps-per-epoch", 3], ["--data", "x.zip"], ["--preset", "oasis-256"]):
+        assert resolved(*run, *said)["minutes"] is None
+    assert resolved(*run, "--data", "x.zip", "--minutes", 7)["minutes"] == 7
+    with pytest.raises(runs.RunError, match="--minutes plans --epochs: leave one of them out"):
+        resolved(*run, "--epochs", 3, "--minutes", 2)
+
+
+def test_a_plan_is_kept_by_whoever_goes_on_with_the_run(tmp_path):
+    manifest = {"splits": {}}
+    plan = {"epochs": 7, "steps_per_epoch": 31, "planned": True}
+    for said in ([], ["--preset", "phantom"], ["--minutes", 10]):
+        settings = schema.merged(
+            resolved("--run", tmp_path / "run"), {"autoencoder": plan, "latents": {"views": 1, "planned": True}}
+        )
+        for stage in ("autoencoder", "latents"):
+            records.write(tmp_path / "run", stage, settings, manifest, finished=stage == "autoencoder", epochs=7)
+        again = resolved("--run", tmp_path / "run", *said)
+        assert {key: again["autoencoder"][key] for key in plan} == plan
+        assert again["latents"]["views"] == 1 and not again["diffusion"]["planned"]
+        assert records.is_finished(tmp_path / "run", "autoencoder", again)
