@@ -139,6 +139,28 @@ def test_masks_of_a_view_move_with_its_slices(source):
     assert masks.tissue_fractions(view["mask"], (4, 4)).numpy().sum() == pytest.approx(COUNT * 16)
 
 
+def test_a_large_file_stays_on_disk_and_gives_the_same(path, tmp_path, monkeypatch):
+    names, options = ("latents", "codes", "mask", "z"), {"seed": 2, "masks": True}
+    whole, batches = latents.read(path, *names), take(latents.make_dataset(path, 5, True, **options), 4)
+    monkeypatch.setattr(latents, "WHOLE", 0)
+    for array, name, mapped in zip(whole, names, latents.read(path, *names), strict=True):
+        assert isinstance(mapped, np.memmap) == (name != "z") and mapped.dtype == array.dtype
+        np.testing.assert_array_equal(mapped, array)
+    for one, other in zip(batches, take(latents.make_dataset(path, 5, True, **options), 4), strict=True):
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+    np.savez_compressed(tmp_path / "other.npz", latents=whole[0], z=whole[3])  # not ours: read, not mapped
+    np.testing.assert_array_equal(latents.read(tmp_path / "other.npz", "latents")[0], whole[0])
+
+
+def test_the_range_of_a_large_file_is_that_of_some_of_its_slices(tmp_path, monkeypatch):
+    values = np.arange(1000.0)[None, :, None, None, None]
+    latents.write(tmp_path / "train.npz", values, *[np.zeros(1000, "int32")] * 3)
+    monkeypatch.setattr(latents, "SEEN", 100)
+    (low,), (high,) = latents.ranges(tmp_path / "train.npz")
+    assert 0 <= low < 1 and 998 < high <= 999
+
+
 def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(path, tmp_path, monkeypatch):
     target = tmp_path / "train.npz"
     target.write_bytes(b"old")

@@ -5,15 +5,20 @@ stage that learns from latents has no other augmentation.
 """
 
 import contextlib
+import os
+import struct
 import zipfile
 import zlib
 
 import numpy as np
 
 from ldm import files
+from ldm.batches import evenly
 from ldm.data import archive, order, pixels
 from ldm.later import tensorflow as tf
 
+WHOLE = 2**28  # bytes: files up to this size are read into memory and checked, larger ones as they are needed
+SEEN = 2**24  # latents that tell the range of a channel; of more, so many evenly spread
 VIEWED = {"latents": 5, "codes": 4, "mask": 5}  # dimensions of the arrays that have V views of N slices; others: N
 
 
@@ -77,7 +82,7 @@ def opened(path):
 
 
 def read(path, *names):
-    """Some arrays of a file of latents.
+    """Some arrays of a file of latents; those of a large file stay on disk, and are read where they are looked at.
 
     Args:
         path: what `write` has written.
@@ -90,12 +95,32 @@ def read(path, *names):
         DataError: naming the file, if it is damaged, lacks one of them, or they do not belong together.
     """
     with opened(path) as file:
-        arrays, count = [file[name] for name in names], len(file["z"])
+        large = os.path.getsize(path) > WHOLE
+        arrays = [mapped(file, name) if large and name in VIEWED else file[name] for name in names]
+        count = len(file["z"])
         for name, array in zip(names, arrays, strict=True):
             views = VIEWED.get(name, 0)
             if array.dtype.kind not in "iuf" or array.ndim != (views or 1) or array.shape[views > 0] != count:
                 raise ValueError(f"its {name} are of shape {array.shape} and type {array.dtype}")
     return arrays
+
+
+def mapped(file, name):
+    """An array of an open .npz as a memory map: `write` compresses nothing, so that it lies in the file as in memory.
+
+    Unlike what is read whole, it is not compared with its checksum.
+    """
+    entry, stream = file.zip.getinfo(f"{name}.npy"), file.fid
+    if entry.compress_type != zipfile.ZIP_STORED:  # not by `write`
+        return file[name]
+    stream.seek(entry.header_offset + 26)
+    stream.seek(entry.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4))))  # over its name and extra field
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, kind = header(stream)
+    if by_columns:
+        return file[name]
+    return np.memmap(stream.name, kind, "r", stream.tell(), shape)
 
 
 def ranges(path):
@@ -105,7 +130,10 @@ def ranges(path):
         (lows, highs), tuples of C numbers: all but a 10,000th of the latents on either side lie between them.
     """
     (latents,) = read(path, "latents")
-    edges = np.quantile(latents.reshape(-1, latents.shape[-1]).astype("float32"), (1e-4, 1.0 - 1e-4), axis=0)
+    views, count, *_, channels = latents.shape
+    slices = np.array(evenly(views * count, max(1, SEEN * views * count // latents.size)))
+    seen = latents[slices // count, slices % count].reshape(-1, channels).astype("float32")
+    edges = np.quantile(seen, (1e-4, 1.0 - 1e-4), axis=0)
     return tuple(map(tuple, edges.tolist()))
 
 
