@@ -157,6 +157,7 @@ def refuse_uneven(replicas, todo, settings):
         rows, parts = settings[stage].get("batch_size", replicas), settings[stage].get("accumulate", 1)
         if rows % (replicas * parts):
             times = f" times the {parts} parts of --accumulate" if parts > 1 else ""
+            times += " (--replicas says how many)" if replicas > 1 else ""
             raise runs.RunError(f"--batch-size {rows} of {stage} must be divisible by the {replicas} replicas{times}")
 
 
