@@ -2,11 +2,12 @@
 
     0 done    2 a mistake that the user can mend    130 interrupted (Ctrl-C)    143 terminated (as batch systems do)
 
-`train.py`, `predict.py` and `evaluate.py` call `from_the_start` before their slow imports, and `run` for their work.
+`train.py`, `predict.py` and `evaluate.py` call `from_the_start` first, `run` for their work, `load` for slow imports.
 """
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import signal
@@ -80,17 +81,33 @@ def sentence(error):
 
 
 def from_the_start(name):
-    """Let a signal end the process with one line from now on: during imports an exception may be lost, or be shown."""
+    """Let a signal end the process with one line from now on: during imports an exception may be lost, or be shown.
+
+    Returns:
+        What the signals did before, as `load` puts it back.
+    """
 
     def end(number, frame):
         os.write(_stderr, f"{name}: interrupted\n".encode())
         os._exit(128 + number)
 
-    _handle(end)
-    with _without_chatter():
-        import tensorflow as tf
+    return _handle(end)
 
-        tf.config.list_physical_devices()  # looks for GPUs, and says so
+
+def load(name, module):
+    """Import what takes seconds, once the flags are right; a signal meanwhile is as `from_the_start` has it."""
+    main = threading.current_thread() is threading.main_thread()
+    before = from_the_start(name) if main else {}
+    try:
+        if "tensorflow" not in sys.modules:
+            with _without_chatter():
+                import tensorflow as tf
+
+                tf.config.list_physical_devices()  # looks for GPUs, and says so
+        importlib.import_module(module)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,7 @@ def work(flags):
     files.check_folder(out)
     runs.records_of(run)  # refuses what is no run before TensorFlow is imported, which takes seconds,
     dataset.refuse_absent(flags.data or ())  # and likewise data that is not there
+    command.load("evaluate.py", "study")
     print(f"{run}: {distribution.set_precision(flags.precision)}")
     if flags.quiz:
         return write_quiz(run, out, flags)

@@ -55,7 +55,9 @@ def trained(stage, run, settings, source, strategy, left):
     # a first stage sees the training slices twice more: for the latents' statistics, and to count its codes
     afterwards = 2 * counts["train"] if stage == "autoencoder" else 0
     left -= time.time() - began
-    return planning.plan(left, speed, group["epochs"], counts["validate"] + shown, afterwards)
+    return planning.plan(
+        left, speed, group["epochs"], min(counts["validate"], settings["validation_slices"]) + shown, afterwards
+    )
 
 
 def subject(stage, run, settings, source, strategy):

@@ -439,9 +439,8 @@ def do(argv):
     if stage == "diffusion":  # before TensorFlow is imported, which takes seconds
         runs.refuse_missing(run / "diffusion.keras")
     dataset.refuse_absent(values.get("data") or ())
+    command.load("predict.py", "modules")  # with TensorFlow; it registers the classes that a .keras file names
     print(f"{run}: {distribution.set_precision(values['precision'])}")
-    import modules  # noqa: F401  (registers the classes that a .keras file names; imports TensorFlow)
-
     keras.utils.set_random_seed(values.get("seed", 0))
     work(run, **predict_flags.arguments(work, values))
     return 0

@@ -196,7 +196,7 @@ def first_stage_batches(settings, source, split, training, start_step=0):
     """What the first stage learns from and is validated with; see `dataset.make_dataset`."""
     stage, size = settings["autoencoder"], settings["image_size"]
     options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"], "start_step": start_step}
-    options["most"] = settings["validation_slices"]
+    options["most"] = settings["validation_slices"] if split == "validate" else None
     return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
 
 

@@ -172,6 +172,7 @@ def chosen_preset(flags):
     given = {word: value for word, value in vars(flags).items() if value is not None}
     told = {name: given.get(name, schema.defaults()[name]) for name in OPENED}
     source = open_data({**told, "data": flags.data[0] if len(flags.data) == 1 else flags.data})
+    command.load("train.py", "tensorflow")
     machine = distribution.machine()
     slices = int((source.split == "train").sum())
     flags.preset, why = presets.choose(flags.image_size or max(source.shape), slices, machine)
@@ -219,6 +220,7 @@ def announce(stage, run, settings, source, replicas, precision):
 def work(flags):
     """Do what the flags say; returns the exit status."""
     files.check_folder(folder_of(flags))
+    runs.is_chief()  # refuses a damaged TF_CONFIG
     opened = chosen_preset(flags)
     run, todo, settings = resolve(flags)
     refuse_uneven(flags.replicas or 1, todo, settings)
@@ -227,7 +229,8 @@ def work(flags):
         print(json.dumps(settings, indent=2))
         return 0
     records.refuse_missing(settings, source)
-    strategy = make_strategy(flags.replicas, todo, settings)  # from here on TensorFlow is needed, and imported
+    command.load("train.py", "stages")  # from here on TensorFlow is needed
+    strategy = make_strategy(flags.replicas, todo, settings)
     precision = distribution.set_precision(flags.precision or "auto")
     settings = stages.with_found(settings, source)
     schema.check_levels(settings)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import command
 import evaluate
@@ -17,6 +18,7 @@ import predict
 import train
 
 ROOT = Path(__file__).resolve().parents[1]
+OLD = ROOT / "tests" / "old_runs" / "vqvae"
 
 
 @pytest.fixture(autouse=True)
@@ -139,11 +141,15 @@ def process(*words):
 
 @pytest.mark.parametrize("script", ["train.py", "predict.py", "evaluate.py"])
 def test_an_interruption_during_the_imports_is_one_line(script, tmp_path):
-    """The script as it is, with a `keras` that takes its time."""
+    """The script as it is, with a `keras` that takes its time, and flags that are right."""
+    for case in range(3):
+        Image.new("L", (16, 16), 99).save(tmp_path / f"{case}_0.png")
+    words = ["--data", str(tmp_path)] if script == "train.py" else ["--out", str(tmp_path), "--run", str(OLD)]
     (tmp_path / "keras.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     (tmp_path / "tensorflow.py").write_text((tmp_path / "keras.py").read_text())
     start = (
-        f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, '.']; runpy.run_path({script!r}, run_name='__main__')"
+        f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, '.']; sys.argv = {[script, *words]}; "
+        f"runpy.run_path({script!r}, run_name='__main__')"
     )
     started = process("-c", start)
     assert started.stdout.readline() == "importing\n"
