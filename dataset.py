@@ -31,7 +31,7 @@ import command
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 if __name__ == "__main__":
-    command.from_the_start("dataset.py")  # TensorFlow takes seconds to import
+    command.from_the_start("dataset.py")
 
 import numpy as np
 from PIL import Image
@@ -544,6 +544,7 @@ def _work(flags) -> int:
     options = {"labels": labels, "person": flags.person, "contrast": flags.contrast, "missing": flags.missing}
     source = open_source(flags.data, flags.seed, flags.axis, **options)
     if flags.command == "people":
+        command.load("dataset.py", "tensorflow")
         _find_people(source, flags.labels, Path(flags.out))
     elif flags.json:
         print(json.dumps(source.manifest(), indent=2))

@@ -24,7 +24,7 @@ import command
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 if __name__ == "__main__":
-    command.from_the_start("predict.py")  # TensorFlow takes seconds to import
+    command.from_the_start("predict.py")
 
 import numpy as np
 from tqdm import tqdm
