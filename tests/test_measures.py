@@ -345,7 +345,10 @@ def test_without_a_leak_nothing_is_said(sets):
     assert found.facts["leaks"] == {
         "near-identical pairs": {"train, validate": 0, "train, test": 0, "validate, test": 0},
         "misfiled": [],
+        "repeated": None,
     }
+    facts = {"leaks": found.facts["leaks"] | {"repeated": [("p1", "p9")]}}
+    assert "1 pairs of scans in two splits" in pages.leaks(facts, dict(found.shown), None)[3][0]
     assert not section.warnings and "Nothing was found." in section.text
     assert "one person may be in two splits" in leaks_of(sets, each=True)[1].warnings[0]
     assert "In ADNI's archive that is a scan" in leaks_of(sets, kind="class folders")[1].warnings[0]
