@@ -60,7 +60,7 @@ def parser():
     p.add_argument("--plane", choices=planes.PLANES, help="of the slices (default: of headers, or by their symmetry)")
     p.add_argument("--out", help="folder of the report (default: the run's folder)")
     p.add_argument("--seed", type=int, default=0, help="of noise and conditions")
-    p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16"))
+    p.add_argument("--precision", default="auto", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
     return p
 
 

@@ -17,7 +17,7 @@ from ldm import batches
 from ldm.data import pixels
 from ldm.nets.layers import GroupNorm, ResBlock, SpaceToDepth, downsample
 from ldm.nets.saving import Recorded, register
-from ldm.training import losses, optimizers, runs
+from ldm.training import distribution, losses, optimizers, runs
 
 BATCH = 32
 STEPS = 400
@@ -187,7 +187,7 @@ class FeatureNet(Recorded, keras.Model):
         No two slices of a batch should be of one person, see `neighbours`.
         """
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        self.compile(optimizer=optimizers.FusedAdamW(rate, weight_decay=1e-3), jit_compile=False)
+        self.compile(optimizer=optimizers.FusedAdamW(rate, weight_decay=1e-3), jit_compile=False, auto_scale_loss=False)
         self.fit(slices, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
 
     def measure(self, images):
@@ -218,8 +218,9 @@ class FeatureNet(Recorded, keras.Model):
                 known = tf.cast(label >= 0, tf.float32)
                 each = keras.losses.sparse_categorical_crossentropy(tf.maximum(label, 0), said["label"], True)
                 loss += tf.reduce_sum(known * each) / tf.maximum(tf.reduce_sum(known), 1.0)
+            part = distribution.replica_loss(loss, self.optimizer)
         variables = self.trainable_variables
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        distribution.apply_gradients(self.optimizer, tape.gradient(part, variables), variables)
         error = losses.mean_absolute(z, said["z"])
         for name, value in {"loss": loss, "z_error": error, "contrast": contrast}.items():
             self.trackers[name].update_state(value)

@@ -29,7 +29,7 @@ from ldm.nets.networks import conditions_of, decoder, encoder
 from ldm.nets.saving import Recorded, register
 from ldm.nets.unet import UNet
 from ldm.training import corruption, distribution, losses
-from ldm.training.reports import Reports
+from ldm.training.reports import Reports, leaves_no_trace
 
 __all__ = ["VAE", "VQVAE", "DiffusionModel", "UNet"]
 
@@ -202,11 +202,12 @@ class Autoencoder(Recorded, Reports, keras.Model):
         latents, _, _ = self.bottleneck(encoded)
         return self.pad(self.decoder({"latents": latents, **conditions}, training=training)["image"], -1.0)
 
+    @leaves_no_trace
     def train_step(self, batch):
         batch, step = self.cropped(batch), self.optimizer.iterations
         with tf.GradientTape() as tape:
             values, _, state = self.forward(batch, step, training=True)
-            loss = distribution.replica_loss(values["loss"])
+            loss = distribution.replica_loss(values["loss"], self.optimizer)
         gradients = tape.gradient(loss, self.trainable_variables)
         norm = distribution.apply_gradients(self.optimizer, gradients, self.trainable_variables, self.clip_norm)
         self.update_bottleneck(state, batch, step)
@@ -556,6 +557,7 @@ class DiffusionModel(Recorded, Reports, keras.Model):
             loss = weight[..., 0] * self.penalties[self.penalty](target, output)
         return ops.mean(loss, axis=(1, 2))
 
+    @leaves_no_trace
     def train_step(self, batch):
         images = batch["image"]
         shape = (tf.shape(images)[0], *images.shape[1:])  # rows on this replica
@@ -567,7 +569,7 @@ class DiffusionModel(Recorded, Reports, keras.Model):
         def learn(batch, t, eps, keep):
             with tf.GradientTape() as tape:
                 loss = ops.mean(self.loss_at(batch, t, eps, keep, training=True)) / self.accumulate
-                part = distribution.replica_loss(loss)
+                part = distribution.replica_loss(loss, self.optimizer)
             return loss, tape.gradient(part, variables)
 
         loss, gradients = distribution.accumulated(learn, (batch, t, eps, keep), self.accumulate, variables)

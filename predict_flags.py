@@ -108,7 +108,7 @@ class Single:
     """Flags of one task or two, which stand for themselves; and those of the command."""
 
     run: str | None = flag(None, "name of the run (default: the one that was trained last)")
-    precision: str = flag("auto", "of the networks", choices=("auto", "float32", "mixed_bfloat16"))
+    precision: str = flag("auto", "of the networks", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
     coherence: float = flag(
         samplers.COHERENCE,
         "share of its noise that each slice of a head has from the one before; 1: all the same",

@@ -15,7 +15,7 @@ from keras import layers, ops
 from ldm.nets.networks import conditions_of
 from ldm.nets.saving import register
 from ldm.training import distribution, losses
-from ldm.training.reports import Reports
+from ldm.training.reports import Reports, leaves_no_trace
 
 
 @register
@@ -108,11 +108,14 @@ class AdversarialTraining(Reports, keras.Model):
     def adaptive_weight(self, tape, reconstruction, adversarial):
         """Ratio of the two losses' gradients in the decoder's last layer (arXiv 2012.09841, eq. 7), at most the cap."""
         last = self.autoencoder.decoder.get_layer("to_image").kernel
+        scale = distribution.loss_scale(self.optimizer)
         norms = [
-            tf.norm(distribution.sum_over_replicas(tape.gradient(loss, last))) for loss in (reconstruction, adversarial)
+            tf.norm(distribution.sum_over_replicas(tape.gradient(loss, last))) / scale
+            for loss in (reconstruction, adversarial)
         ]
         return tf.minimum(self.weight * norms[0] / (norms[1] + 1e-8), self.cap)
 
+    @leaves_no_trace
     def train_step(self, batch):
         autoencoder, step = self.autoencoder, self.optimizer.iterations
         batch = autoencoder.cropped(batch)
@@ -121,11 +124,11 @@ class AdversarialTraining(Reports, keras.Model):
         own = dict.fromkeys(self.names, 0.0)
         with tf.GradientTape(persistent=True) as tape:
             values, fake, state = autoencoder.forward(batch, step, training=True)
-            parts, weights = [distribution.replica_loss(values["loss"])], [tf.constant(1.0)]
+            parts, weights = [distribution.replica_loss(values["loss"], self.optimizer)], [tf.constant(1.0)]
             if self.active:
                 fakes = [fake, self.random_pictures(batch, state, step)] if self.random_latents else [fake]
                 adversarial = losses.hinge_generator([self.discriminate(picture, batch) for picture in fakes])
-                parts.append(distribution.replica_loss(adversarial))
+                parts.append(distribution.replica_loss(adversarial, self.optimizer))
         if self.active:
             own |= {"adversarial": ramp, "adaptive_weight": self.adaptive_weight(tape, *parts)}
             weights.append(own["adaptive_weight"] * ramp * tf.convert_to_tensor(self.strength))
@@ -150,7 +153,7 @@ class AdversarialTraining(Reports, keras.Model):
             real = self.discriminate(batch["image"], batch)
             fake_logits = [self.discriminate(tf.stop_gradient(picture), batch) for picture in fakes]
             loss = losses.hinge_discriminator(real, fake_logits)
-            part = distribution.replica_loss(loss)
+            part = distribution.replica_loss(loss, self.discriminator_optimizer)
         gradients = tape.gradient(part, variables)
         distribution.apply_gradients(self.discriminator_optimizer, gradients, variables, self.autoencoder.clip_norm)
         return {"d_real": ops.mean(real), "d_fake": ops.mean(fake_logits[0]), "d_loss": loss}

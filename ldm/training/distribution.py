@@ -109,12 +109,21 @@ def _logical_cpus(count):
     return cpus[:count]
 
 
-def replica_loss(loss):
+def replica_loss(loss, optimizer=None):
     """This replica's part of the global mean: the loss over the number of replicas, for the tape only.
 
     Gradients are summed over replicas, so plain means would give N times the gradient. Report the undivided loss.
+
+    Args:
+        loss: mean over this replica's rows.
+        optimizer: that will step; in float16 the loss is multiplied by its scale, which `apply_gradients` takes back.
     """
-    return loss / tf.distribute.get_replica_context().num_replicas_in_sync
+    return loss * loss_scale(optimizer) / tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def loss_scale(optimizer):
+    """What the losses of an optimizer are multiplied by, a scalar: 1 but in float16."""
+    return tf.convert_to_tensor(optimizer.loss_scale) if getattr(optimizer, "scaled", False) else 1.0
 
 
 def sum_over_replicas(tensors):
@@ -134,14 +143,19 @@ def apply_gradients(optimizer, gradients, variables, clip_norm=None):
     """One optimiser step with the gradients of `replica_loss`, clipped by their global norm.
 
     Keras optimizers clip before they sum over replicas, so that two replicas would clip two half gradients and step
-    elsewhere than one. Here the sum comes first. Returns the norm before clipping.
+    elsewhere than one. Here the sum comes first, then the loss scale of float16 is taken back; a step whose gradients
+    are not finite, anywhere, is skipped everywhere. Returns the norm before clipping.
     """
-    gradients = sum_over_replicas(gradients)
-    norm = tf.linalg.global_norm(gradients)
-    factor = 1.0 / tf.distribute.get_replica_context().num_replicas_in_sync  # the optimizer sums once more
+    gradients, scale = sum_over_replicas(gradients), loss_scale(optimizer)
+    norm = tf.linalg.global_norm(gradients) / scale
+    factor = 1.0 / (scale * tf.distribute.get_replica_context().num_replicas_in_sync)  # the optimizer sums once more
     if clip_norm is not None:
         factor *= tf.minimum(1.0, clip_norm / (norm + 1e-12))
-    optimizer.apply([g * tf.cast(factor, g.dtype) for g in gradients], variables)
+    gradients = [g * tf.cast(factor, g.dtype) for g in gradients]
+    if getattr(optimizer, "scaled", False):
+        optimizer.step_if(tf.math.is_finite(norm), gradients, variables)
+    else:
+        optimizer.apply(gradients, variables)
     return norm
 
 
@@ -271,8 +285,10 @@ def pick_rows(flat, indices):
 def set_precision(name="auto"):
     """Set the Keras precision policy, and say which it is.
 
-    "auto" takes mixed_bfloat16 where the hardware multiplies it faster: on GPUs, and on processors with AMX or
-    AVX512-BF16; float32 elsewhere.
+    "auto" takes the 16 bits that the hardware multiplies fast: mixed_bfloat16 on GPUs of compute capability 8 and above
+    (and those that do not say theirs), and on processors with AMX or AVX512-BF16; mixed_float16 on GPUs from 7 on, that
+    have no bfloat16 (V100, T4, RTX 20), and there losses are scaled (`ldm.training.optimizers`); float32 elsewhere. Of
+    several GPUs the oldest decides.
 
     Args:
         name: "auto" or a Keras policy name.
@@ -281,16 +297,19 @@ def set_precision(name="auto"):
         The policy's name.
     """
     if name == "auto":
-        name = "mixed_bfloat16" if _has_fast_bfloat16() else "float32"
+        name = _fast_policy()
     keras.mixed_precision.set_dtype_policy(name)
     return name
 
 
-def _has_fast_bfloat16():
-    if tf.config.list_physical_devices("GPU"):
-        return True
+def _fast_policy():
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        oldest = min(tuple(about.get("compute_capability") or (8, 0)) for about in details)
+        return "mixed_bfloat16" if oldest >= (8, 0) else "mixed_float16" if oldest >= (7, 0) else "float32"
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+        return "float32"
+    return "mixed_bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"

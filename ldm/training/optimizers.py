@@ -4,6 +4,9 @@ Keras writes each variable's update out in some hundred nodes of the graph, amon
 rate and the powers of both betas, which are the same for all. Here these are computed once, and the update of a
 variable, of its two moments and of its average are an operation each. The numbers, the names and the checkpoints are
 those of `keras.optimizers.AdamW`.
+
+Under the policy mixed_float16, whose smallest numbers are soon reached by gradients, losses are multiplied by a scale
+that is found as training goes (arXiv 1710.03740, section 3.2): see `scaled`.
 """
 
 import functools
@@ -11,9 +14,17 @@ import functools
 import keras
 import tensorflow as tf
 
+FIRST_SCALE, MOST_SCALE = 2.0**15, 2.0**24
+CALM = 2000  # steps without an overflow, after which the scale is doubled
+
 
 class FusedAdamW(keras.optimizers.AdamW):
     """AdamW (arXiv 1711.05101), the same steps as Keras' own; of its options, none that clips, scales or accumulates.
+
+    Attributes:
+        scaled: whether it was made under mixed_float16. Then `loss_scale` is what losses are to be multiplied by, and
+            `step_if` leaves everything as it is where gradients overflow, but for the scale, which is halved, and the
+            count of `skipped` steps. These three are in its checkpoints.
 
     Raises:
         ValueError: for one of those options.
@@ -25,6 +36,29 @@ class FusedAdamW(keras.optimizers.AdamW):
         for name in (*unknown, "ema_overwrite_frequency", "loss_scale_factor"):
             if getattr(self, name):
                 raise ValueError(f"FusedAdamW has no {name}: take keras.optimizers.AdamW")
+        self.scaled = keras.mixed_precision.dtype_policy().name == "mixed_float16"
+        self._finite = None  # whether the gradients of the step that is being traced are, a boolean
+
+    def build(self, variables):
+        super().build(variables)
+        if self.scaled and not hasattr(self, "loss_scale"):
+            for name, first in {"loss_scale": FIRST_SCALE, "calm": 0.0, "skipped": 0.0}.items():
+                options = {"dtype": "float32", "trainable": False, "name": name, "aggregation": "only_first_replica"}
+                setattr(self, name, keras.Variable(first, **options))
+                self._track_variable(getattr(self, name))
+
+    def step_if(self, finite, gradients, variables):
+        """Step with these gradients where they are finite (a boolean, the same on all replicas), or skip the step."""
+        self._finite = finite
+        self.apply([tf.where(finite, gradient, 0.0) for gradient in gradients], variables)
+        self._finite = None
+        kept = tf.cast(finite, tf.float32)
+        self.iterations.assign_sub(tf.cast(1.0 - kept, self.iterations.dtype))
+        self.skipped.assign_add(1.0 - kept)
+        calm = kept * (self.calm + 1.0)
+        change = tf.where(finite, tf.where(calm < CALM, 1.0, 2.0), 0.5)
+        self.loss_scale.assign(tf.minimum(self.loss_scale * change, MOST_SCALE))
+        self.calm.assign(tf.where(calm < CALM, calm, 0.0))
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         """Sum the gradients over replicas and step everywhere: what `apply` does between two counts of the steps."""
@@ -47,6 +81,12 @@ class FusedAdamW(keras.optimizers.AdamW):
         }
         if self.use_ema:  # the average begins as the weights after the first step
             found["renewal"] = 1.0 - tf.where(done > 0.0, tf.cast(self.ema_momentum, tf.float32), 0.0)
+        if (
+            self._finite is not None
+        ):  # a skipped step is one that moves nothing: 1 - beta, the rate and the renewal are 0
+            kept = tf.cast(self._finite, tf.float32)
+            found |= {name: tf.where(self._finite, found[name], 1.0) for name in ("beta_1", "beta_2")}
+            found |= {name: kept * found[name] for name in ("rate", "decay", "renewal") if name in found}
         return found
 
     def _step_everywhere(self, strategy, pairs, scalars):

@@ -14,7 +14,7 @@ from ldm.nets.networks import conditions_of
 from ldm.nets.saving import Recorded, register
 from ldm.nets.transformer import TransformerBlock, draw_tokens, dropout, lengthen
 from ldm.training import distribution
-from ldm.training.reports import Reports
+from ldm.training.reports import Reports, leaves_no_trace
 
 
 @register
@@ -191,12 +191,13 @@ class CodePrior(Recorded, Reports, keras.Model):
 
         return uniform
 
+    @leaves_no_trace
     def train_step(self, batch):
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         uniform = self.numbers(tf.shape(batch["codes"])[0], seed)
         with tf.GradientTape() as tape:
             loss = self.cross_entropy(batch, True, uniform)
-            part = distribution.replica_loss(loss)
+            part = distribution.replica_loss(loss, self.optimizer)
         variables = self.trainable_variables
         norm = distribution.apply_gradients(self.optimizer, tape.gradient(part, variables), variables, self.clip_norm)
         self.record({"loss": loss, "bits": loss / math.log(2), "gradient_norm": norm})

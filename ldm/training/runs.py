@@ -341,7 +341,11 @@ def resume(model, run, stage, steps_per_epoch):
     way_out = "put its copy back, or remove it, and the stage begins anew"
     with unreadable(path, way_out), of_today(path, old_runs.modern_weights(path)) as today:
         model.load_weights(today)
-    epochs = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
+    counts = [
+        model.optimizer.iterations,
+        *([model.optimizer.skipped] if getattr(model.optimizer, "scaled", False) else []),
+    ]
+    epochs = sum(int(keras.ops.convert_to_numpy(count)) for count in counts) // steps_per_epoch
     if history.exists():
         lines = history.read_text().splitlines(keepends=True)[: 1 + epochs]
         if is_chief():

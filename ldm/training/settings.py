@@ -85,8 +85,8 @@ OPTIONS = (
     Option("command", "dry_run", False, bool, "say what would be done, and stop"),
     Option("command", "self_test", False, bool, "can these settings overfit 8 slices? Minutes; writes nothing"),
     Option("command", "verbose", False, bool, "say all metrics of each epoch, not the three that matter most"),
-    Option("command", "precision", "auto", str, "numbers of the networks; auto: bfloat16 where it is fast",
-           ("auto", "float32", "mixed_bfloat16")),
+    Option("command", "precision", "auto", str, "numbers of the networks; auto: the 16 bits that are fast here",
+           ("auto", "float32", "mixed_bfloat16", "mixed_float16")),
     Option("command", "replicas", None, int, "number of GPUs, or, without any, of logical CPU devices to try it out",
            bounds="[1, 1024]"),
 
