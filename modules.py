@@ -60,6 +60,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
         num_labels: number of labels, if they know the label; 0 if they do not.
         tissues: number of tissue classes that the decoder names beside the picture; 0 names none.
         structure_weight: weight of 1 - SSIM in the reconstruction loss, beside L1 and MSE.
+        texture_weight: weight there of `losses.texture_difference`; 0 leaves it out.
         tissue_weight: weight of the tissues' cross-entropy.
         clip_norm: global norm to which gradients are clipped.
         seed: of all randomness in training.
@@ -81,6 +82,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
         num_labels=0,
         tissues=0,
         structure_weight=0.3,
+        texture_weight=0.0,
         tissue_weight=0.05,
         clip_norm=1.0,
         seed=0,
@@ -246,12 +248,10 @@ class Autoencoder(Recorded, Reports, keras.Model):
         return latents
 
     def compare(self, real, fake):
-        """The reconstruction loss: L1 + MSE + weight (1 - SSIM)."""
-        return (
-            losses.mean_absolute(real, fake)
-            + losses.mean_squared(real, fake)
-            + self.structure_weight * losses.structural_dissimilarity(real, fake)
-        )
+        """The reconstruction loss: L1 + MSE + weight (1 - SSIM) + weight (difference in texture)."""
+        loss = losses.mean_absolute(real, fake) + losses.mean_squared(real, fake)
+        loss += self.structure_weight * losses.structural_dissimilarity(real, fake)
+        return loss + (self.texture_weight * losses.texture_difference(real, fake) if self.texture_weight else 0.0)
 
     def bottleneck_weights(self, step, training):
         """{name: weight} of the bottleneck's losses at a training step; at their full value in validation."""

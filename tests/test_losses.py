@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny_models
 
 from ldm.judging import metrics
 from ldm.training import losses
@@ -129,3 +130,42 @@ def test_segmentation_is_the_cross_entropy_of_known_pixels():
     np.testing.assert_allclose(losses.segmentation(logits, tissue), -(np.log(0.7) + np.log(0.1)) / 2, rtol=1e-5)
     np.testing.assert_allclose(losses.segmentation(logits, tissue, 4.0), -(np.log(0.7) + np.log(0.1)) / 4, rtol=1e-5)
     assert float(losses.segmentation(logits, np.full_like(tissue, -1))) == 0.0
+
+
+# ---- texture ---------------------------------------------------------------------------------------------------------
+
+
+def waves(period, amplitude=0.2, size=64):
+    """A sine of some period along both axes, (1, size, size, 1)."""
+    x = np.sin(2 * np.pi * np.arange(size) / period)
+    return (amplitude * x[:, None] * x)[None, :, :, None].astype("float32")
+
+
+def test_texture_counts_the_power_of_detail_and_not_where_it_lies():
+    """Half the amplitude is a quarter of the power, |log| of which is log 4; a shift changes no power."""
+    real = waves(4.6)
+    assert float(losses.texture_difference(real, real)) == 0.0
+    assert float(losses.texture_difference(real, 0.5 * real)) == pytest.approx(np.log(4), rel=0.01)
+    assert float(losses.texture_difference(real, np.roll(real, 1, axis=1))) < 0.05
+    assert float(losses.texture_difference(real, -real)) < 1e-5
+
+
+def test_texture_asks_for_nothing_where_the_real_slice_has_none():
+    smooth = waves(32)
+    assert float(losses.texture_difference(0 * smooth - 1, smooth)) == 0.0
+    assert float(losses.texture_difference(smooth, smooth + waves(4.6))) == 0.0
+    half = waves(4.6) * (np.arange(64) < 24)[:, None, None]
+    assert float(losses.texture_difference(half, half + waves(4.6) * (np.arange(64) >= 40)[:, None, None])) < 0.1
+
+
+def test_texture_tells_a_blurred_slice_from_a_sharp_one():
+    sharp = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 64, 64, 1)).astype("float32")
+    blurred = (sharp + np.roll(sharp, 1, 1) + np.roll(sharp, 1, 2) + np.roll(sharp, (1, 1), (1, 2))) / 4
+    assert float(losses.texture_difference(sharp, blurred)) > 0.5
+
+
+def test_texture_is_a_part_of_the_reconstruction_loss_by_its_weight():
+    real, fake = tiny_models.images(2, 32), tiny_models.images(2, 32, seed=1)
+    plain, more = (tiny_models.make_vae(texture_weight=weight).compare(real, fake) for weight in (0.0, 0.7))
+    extra = 0.7 * losses.texture_difference(real, fake)
+    np.testing.assert_allclose(more, plain + extra, rtol=1e-5)

@@ -289,7 +289,7 @@ def test_a_run_of_before_is_gone_on_with(run):
     since = {  # options that there were not, at their defaults
         **{"person": None, "contrast": None, "init_from": None, "diffusion": {"groups": 32}},
         **{"missing": None, "validation_slices": 640},
-        "autoencoder": {"latent_noise": 0.0, "freeze_encoder": False},
+        "autoencoder": {"latent_noise": 0.0, "freeze_encoder": False, "texture_weight": 0.0},
     }
     assert settings == schema.merged(schema.merged(stored[flags.stage], since), own)  # the same keys, the same values
 
