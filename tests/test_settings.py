@@ -238,7 +238,7 @@ def test_a_new_option_of_the_unet_takes_two_places(monkeypatch):
 
 def test_what_may_change_when_a_run_goes_on():
     planned = {"init_from", "epochs", "kl_cycle_steps", "crop_box", "recompute", "accumulate", "patience"}
-    planned.add("validation_slices")
+    planned |= {"validation_slices", "minutes", "planned"}
     assert {option.name for option in schema.OPTIONS if option.changes} == planned
     settings = schema.defaults()
     for stage in runs.STAGES:
@@ -287,9 +287,12 @@ def test_a_run_of_before_is_gone_on_with(run):
     stored = {path.stem: runs.load_json(path)["settings"] for path in folder.glob("*.json")}
     own = {stage: values[stage] for stage, values in stored.items()}
     since = {  # options that there were not, at their defaults
-        **{"person": None, "contrast": None, "init_from": None, "diffusion": {"groups": 32}},
+        **{"person": None, "contrast": None, "init_from": None, "minutes": None},
         **{"missing": None, "validation_slices": 640},
-        "autoencoder": {"latent_noise": 0.0, "freeze_encoder": False, "texture_weight": 0.0},
+        "autoencoder": {"latent_noise": 0.0, "freeze_encoder": False, "texture_weight": 0.0, "planned": False},
+        "latents": {"planned": False},
+        "diffusion": {"groups": 32, "planned": False},
+        "prior": {"planned": False},
     }
     assert settings == schema.merged(schema.merged(stored[flags.stage], since), own)  # the same keys, the same values
 

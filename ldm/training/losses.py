@@ -53,7 +53,7 @@ def texture_difference(real, fake, window=16):
     total = 0.0
     for fine, coarse in TEXTURE_BANDS:
         powers = []
-        for detail in (_exact(real), _exact(fake)):
+        for detail in (_exact(real) + 1.0, _exact(fake) + 1.0):  # black is 0, as beyond the edge
             for _ in range(2):  # once would leave more of the coarse waves than there is of the fine ones
                 detail = _blurred(detail, fine) - _blurred(detail, coarse)
             powers.append(ops.average_pool(ops.square(detail), window, strides=window // 2))
