@@ -24,7 +24,7 @@ SPACINGS = ("uniform", "trailing", "leading", "karras")
 # The noise levels sigma / alpha between which the Karras spacing lies, and its exponent (arXiv 2206.00364, table 1).
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 
-COHERENCE = 0.97  # of the noises of neighbouring slices of a head, unless somebody says otherwise; measured, see docs
+COHERENCE = 0.935  # of the noises of neighbouring slices of a head, unless somebody says otherwise: see docs/results.md
 RESAMPLE = 5  # times that `inpaint` makes each step, unless somebody says otherwise
 
 
