@@ -179,7 +179,7 @@ def test_validation_is_view_0_in_order_and_numbers_its_batches(run, settings, so
 def test_pixels_are_augmented_gently_in_training(run, settings, source):
     settings = schema.merged(settings, {"first_stage": "none", "flip": False})
     (batch,) = learned(run, settings, source).take(1).as_numpy_iterator()
-    options = {"seed": settings["seed"], "masks": True, "augment": 0.4}
+    options = {"seed": settings["seed"], "masks": True, "augment": stages.GENTLY}
     (expected,) = dataset.make_dataset(source, "train", 32, 12, True, **options).take(1).as_numpy_iterator()
     np.testing.assert_array_equal(batch["image"], expected["image"])
     (plain,) = dataset.make_dataset(source, "train", 32, 12, True, seed=3, augment=0.0).take(1).as_numpy_iterator()
