@@ -145,7 +145,7 @@ def test_before_it_begins_the_autoencoder_is_trained_as_by_itself():
 
 def test_adaptive_weight_makes_the_gradients_of_the_last_layer_comparable():
     """arXiv 2012.09841, eq. 7, on two losses that are linear in the picture, so that the ratio is known."""
-    model = make_adversarial_vae(weight=0.3, cap=10.0)
+    model = compiled(make_adversarial_vae(weight=0.3, cap=10.0))
     data, autoencoder = tensors(batch_of(4)), model.autoencoder
     with tf.GradientTape(persistent=True) as tape:
         _, fake, _ = autoencoder.forward(data, 0, training=True)

@@ -124,7 +124,7 @@ def test_mixtures(tmp_path, course):
     refuse([course, course], "mixture")
     volume(tmp_path / "both" / "a.nii")
     (tmp_path / "both" / "b_1.png").write_bytes(encode(brain(0)))
-    refuse(tmp_path / "both", "NIfTI volumes and PNG")
+    refuse(tmp_path / "both", "volumes and PNG")
 
 
 def test_large_archive_opens_fast(tmp_path):
