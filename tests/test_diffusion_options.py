@@ -80,7 +80,7 @@ def test_zero_snr_is_seen_by_everybody_who_asks_for_the_schedule(unet):
 
 def test_eps_is_refused_where_nothing_of_the_picture_is_left(unet):
     for options in ({"schedule": "cosine", "zero_snr": True}, {"schedule": "flow"}):
-        with pytest.raises(ValueError, match="zero terminal SNR needs the prediction v, x_0, flow or edm"):
+        with pytest.raises(ValueError, match="zero terminal SNR needs the prediction v, eps_v, x_0, flow or edm"):
             make(unet, prediction="eps", **options)
     make(unet, prediction="eps", schedule="cosine")
 
