@@ -160,7 +160,7 @@ def test_every_combination_has_finite_losses_and_gradients_from_end_to_end(predi
 def test_a_step_of_training_a_file_and_a_sample(prediction, tmp_path):
     """Each prediction with another mixture of the other options; what loads says what was saved."""
     number = schedules.PREDICTIONS.index(prediction)
-    schedule = ("linear", "cosine", "sigmoid", "flow", "cosine")[number]
+    schedule = ("linear", "cosine", "sigmoid", "flow", "cosine", "scaled_linear")[number]
     options = {"zero_snr": prediction != "eps", "min_snr_gamma": (None, 5.0)[number % 2]}
     options["loss"] = OPTIONS["loss"][number % 3]
     model = make(prediction=prediction, schedule=schedule, **options)
@@ -177,7 +177,7 @@ def test_a_step_of_training_a_file_and_a_sample(prediction, tmp_path):
     assert (config["prediction"], config["schedule"]) == (prediction, schedule)
     x_T, t = tf.random.stateless_normal((2, *SHAPE), (1, 2)), tf.constant([0.5, 1.0])
     np.testing.assert_allclose(loaded.denoise(x_T, t), model.denoise(x_T, t), atol=1e-5)
-    draw = list(samplers.SAMPLERS.values())[number]
+    draw = list(samplers.SAMPLERS.values())[number % len(samplers.SAMPLERS)]
     assert np.all(np.isfinite([x_t for x_t, _ in draw(loaded.denoise, x_T, loaded.schedule, 3)]))
 
 
