@@ -139,6 +139,7 @@ def test_the_table_of_flags_is_up_to_date():
     assert (ROOT / "docs" / "flags.md").read_text(encoding="utf-8") == module("flags").page()
 
 
+@pytest.mark.slow
 def test_the_lesson_runs_and_says_what_it_promises(capsys):
     lesson = module("teaching")
     assert [title.split(".")[0] for title, _ in lesson.blocks()] == [str(n) for n in range(1, 11)]

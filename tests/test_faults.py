@@ -47,6 +47,7 @@ def test_the_smallest_is_found_with_all_larger_ones():
     assert faults.smallest({1: {"a": 1.9}})["found"] is None and faults.smallest({1: {}})["errors"] == {"1": 0.0}
 
 
+@pytest.mark.slow
 def test_blur_gain_and_noise_are_found_by_what_they_change(people):
     rng = np.random.default_rng(1)
     noisy = np.clip(people.images + 0.1 * rng.standard_normal(people.images.shape), 0, 1) * (people.images > 0)

@@ -86,6 +86,7 @@ def test_a_feature_is_of_its_own_place():
     assert change[0, 0] > 3 * change[2:, 2:].max()
 
 
+@pytest.mark.slow
 def test_several_networks_belong_to_a_run_and_are_trained_once(tmp_path, monkeypatch):
     data = tmp_path / "phantom.zip"
     dataset.write_phantoms(data, people=6, image_size=SIZE)

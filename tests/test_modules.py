@@ -142,6 +142,7 @@ UNUSUAL = {
             "num_labels": 2,
             "tissues": 3,
             "structure_weight": 0.7,
+            "texture_weight": 0.3,
             "tissue_weight": 0.2,
             "clip_norm": 0.4,
             "seed": 8,
@@ -167,6 +168,7 @@ UNUSUAL = {
             "num_labels": 2,
             "tissues": 3,
             "structure_weight": 0.7,
+            "texture_weight": 0.3,
             "tissue_weight": 0.2,
             "clip_norm": 0.4,
             "seed": 8,
@@ -192,12 +194,14 @@ UNUSUAL = {
             "num_labels": 2,
             "tissues": 3,
             "structure_weight": 0.7,
+            "texture_weight": 0.3,
             "tissue_weight": 0.2,
             "clip_norm": 0.4,
             "seed": 8,
             "kl_weight": 0.01,
             "kl_cycles": 3,
             "kl_cycle_steps": 50,
+            "latent_noise": 0.6,
         },
     ),
     "unet": (
@@ -216,6 +220,7 @@ UNUSUAL = {
             "mask": True,
             "gates": True,
             "recompute": False,  # goes with no dropout
+            "groups": 6,
         },
     ),
     "diffusion": (
