@@ -49,6 +49,9 @@ def test_a_training_is_understood(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [word.replace("$p", "256-f8") for word in words]
     given = train.parser().parse_args(words)
+    if given.init_from:  # the run of an earlier line of the page
+        (tmp_path / "checkpoint" / given.init_from).mkdir(parents=True)
+        (tmp_path / "checkpoint" / given.init_from / "autoencoder.keras").touch()
     if given.run and not given.preset and given.stage in ("diffusion", "prior", "latents"):
         return  # its settings are those of the run's first stage, which is not here
     assert train.resolve(given)
