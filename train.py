@@ -113,7 +113,7 @@ def folder_of(flags):
 
 
 def planned_by_minutes(run, settings, given):
-    """The settings, with the plans of stages that have begun, and minutes where nobody said how long training is.
+    """The settings, with the plans of stages that have begun; without minutes where somebody says what they plan.
 
     Raises:
         RunError: if --minutes stands beside what it plans.
@@ -122,9 +122,8 @@ def planned_by_minutes(run, settings, given):
             and given.get(option.word) is not None]  # fmt: skip
     if said and "minutes" in given:
         raise runs.RunError(f"--minutes plans {said[0]}: leave one of them out")
-    begun = any((run / f"{stage}.json").exists() for stage in runs.STAGES)
-    if "minutes" not in given and (said or not begun and settings["data"] is not None):
-        settings = schema.merged(settings, {"minutes": None})
+    if said:
+        return schema.merged(settings, {"minutes": None})
     return records.with_plans(run, settings)
 
 

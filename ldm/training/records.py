@@ -50,8 +50,6 @@ def are_current(run):
 
 def with_plans(run, settings):
     """The settings, with what `--minutes` has planned for the stages that have begun."""
-    if not settings["minutes"]:
-        return settings
     plans, planned = {}, ("planned", "epochs", "steps_per_epoch", "views")
     for stage in runs.STAGES:
         group = (runs.load_json(run / f"{stage}.json") or {"settings": {}})["settings"].get(stage, {})
