@@ -294,7 +294,7 @@ def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
     if path.is_dir() and len(paths) == 1:
         store = archive.FolderStore(path)
         found = {name: store.path_of(name) for name in store.names if archive.is_volume(name)}
-        if not any(map(archive.is_image, store.names)) and all(name.endswith(".dcm") for name in found):
+        if not any(map(archive.is_image, store.names)) and all(name.lower().endswith(".dcm") for name in found):
             found = dicom.find(path, [store.path_of(name) for name in store.names])
         if found and any(map(archive.is_image, store.names)):
             raise DataError(f"--data {path} holds volumes and PNG or JPEG files; put the two into two folders.")
@@ -493,7 +493,7 @@ def _describe(source: Source) -> None:
     print("\n".join(people.describe(source) + repeats.describe(source)))
 
 
-def _find_people(source: Source, labels, out: Path) -> None:
+def _find_people(source: Source, labels, missing, out: Path) -> None:
     """Prints who looks like whom, and writes the table that `--labels` takes; likewise of stacks that change heads."""
     files.check_folder(out.parent)
     links, linked = repeats.propose_links(source)
@@ -501,7 +501,7 @@ def _find_people(source: Source, labels, out: Path) -> None:
         path = out.with_name(f"{out.stem}_links.csv")
         files.write(path, linked)
         print("\n".join([*links, f"-> {path}: which slices belong to whom; sort them anew before anything else"]))
-    said, found = repeats.propose(source, labels)
+    said, found = repeats.propose(source, labels, missing)
     print("\n".join(said))
     if found:
         files.write(out, found)
@@ -543,9 +543,10 @@ def _work(flags) -> int:
     labels = flags.labels if flags.command == "describe" else None
     options = {"labels": labels, "person": flags.person, "contrast": flags.contrast, "missing": flags.missing}
     source = open_source(flags.data, flags.seed, flags.axis, **options)
-    if flags.command == "people":
+    if flags.command == "people" or not flags.json:  # both look at pictures
         command.load("dataset.py", "tensorflow")
-        _find_people(source, flags.labels, Path(flags.out))
+    if flags.command == "people":
+        _find_people(source, flags.labels, flags.missing or (), Path(flags.out))
     elif flags.json:
         print(json.dumps(source.manifest(), indent=2))
     else:

@@ -51,7 +51,7 @@ def slices_of(folder, voxels, affine, patient=SECRET, series="T1 MPRAGE", leave_
         data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
         data.RescaleSlope, data.RescaleIntercept = 2.0, 0.0
         data.PixelData = np.ascontiguousarray(voxels[:, :, z].T).astype(np.uint16).tobytes()
-        name = f"IM{names[z]:03d}" if shuffled else f"{z}.dcm"
+        name = f"IM{names[z]:03d}" if shuffled else f"{z}.{'dcm' if z % 2 else 'DCM'}"
         data.save_as(folder / name, enforce_file_format=True)
     return folder
 

@@ -6,7 +6,8 @@ patient, not by their names. DICOM's coordinates run to the left, to the back an
 right, to the front and up.
 
 A PatientID is somebody's: it is never printed or written down. People are told apart by a hash of it, and names of
-files and folders, which often hold it as well, are left out but for folders that several people share (labels, splits).
+files and folders, which often hold it as well, are left out but for folders that several people share (labels, splits)
+and the sentence that refuses a damaged file.
 The hash is the same on every machine, so that runs can be compared; whoever has a list of all IDs could find it again.
 """
 
@@ -35,8 +36,6 @@ TAGS = [
     "Columns",
     "ImageOrientationPatient",
     "ImagePositionPatient",
-    "ImageType",
-    "NumberOfFrames",
 ]
 
 

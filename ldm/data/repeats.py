@@ -333,17 +333,18 @@ def groups(pairs: np.ndarray, case: np.ndarray) -> np.ndarray:
     return sparse.csgraph.connected_components(links, directed=False)[1][: len(case)]
 
 
-def propose(source, labels=None) -> tuple[list[str], str]:
+def propose(source, labels=None, missing=()) -> tuple[list[str], str]:
     """What `dataset.py people` says, line by line, and the table that it writes: case, person, and other columns.
 
     Args:
         source: a `dataset.Source`, opened without a table.
         labels: path of a table of its scans, whose labels tell different people, and whose columns are kept.
+        missing: texts that mean unknown in it.
 
     Raises:
         DataError: naming the table that cannot be read.
     """
-    known = table.find(source.store, labels, set(source.case_names.values()))
+    known = table.find(source.store, labels, set(source.case_names.values()), missing)
     known.pop("person", None)
     scans, first = np.unique(source.scan, return_index=True)
     case, split, label = source.case[first], source.split[first], source.label[first]
