@@ -177,7 +177,7 @@ def report_facts(found, sections):
 def about(known, run, flags):
     """What a report must agree on with another to be compared, and what it may differ in."""
     drawn = {"count": flags.count, "sampler": flags.sampler, "steps": flags.steps, "seed": flags.seed}
-    return {"format": schema.FORMAT, "run": run, "data": str(known.people.record["data"]["sha256"]), **drawn}
+    return {"format": schema.FORMAT, "run": run, "data": str(known.people.source.manifest()["sha256"]), **drawn}
 
 
 def show(facts, warnings):
@@ -238,11 +238,13 @@ def read_report(name):
     """
     path = Path(name) if name.endswith(".json") else runs.folder(name) / "report.json"
     facts = runs.load_json(path)
-    make = f"`python evaluate.py --run {path.parent.name}` writes it"
+    make = f"`python evaluate.py --run {path.resolve().parent.name}` writes it"
     if facts is None:
         raise runs.RunError(f"{path} is not there: {make}")
     if said := schema.problems(facts):
         raise runs.RunError(f"{path} is of another version ({said[0]}): {make} anew")
+    if facts["about"]["format"] != schema.FORMAT:
+        raise runs.RunError(f"{path} is of format {facts['about']['format']}, not {schema.FORMAT}: {make} anew")
     return facts
 
 
@@ -250,7 +252,8 @@ def compare(flags):
     """Do what `evaluate.py compare` says; returns the exit status."""
     if len(flags.runs) < 2:
         raise runs.RunError("compare takes two runs or more: name another one")
-    reports, names = [read_report(name) for name in flags.runs], [Path(name).stem for name in flags.runs]
+    reports = [read_report(name) for name in flags.runs]
+    names = [Path(name.removesuffix(".json")).name for name in flags.runs]
     if len(set(names)) < len(names):
         names = flags.runs
     here = reports[0]["about"]["data"]
@@ -300,12 +303,14 @@ def score(flags):
     else:
         path = (runs.folder(flags.run) if flags.run else runs.newest("diffusion")) / "quiz_sheet.json"
     sheet = runs.load_json(path)
-    if sheet is None:
-        raise runs.RunError(f"{path} is not there: `python evaluate.py --run R --quiz` writes a quiz and its sheet")
+    if sheet is None or not {"quiz", "sheet"} <= sheet.keys():
+        raise runs.RunError(
+            f"{path} is no answer sheet: `python evaluate.py --run R --quiz` writes a quiz and its sheet"
+        )
     print(f"{'':20}{'size':>6}{'right':>12}{'share':>8}   95 % interval")
     for file in flags.answers:
         given = runs.load_json(Path(file))
-        if not isinstance(given, dict) or given.get("quiz") != sheet["quiz"]:
+        if given is None or given.get("quiz") != sheet["quiz"] or not isinstance(given.get("answers"), dict):
             raise runs.RunError(f"{file} answers no quiz of {path}: name its own --run or --sheet")
         try:
             found = quiz.score(sheet["sheet"], {int(n): side for n, side in given["answers"].items()})

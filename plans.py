@@ -66,6 +66,8 @@ def subject(stage, run, settings, source, strategy):
     if stage == "autoencoder":
         with strategy.scope():
             _, model = stages.make_first_stage(settings, group, labels)
+            if group["gan"]:
+                model.begun.assign(0.0)  # timed with the discriminator, without which no step is made in the end
         batches = [stages.first_stage_batches(settings, source, *split) for split in SPLITS]
     elif stage == "diffusion":
         columns, in_pixels = source.columns(group["conditions"]), settings["first_stage"] == "none"

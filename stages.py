@@ -489,6 +489,7 @@ def train_prior(run, settings, source, manifest, strategy, verbose=False):
         model = prior.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
         (codes,) = latents.read(run / "latents" / "train.npz", "codes")
         model.start_from(codes[0])  # the transformer learns what the histogram per place does not know
+    begin_from(model, run, "prior", settings)
 
     def slices(split, training, start_step=0):
         order = {"seed": seed, "start_step": start_step, "codes": True, "most": settings["validation_slices"]}

@@ -174,7 +174,7 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
     conditions, heads = conditions_of(generator, people, count, seed)
     places = np.stack([heads, np.arange(count) - np.searchsorted(heads, heads)], axis=1)  # head, and place in it
     made_by = (run / "diffusion.keras").stat().st_mtime_ns
-    key = hashlib.sha256(repr((made_by, sampler, steps, seed, places.tolist())).encode())
+    key = hashlib.sha256(repr((made_by, sampler, steps, seed, samplers.COHERENCE, places.tolist())).encode())
     for name in sorted(conditions):
         key.update(np.ascontiguousarray(conditions[name]))
     store = out / "evaluation" / f"samples_{key.hexdigest()[:12]}.npz"
@@ -402,7 +402,7 @@ MEASURES = {  # which values of a study each measure takes
     ),
     "anatomy": Measure(
         lambda s: measures.anatomy(*_compared(s), s.people.source.label_names, phantoms(), plane_of(s.people, s.plane)),
-        ("samples", "features"),
+        ("samples",),  # with features, if another section needs them, also how well the slice index is told
     ),
     "texture": Measure(
         lambda s: measures.texture(*_compared(s), s.people.real.get("validate"), s.decoded),

@@ -4,8 +4,8 @@
                        tissue masks if the run names tissues, a table `labels.csv`, and `provenance.json`
     any other name     a folder of NIfTI volumes, `train/case_00001.nii.gz`, with the same table and provenance
 
-A person is one noise for all slice indices, as `predict.py person` draws it. Each person is a file of its own until
-all are there, so memory holds one person at a time, and the same command goes on where it was interrupted.
+The slices of a person share a part of their noise, as `predict.py person` draws them. Each person is a file of its own
+until all are there, so memory holds one person at a time, and the same command goes on where it was interrupted.
 """
 
 import csv

@@ -89,8 +89,9 @@ def resolve(flags):
             "a prior draws codes, and --autoencoder vae has none: train a vqvae, or diffusion on this one"
         )
     settings = planned_by_minutes(run, settings, given)
-    if settings["init_from"] and not any(runs.folder(settings["init_from"]).glob("*.keras")):
-        raise runs.RunError(f"--init-from {settings['init_from']}: no run of that name has a trained stage")
+    trained = next((stage for stage in todo if stage in schema.TRAINED), None)
+    if given.get("init_from") and not (runs.folder(flags.init_from) / f"{trained}.keras").exists():
+        raise runs.RunError(f"--init-from {flags.init_from}: no run of that name has a trained {trained} stage")
     for stage in runs.STAGES:
         records.refuse_change(run, stage, settings)
     records.refuse_new_ground(run, todo, settings)

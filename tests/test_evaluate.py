@@ -52,7 +52,7 @@ def quick():
     """What costs minutes and is tested elsewhere stands still: UMAP's compilation, feature training, the clock."""
 
     def project(images):
-        directions = np.random.default_rng(1).standard_normal((images[0].size, 9)).astype("float32")
+        directions = np.random.default_rng(1).standard_normal((images[0].size, 24)).astype("float32")
         return images.reshape(len(images), -1) @ directions / SIZE, None
 
     shapes = np.zeros((1, 16, 16), int)
@@ -111,7 +111,7 @@ def test_the_report_has_every_part(evaluated):
     assert schema.problems(facts) == []
     assert set(facts["leaks"]) == {"near-identical pairs", "misfiled", "repeated", "said"}
     assert facts["copies"]["pixels"]["rate"] == 0.0  # grey noise is nobody's copy
-    assert facts["distribution"]["samples"]["precision"] < 0.1
+    assert facts["distribution"]["samples"]["precision"] == 0.0
     card = (run / "model_card.md").read_text()
     assert "Intended use" in card and runs.versions()["keras"] in card
 

@@ -47,16 +47,14 @@ def test_the_smallest_is_found_with_all_larger_ones():
     assert faults.smallest({1: {"a": 1.9}})["found"] is None and faults.smallest({1: {}})["errors"] == {"1": 0.0}
 
 
-@pytest.mark.slow
 def test_blur_gain_and_noise_are_found_by_what_they_change(people):
-    rng = np.random.default_rng(1)
+    people, rng = people.take(people.case < 12), np.random.default_rng(1)
     noisy = np.clip(people.images + 0.1 * rng.standard_normal(people.images.shape), 0, 1) * (people.images > 0)
     same = {0: people, 0.1: people, 0.3: replace(people, images=noisy.astype("float32"))}
-    found = {fault: faults.smallest(of) for fault, of in faults.of_images(people, same).items()}
+    moves = faults.of_images(people, same)
+    found = {fault: faults.smallest(of) for fault, of in moves.items()}
     assert found[faults.BLUR]["found"] == 0.5
     assert found[faults.NOISE]["found"] == 0.3 and found[faults.NOISE]["errors"]["0.1"] == 0
-    moves = faults.of_images(people, {})
-    assert faults.NOISE not in moves
     assert moves[faults.GAIN][0.2]["white matter's peak"] > moves[faults.GAIN][0.1]["white matter's peak"] > 2
 
 

@@ -207,3 +207,29 @@ def test_skipped_steps_count_when_a_run_goes_on(float16, tmp_path):
     again = compiled(make_small_diffusion())
     assert runs.resume(again, tmp_path, "diffusion", 5) == 2
     assert float(again.optimizer.skipped) == 3.0
+
+
+@pytest.mark.parametrize("before, after", [("mixed_float16", "float32"), ("float32", "mixed_float16")])
+def test_a_run_goes_on_in_another_precision_from_where_it_was(before, after, fresh_state, tmp_path):
+    """The scale of float16 comes last in a checkpoint, and is there or not; step, moments and averages count."""
+
+    def model_of(policy):
+        keras.mixed_precision.set_dtype_policy(policy)
+        model = make_small_diffusion()
+        model.compile(callbacks.make_optimizer(0.01, 40, averaged=True), jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    model, random = model_of(before), np.random.default_rng(0)
+    for variable in model.optimizer.variables[1:]:
+        variable.assign(random.uniform(0.1, 1.0, variable.shape))
+    model.optimizer.iterations.assign(10)
+    model.save_weights(tmp_path / "diffusion.last.weights.h5")
+    again = model_of(after)
+    assert runs.resume(again, tmp_path, "diffusion", 5) == 2
+    variables = again.optimizer.variables
+    assert len({id(variable) for variable in variables}) == len(variables)
+    slots = [variable for variable in variables if len(variable.shape)]  # moments and averages
+    assert len(slots) == 3 * len(model.trainable_variables)
+    for new, old in zip(slots, [v for v in model.optimizer.variables if len(v.shape)], strict=True):
+        np.testing.assert_array_equal(new, old, err_msg=old.path)

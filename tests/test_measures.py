@@ -137,6 +137,13 @@ def test_distances_are_on_equal_terms_and_each_held_out_set_is_the_reference_onc
     assert 0 < pairs < 1 and set(rows["real people"]) == {"MS-SSIM of pairs"}
 
 
+def test_test_people_themselves_are_precise_and_complete(sets):
+    test = sets["test"]
+    near = fidelity.precision_recall(test.features, test.features, 5, test.case, test.case)
+    assert near["precision"] == near["recall"] == near["coverage"] == 1.0
+    assert fidelity.frechet_distance(test.features, test.features) < 1e-3
+
+
 def drawn_people(rng, count, first, each=8):
     """`count` people of `each` slices, by features only: the slice index, the person, and a rest."""
     case, z = np.repeat(np.arange(count), each), np.tile(np.arange(each), count)

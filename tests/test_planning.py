@@ -83,6 +83,10 @@ def test_a_run_is_planned_where_minutes_are_given(tmp_path):
     run = ["--run", tmp_path / "run"]
     for said in ([], ["--epochs", 3], ["--steps-per-epoch", 3], ["--data", "x.zip"], ["--preset", "oasis-256"]):
         assert resolved(*run, *said)["minutes"] is None
+    settings = schema.merged(resolved(*run), {"minutes": 7.0})
+    records.write(tmp_path / "run", "autoencoder", settings, {"splits": {}}, finished=False)
+    assert resolved(*run)["minutes"] == 7
+    assert resolved(*run, "--epochs", 3)["minutes"] is None, "who says what it plans does without"
     assert resolved(*run, "--data", "x.zip", "--minutes", 7)["minutes"] == 7
     with pytest.raises(runs.RunError, match="--minutes plans --epochs: leave one of them out"):
         resolved(*run, "--epochs", 3, "--minutes", 2)

@@ -473,7 +473,7 @@ def test_what_needs_a_first_stage_is_refused_in_pixels(home, capsys):
         assert "works in pixels" in refusal([*words, "--run", str(home / "pixels")], capsys)
 
 
-def test_a_person_is_drawn_from_one_noise_in_order_and_stored_as_a_volume(home, tmp_path, monkeypatch):
+def test_a_person_is_drawn_from_shared_noise_in_order_and_stored_as_a_volume(home, tmp_path, monkeypatch):
     drawn, trajectory = [], Generator.trajectory
     monkeypatch.setattr(
         Generator, "trajectory", lambda *told, **more: drawn.append(told[1:3]) or trajectory(*told, **more)

@@ -11,27 +11,30 @@ ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests" / "old_runs" / "vqvae"
 HEAVY = ("tensorflow", "keras", "matplotlib", "scipy", "sklearn", "umap", "nibabel", "h5py")
 
-WORDS = {  # -> exit status, and what is said among other things
-    "train.py --help": (0, "--image-size"),
-    "predict.py --help": (0, "predict.py person"),
-    "predict.py anomaly --help": (0, "--from"),
-    "evaluate.py --help": (0, "--fail-above"),
-    "dataset.py phantom --help": (0, "--people"),
-    "train.py --image-size 30": (2, "--image-size 30"),
-    "train.py --gan --autoencoder none": (2, "--gan has no effect"),
-    "train.py --dry-run --data nowhere.zip": (2, "nowhere.zip"),
-    "train.py --batch-size 3 --replicas 2": (2, "--batch-size 3"),
-    "train.py --precision half": (2, "--precision"),
-    "predict.py --sampler nonsense": (2, "--sampler"),
-    "predict.py sample --count 0": (2, "--count"),
-    "predict.py --run no_such_run": (2, "no_such_run"),
-    f"predict.py reconstruct --data nowhere.zip --run {RUN}": (2, "nowhere.zip"),
-    "evaluate.py --count 0": (2, "--count"),
-    "evaluate.py --run no_such_run": (2, "no_such_run"),
-    f"evaluate.py --run {RUN} --data nowhere.zip": (2, "nowhere.zip"),
-    "dataset.py describe nowhere.zip": (2, "nowhere.zip"),
-    "dataset.py phantom --people 0": (2, "people"),
+HELP = {  # -> what is said among other things
+    "train.py": "--image-size",
+    "predict.py": "predict.py person",
+    "predict.py anomaly": "--from",
+    "evaluate.py": "--fail-above",
+    "dataset.py phantom": "--people",
 }
+REFUSED = {  # -> what the sentence names
+    "train.py --image-size 30": "--image-size 30",
+    "train.py --gan --autoencoder none": "--gan has no effect",
+    "train.py --dry-run --data nowhere.zip": "nowhere.zip",
+    "train.py --batch-size 3 --replicas 2": "--batch-size 3",
+    "train.py --precision half": "--precision",
+    "predict.py --sampler nonsense": "--sampler",
+    "predict.py sample --count 0": "--count",
+    "predict.py --run no_such_run": "no_such_run",
+    f"predict.py reconstruct --data nowhere.zip --run {RUN}": "nowhere.zip",
+    "evaluate.py --count 0": "--count",
+    "evaluate.py --run no_such_run": "no_such_run",
+    f"evaluate.py --run {RUN} --data nowhere.zip": "nowhere.zip",
+    "dataset.py describe nowhere.zip": "nowhere.zip",
+    "dataset.py phantom --people 0": "people",
+}
+WORDS = {**{f"{name} --help": (0, said) for name, said in HELP.items()}, **{w: (2, s) for w, s in REFUSED.items()}}
 
 EACH = """
 import contextlib, io, json, runpy, sys

@@ -209,7 +209,8 @@ def test_settings_come_from_preset_then_run_then_flags(tmp_path):
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
     (tmp_path / "autoencoder.keras").touch()  # of the run over whose encoder a preset may sharpen the decoder
-    settings = resolved("--run", tmp_path / "run", "--preset", preset, "--init-from", tmp_path)
+    start = ("--init-from", tmp_path) if preset == "oasis-256-sharp" else ()
+    settings = resolved("--run", tmp_path / "run", "--preset", preset, *start)
     size, factor = settings["image_size"], settings["autoencoder"]["downsampling"]
     if preset.endswith("pixels"):
         assert stages.make_diffusion(settings, 0).data_shape == (size, size, 1)
@@ -281,8 +282,13 @@ def test_the_memory_of_gpus_is_asked_for(monkeypatch):
 
 
 def test_what_to_start_from_must_be_there(tmp_path):
-    with pytest.raises(runs.RunError, match="--init-from nowhere: no run of that name has a trained stage"):
+    with pytest.raises(runs.RunError, match="--init-from nowhere: no run of that name has a trained autoencoder stage"):
         resolved("--run", tmp_path, "--init-from", "nowhere")
+    (tmp_path / "features_0.keras").touch()  # is no stage
+    (tmp_path / "diffusion.keras").touch()
+    with pytest.raises(runs.RunError, match="has a trained autoencoder stage"):
+        resolved("--run", tmp_path / "other", "--init-from", tmp_path)
+    assert resolved("diffusion", "--run", tmp_path / "other", "--init-from", tmp_path)["init_from"] == str(tmp_path)
     with pytest.raises(runs.RunError, match="name its run with --init-from"):
         resolved("--run", tmp_path, "--preset", "oasis-256-sharp")
     with pytest.raises(runs.RunError, match="--freeze-encoder has no effect without --init-from"):

@@ -63,13 +63,13 @@ def test_few_people_or_no_labels_are_said():
 
 
 def test_a_segmenter_learns_what_masks_say():
-    """Three grey levels with noise; masks of other slices teach nothing of use."""
+    """Three grey levels with noise; masks whose classes are named in turn teach nothing of use."""
     rng = np.random.default_rng(0)
     classes = rng.integers(1, 4, (12, 4, 4)).repeat(8, axis=1).repeat(8, axis=2)
     images = (classes / 4 + 0.03 * rng.standard_normal(classes.shape))[..., None].astype("float32")
     tested = (images[8:], classes[8:])
-    sets = {"right": (images[:8], classes[:8]), "wrong": (images[:8], classes[:8][::-1])}
+    sets = {"right": (images[:8], classes[:8]), "wrong": (images[:8], classes[:8] % 3 + 1)}
     found = usefulness.segmented(sets, tested, seeds=2)
     assert min(mean for mean, _ in found["right"]) > 0.95
-    assert np.mean([mean for mean, _ in found["wrong"]]) < 0.8
+    assert max(mean for mean, _ in found["wrong"]) < 0.05
     assert all(0 <= deviation < 0.1 for _, deviation in found["right"])

@@ -200,8 +200,7 @@ def label_effects(effects, one, other):
     )
     return (
         f"Ventricle area, {one} against {other}: Cohen's d with 95 % interval, and ratio of the means: {said}. "
-        "Compare the ratios: d of people is of their means over all their slices, and a sample has one slice, so its "
-        "d is smaller for the same effect."
+        "d is of means over all slices of a person or head."
     )
 
 

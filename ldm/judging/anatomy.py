@@ -175,14 +175,16 @@ def _ventricles(tissue: np.ndarray) -> np.ndarray:
     inside = csf & (radius < 1)
     whole, _ = ndimage.label(csf, np.ones((3, 3)))
     parts, count = ndimage.label(inside, np.ones((3, 3)))
-    index = np.arange(1, count + 1)
-    nearest = ndimage.minimum(radius, parts, index)
+    if not count:
+        return inside
+    index, mine = np.arange(1, count + 1), parts[inside]  # pixels outside would only be sorted
+    nearest = ndimage.minimum(radius[inside], mine, index)
     # The fissure, too, lies on the midline, but before or behind the corpus callosum: outside this bow tie, which is
     # the wider the farther from the midline. Ventricles sit a little behind the centroid.
-    bow_tie = ndimage.minimum(np.abs(v - 0.08) - 0.8 * u, parts, index) < 0.26
+    bow_tie = ndimage.minimum((np.abs(v - 0.08) - 0.8 * u)[inside], mine, index) < 0.26
     # A sulcus that only ends in here belongs to a larger piece outside.
-    larger = np.bincount(whole.ravel())[ndimage.maximum(whole, parts, index).astype(int)]
-    enclosed = ndimage.sum_labels(inside, parts, index) > 0.5 * larger
+    larger = np.bincount(whole.ravel())[ndimage.maximum(whole[inside], mine, index).astype(int)]
+    enclosed = np.bincount(mine, minlength=count + 1)[1:] > 0.5 * larger
     chosen = bow_tie & ((nearest < 0.3) | ((nearest < 0.75) & enclosed))
     return np.concatenate([[False], chosen])[parts]
 

@@ -132,11 +132,13 @@ def of_label(people, names):
         people: Slices of as many people as have labels.
         names: of the labels 0, 1, ...
     """
+    if len(names) < 2:
+        return None
     area = anatomy.measure(people.images)["ventricle_area"]
     one, other = (
         blame.Numbers(*(values[people.label == label] for values in (area, people.z, people.case))) for label in (0, 1)
     )
-    if len(names) < 2 or min(len(np.unique(part.case)) for part in (one, other)) < anatomy.LEAST_PEOPLE:
+    if min(len(np.unique(part.case)) for part in (one, other)) < anatomy.LEAST_PEOPLE:
         return None
     row = blame.beside(other, {"samples": one}).get("samples")
     return row and {share: {VENTRICLES: share * abs(row["z"]) / row["error"]} for share in SHARES}

@@ -81,11 +81,6 @@ class Slices:
         """Those at some slice indices."""
         return self.take(np.isin(self.z, indices))
 
-    def joined(self, other):
-        """They and others, without features."""
-        names = ("images", "z", "label", "case")
-        return Slices(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
-
     def spread(self, count):
         """`count` of them, evenly spread over the slice indices: so sets are compared at the same ones."""
         return self.take(np.argsort(self.z, kind="stable")[batches.evenly(len(self), count)])
@@ -332,7 +327,7 @@ def anatomy(samples, train, test, label_names, phantoms, plane=("axial", "")):
         phantoms: images (N, H, W) in [0, 1] and tissue classes (N, H, W): brains whose tissue is known exactly.
         plane: one of `planes.PLANES`, and how it is known; what does not hold there is left out.
     """
-    holds = planes.HOLDS[plane[0]]
+    holds, train = planes.HOLDS[plane[0]], train.spread(LEARNT)
     sets = {"training people": train, "test people": test, "samples": samples}
     sets = {kind: slices for kind, slices in sets.items() if slices is not None}
     measured = {kind: anatomies.measure(slices.images) for kind, slices in sets.items()}
@@ -479,7 +474,7 @@ def power(train, test, validate, noisy, label_names):
     if len(np.unique(few.case)) >= 2 * LEAST_PEOPLE:
         usual = audit.nearest(audit.shrunk(few.images), audit.shrunk(train.at(np.unique(few.z)).images)).distance
         moves[faults.COPIES] = faults.of_copies(usual, few.case)
-    labelled = test if validate is None else test.joined(validate)
+    labelled = together(test, validate)
     of_label = faults.of_label(labelled.at(np.unique(few.z)), label_names)
     if of_label:
         moves[faults.LABEL.format(*label_names)] = of_label
@@ -528,11 +523,10 @@ def use(samples, train, held, label_names, masks=None):
     """
     if held is None:
         return Measured({}, {}, "test people")
-    facts = {"label": {}, "tissue": {}}
-    if len(label_names) >= 2:
-        drawn, real, tested = (usefulness.labelled(slices) for slices in (samples, train, held))
-        if not all(usefulness.enough(slices) for slices in (drawn, real, tested)):
-            return Measured({}, {"least": usefulness.LEAST_PEOPLE}, "people")
+    facts, sets = {"label": {}, "tissue": {}}, [usefulness.labelled(slices) for slices in (samples, train, held)]
+    few = len(label_names) >= 2 and not all(map(usefulness.enough, sets))
+    if len(label_names) >= 2 and not few:
+        drawn, real, tested = sets
         as_many = real.of_people(min(drawn.people, real.people), min(drawn.slices_each, real.slices_each))
         sets = {"drawn slices": [drawn], "as many real people": [as_many], "all real people": [real]}
         sets = {name: parts for name, parts in sets.items() if all(map(usefulness.enough, parts))}
@@ -543,7 +537,7 @@ def use(samples, train, held, label_names, masks=None):
     if masks is not None:
         facts["tissue"] = usefulness.segmented({k: v for k, v in masks.items() if k != "tested"}, masks["tested"])
     if not any(facts.values()):
-        return Measured({}, {}, "labels")
+        return Measured({}, {"least": usefulness.LEAST_PEOPLE}, "people" if few else "labels")
     return Measured({"use": facts}, {"labels": list(label_names[:2]), "people": held.people, "seeds": usefulness.SEEDS})
 
 

@@ -219,7 +219,7 @@ def _parted(described, share, rng):
 
 
 def learn(real, fake, level, rng):
-    """The classifier of a level or a coarser one that people held back prefer, and the AUC that they gave it."""
+    """The classifier of a level or a coarser one that people held back prefer."""
     (real_back, real), (fake_back, fake) = _parted(real, HELD_BACK, rng), _parted(fake, HELD_BACK, rng)
     best, classifier = -1.0, None
     for coarse in range(level + 1):
@@ -335,7 +335,8 @@ def patch_distance(real, fake, size, people, count=2, seed=0):
         (value, standard error over people), or None where pictures are too small or people too few for it.
     """
     usual, _ = patches(people.images, size, 4 * count, seed)  # more, as there are more numbers to be known
-    found = [patches(slices.images, size, count, seed) for slices in (real, fake)]
+    # places of their own, or pieces of the same place would be nearer to each other than those of two people are
+    found = [patches(slices.images, size, count, seed + n) for n, slices in enumerate((real, fake), 1)]
     groups = [slices.case[rows] for slices, (_, rows) in zip((real, fake), found, strict=True)]
     if not len(usual) or any(len(np.unique(case)) < 4 for case in groups):
         return None

@@ -45,7 +45,11 @@ class FusedAdamW(keras.optimizers.AdamW):
             for name, first in {"loss_scale": FIRST_SCALE, "calm": 0.0, "skipped": 0.0}.items():
                 options = {"dtype": "float32", "trainable": False, "name": name, "aggregation": "only_first_replica"}
                 setattr(self, name, keras.Variable(first, **options))
-                self._track_variable(getattr(self, name))
+
+    def load_own_variables(self, store):
+        """Also those of a checkpoint with or without the scale of float16, which comes last: see `scaled`."""
+        for i, variable in enumerate(self.variables[: len(store.keys())]):
+            variable.assign(store[str(i)])
 
     def step_if(self, finite, gradients, variables):
         """Step with these gradients where they are finite (a boolean, the same on all replicas), or skip the step."""
@@ -81,9 +85,7 @@ class FusedAdamW(keras.optimizers.AdamW):
         }
         if self.use_ema:  # the average begins as the weights after the first step
             found["renewal"] = 1.0 - tf.where(done > 0.0, tf.cast(self.ema_momentum, tf.float32), 0.0)
-        if (
-            self._finite is not None
-        ):  # a skipped step is one that moves nothing: 1 - beta, the rate and the renewal are 0
+        if self._finite is not None:  # a skipped step moves nothing: 1 - beta, the rate and the renewal are 0
             kept = tf.cast(self._finite, tf.float32)
             found |= {name: tf.where(self._finite, found[name], 1.0) for name in ("beta_1", "beta_2")}
             found |= {name: kept * found[name] for name in ("rate", "decay", "renewal") if name in found}

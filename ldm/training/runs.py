@@ -270,7 +270,8 @@ def start_from(model, path):
     other = load_model(path)
     pairs = list(zip(model.weights, other.weights, strict=False))
     fit = [(new, old) for new, old in pairs if new.shape == old.shape]
-    if len(model.weights) != len(other.weights) or 2 * len(fit) < len(pairs):
+    frozen = [new for new, old in pairs if new.shape != old.shape and not new.trainable]
+    if len(model.weights) != len(other.weights) or 2 * len(fit) < len(pairs) or frozen:
         raise RunError(f"--init-from: {path} is another network than the flags describe: give the flags of its run")
     for new, old in fit:
         new.assign(old)

@@ -81,7 +81,7 @@ EMA, FIRST = "--quantizer ema", "--autoencoder vqvae or vae"
 OPTIONS = (
     #      group, name, default, kind, help, and what else there is to say
     Option("command", "run", None, str, "name of the run, whose folder is checkpoint/<run> (default: the data's)"),
-    Option("command", "preset", None, str, "settings to start from (default: phantom)"),
+    Option("command", "preset", None, str, "settings to start from (default: chosen by data and machine)"),
     Option("command", "dry_run", False, bool, "say what would be done, and stop"),
     Option("command", "self_test", False, bool, "can these settings overfit 8 slices? Minutes; writes nothing"),
     Option("command", "verbose", False, bool, "say all metrics of each epoch, not the three that matter most"),
