@@ -7,7 +7,7 @@
 set -eu
 cd "$(dirname "$0")"
 
-needed="import tensorflow, keras, einops, imageio, nibabel, scipy, sklearn, umap, pytest, xdist, ruff, skimage"
+needed="import tensorflow, keras, einops, imageio, nibabel, pydicom, scipy, sklearn, umap, pytest, xdist, ruff, skimage, hypothesis"
 python=${PYTHON:-}
 if [ "${1:-}" = "--lowest" ]; then
     python=.venv-lowest/bin/python
