@@ -176,8 +176,17 @@ def report_facts(found, sections):
 
 def about(known, run, flags):
     """What a report must agree on with another to be compared, and what it may differ in."""
-    drawn = {"count": flags.count, "sampler": flags.sampler, "steps": flags.steps, "seed": flags.seed}
-    return {"format": schema.FORMAT, "run": run, "data": str(known.people.source.manifest()["sha256"]), **drawn}
+    return {
+        "format": schema.FORMAT,
+        "run": run,
+        "data": str(known.people.source.manifest()["sha256"]),
+        "image size": known.people.record["settings"]["image_size"],
+        "features": known.features or [],
+        "count": flags.count,
+        "sampler": flags.sampler,
+        "steps": flags.steps,
+        "seed": flags.seed,
+    }
 
 
 def show(facts, warnings):
@@ -248,6 +257,32 @@ def read_report(name):
     return facts
 
 
+def comparable(names, reports):
+    """Reports without what cannot be compared, which is printed.
+
+    Raises:
+        RunError: if nothing can be.
+    """
+    about = [report["about"] for report in reports]
+    for name, one in zip(names[1:], about[1:], strict=True):
+        if one["image size"] != about[0]["image size"]:
+            raise runs.RunError(
+                f"{names[0]} has slices of {about[0]['image size']} pixels and {name} of {one['image size']}: their "
+                "numbers cannot be compared"
+            )
+        if one["data"] != about[0]["data"]:
+            print(f"note: {name} was read against other data than {names[0]}: only people of the same name count.")
+        if one["count"] != about[0]["count"]:
+            print(f"note: {one['count']} slices of {name}, {about[0]['count']} of {names[0]}: {comparison.BY_COUNT}")
+    if all(one["features"] == about[0]["features"] for one in about):
+        return reports
+    print(
+        "note: these runs were read in the features of different networks, so their distances cannot be compared: copy "
+        f"features_*.keras of {names[0]} into the other runs' folders, and evaluate them again."
+    )
+    return [comparison.without_features(report) for report in reports]
+
+
 def compare(flags):
     """Do what `evaluate.py compare` says; returns the exit status."""
     if len(flags.runs) < 2:
@@ -256,10 +291,7 @@ def compare(flags):
     names = [Path(name.removesuffix(".json")).name for name in flags.runs]
     if len(set(names)) < len(names):
         names = flags.runs
-    here = reports[0]["about"]["data"]
-    for name, one in zip(names, reports, strict=True):
-        if one["about"]["data"] != here:
-            print(f"note: {name} was read against other data than {names[0]}: only people of the same name count.")
+    reports = comparable(names, reports)
     sections = comparison.page(names, reports, schema.difference)
     for section in sections[:2]:
         print(f"\n{comparison.plain(section.tables[0])}")

@@ -2,10 +2,15 @@
 
 FeatureNet   a small network that has seen training slices only, and never a generated one
 of_run       those that belong to a run and its people, trained where they are not there yet
+names_of     which these are: distances of two runs compare only in the features of the same networks
 inception    Inception-v3, for those who want numbers as other papers have them
 """
 
+import functools
 import hashlib
+import json
+import shutil
+import zipfile
 
 import keras
 import numpy as np
@@ -28,6 +33,8 @@ PLACES = 4  # a feature is of one of so many places down, and as many across
 def of_run(run, source, image_size, steps=STEPS, progress=lambda: None, seeds=1):
     """The run's feature networks, trained first where they are not there for just these people, this size, these steps.
 
+    Those of another run in the same folder are taken over where they fit, so that the distances of both runs compare.
+
     Args:
         run: folder, of its `features_0.keras`, `features_1.keras`, ...
         source: a `dataset.Source`.
@@ -45,18 +52,40 @@ def of_run(run, source, image_size, steps=STEPS, progress=lambda: None, seeds=1)
     models, train = [], None
     for seed in range(seeds):
         path = run / f"features_{seed}.keras"
-        model = runs.load_model(path) if path.exists() else None
-        if model is None or model.trained_on != key:
+        beside = sorted(run.resolve().parent.glob(f"*/{path.name}"))
+        fitting = next((there for there in (path, *beside) if trained_on(there) == key), None)
+        if fitting is None:
             train = train or dataset.read_split(source, "train", image_size)
-            model = trained(train, len(source.label_names), key, steps, seed, progress)
-            runs.write(path, model.save)
-        models.append(model)
+            models.append(trained(train, len(source.label_names), key, steps, seed, progress))
+            runs.write(path, models[-1].save)
+        else:
+            models.append(runs.load_model(fitting))
+            if fitting != path:
+                runs.write(path, functools.partial(shutil.copyfile, fitting))
 
     def describe(images):
         said = [model.describe(2 * images - 1) for model in models]
         return np.concatenate([one["features"] for one in said], axis=1), np.mean([one["z"] for one in said], axis=0)
 
     return describe
+
+
+def trained_on(path):
+    """What a feature network says that it was trained on, without reading its weights; None if that cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return json.loads(file.read("config.json"))["config"]["trained_on"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def names_of(run, seeds):
+    """A name for each of a run's feature networks, which another one has only if its weights are the same."""
+    names = []
+    for seed in range(seeds):
+        with zipfile.ZipFile(run / f"features_{seed}.keras") as file:
+            names.append(hashlib.sha256(file.read("model.weights.h5")).hexdigest()[:12])
+    return names
 
 
 def trained(slices, num_labels, key, steps, seed, progress):

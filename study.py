@@ -69,6 +69,7 @@ class Study:
         samples: what the diffusion model draws; None where there is none yet, or no measure needs them.
         bad: {name: Slices} of generators that must lose.
         networks: how many of the run's own have given the features, one after another; 0: they are Inception's.
+        features: names of what has given them, which another study has only if it was the very same; None without.
         saw_masks: whether the samples were drawn inside tissue masks of training people.
         drawing: what it takes to draw a slice, {name: number}.
         seed: of noise, conditions, pairs and embedding.
@@ -82,6 +83,7 @@ class Study:
     samples: Slices | None = None
     bad: Mapping[str, Slices] = field(default_factory=dict)
     networks: int = 1
+    features: list[str] | None = None
     saw_masks: bool = False
     drawing: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
@@ -261,7 +263,8 @@ def make(
         return known
     with timed("features"):
         networks = features.SEEDS if kind == "own" else 0
-        return described(known, describer(people, kind, feature_steps, networks), networks)
+        known = described(known, describer(people, kind, feature_steps, networks), networks)
+        return replace(known, features=features.names_of(run, networks) or [kind])
 
 
 def with_noise(first_stage, slices, seed):

@@ -60,6 +60,7 @@ def quick():
         first_two = SimpleNamespace(fit_transform=lambda x: x[:, :2])
         patch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=lambda **_: first_two))
         patch.setattr(study, "describer", lambda *_: project)
+        patch.setattr(features, "names_of", lambda *_: ["projection"])
         patch.setattr(study, "phantoms", lambda: (shapes, shapes))
         for module in (study, evaluate):
             patch.setattr(module, "time", SimpleNamespace(time=lambda: 0.0))
@@ -109,6 +110,7 @@ def test_the_report_has_every_part(evaluated):
     parts = {"distribution", "texture", "anatomy", "copies", "leaks", "cost"}
     assert set(facts) == {"about", *parts, "by person"}
     assert schema.problems(facts) == []
+    assert facts["about"]["image size"] == SIZE and facts["about"]["features"] == ["projection"]
     assert set(facts["leaks"]) == {"near-identical pairs", "misfiled", "repeated", "said"}
     assert facts["copies"]["pixels"]["rate"] == 0.0  # grey noise is nobody's copy
     assert facts["distribution"]["samples"]["precision"] == 0.0
@@ -182,7 +184,8 @@ def test_sections_are_the_same_alone_and_nothing_else_is_made(evaluated, tmp_pat
     assert "leaks: 0.0 minutes" in said.out.splitlines() and "\r" not in said.err, "a bar is for a terminal"
     whole = json.loads((run / "report.json").read_text())
     part = json.loads((tmp_path / "report_part.json").read_text())
-    assert part == {"about": whole["about"], "leaks": whole["leaks"], "by person": {}}
+    about = {**whole["about"], "features": []}
+    assert part == {"about": about, "leaks": whole["leaks"], "by person": {}}
     page = (tmp_path / "report_part.html").read_text()
     assert ">Leaks</h2>" in page and ">Copies</h2>" not in page
     assert not {"report.html", "report.json", "model_card.md"} & {path.name for path in tmp_path.iterdir()}
@@ -226,6 +229,31 @@ def test_runs_side_by_side(evaluated, tmp_path, capsys):
     assert evaluate.main(["compare", str(run), str(tmp_path / "old.json")]) == 2
     assert "is of another version (report.json lacks by person)" in capsys.readouterr().err
     assert evaluate.main(["compare", str(run)]) == 2 and "two runs or more" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_is_refused_or_left_out(evaluated, tmp_path, capsys):
+    facts = json.loads((evaluated[0] / "report.json").read_text())
+    entry = {"value": 0.1, "error": 0.01, "left out": False, "people": {"p1": 0.1, "p2": 0.12}}
+    facts["by person"] = {"KID": entry, "first stage, SSIM": entry}
+
+    def compared(**about):
+        for name, more in (("a", {}), ("b", about)):
+            (tmp_path / f"{name}.json").write_text(json.dumps({**facts, "about": {**facts["about"], **more}}))
+        files = [str(tmp_path / f"{name}.json") for name in "ab"]
+        status = evaluate.main(["compare", *files, "--out", str(tmp_path / "page.html")])
+        return status, capsys.readouterr()
+
+    status, said = compared(run="another", seed=1, steps=9)
+    assert status == 0 and "note" not in said.out and "KID" in said.out and "precision" in said.out
+    status, said = compared(**{"image size": 64})
+    assert status == 2 and said.err.startswith("evaluate.py: a has slices of 32 pixels and b of 64: their numbers")
+    status, said = compared(features=["others"])
+    assert status == 0 and "copy features_*.keras of a into the other runs' folders" in said.out
+    rows = {line.split("  ")[0]: line for line in said.out.splitlines()}
+    assert "first stage, SSIM" in rows and "KID" not in rows, "distances in other features are no distances"
+    assert rows["precision"].count("n/a") == 2 == rows["share of copies, features"].count("n/a")
+    assert "n/a" not in rows["share of copies, pixels"]
+    assert "note: 9 slices of b, 70 of a" in compared(count=9)[1].out
 
 
 def test_a_quiz_is_written_and_scored(evaluated, tmp_path, capsys):

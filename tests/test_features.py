@@ -88,22 +88,36 @@ def test_a_feature_is_of_its_own_place():
 
 @pytest.mark.slow
 def test_several_networks_belong_to_a_run_and_are_trained_once(tmp_path, monkeypatch):
-    data = tmp_path / "phantom.zip"
-    dataset.write_phantoms(data, people=6, image_size=SIZE)
-    source, steps = dataset.open_source(data), []
+    """Another run on the same people takes them over; one on others does not."""
+    source, steps = dataset.open_source(phantoms_at(tmp_path / "phantom.zip", 6)), []
     make = features.FeatureNet
     monkeypatch.setattr(features, "FeatureNet", lambda *words, **options: make(*words, width=8, size=16, **options))
-    words = (tmp_path, source, SIZE, 2, lambda: steps.append(1))
+    runs_of = [tmp_path / name for name in ("first", "second", "third")]
+    for run in runs_of:
+        run.mkdir()
     images = np.random.default_rng(0).random((5, SIZE, SIZE, 1)).astype("float32")
-    both, z = features.of_run(*words, seeds=2)(images)
+
+    def described(run, source, seeds):
+        return features.of_run(run, source, SIZE, 2, lambda: steps.append(1), seeds)(images)
+
+    both, z = described(runs_of[0], source, 2)
     assert both.shape == (5, 32) and z.shape == (5,) and len(steps) == 4
     assert np.abs(both[:, :16] - both[:, 16:]).max() > 0.01, "of different seeds"
-    one, _ = features.of_run(*words, seeds=1)(images)
+    one, _ = described(runs_of[0], source, 1)
     np.testing.assert_allclose(one, both[:, :16], atol=1e-5)
-    assert len(steps) == 4 and sorted(p.name for p in tmp_path.glob("*.keras")) == [
-        "features_0.keras",
-        "features_1.keras",
-    ]
+    names = features.names_of(runs_of[0], 2)
+    assert len(steps) == 4 and len(set(names)) == 2
+    (runs_of[1] / "features_0.keras").write_bytes(b"damaged")
+    np.testing.assert_array_equal(described(runs_of[1], source, 2)[0], both)
+    assert len(steps) == 4 and features.names_of(runs_of[1], 2) == names
+    others = dataset.open_source(phantoms_at(tmp_path / "others.zip", 7))
+    described(runs_of[2], others, 1)
+    assert len(steps) == 6 and features.names_of(runs_of[2], 1) != names[:1]
+
+
+def phantoms_at(path, people):
+    dataset.write_phantoms(path, people=people, image_size=SIZE)
+    return path
 
 
 def test_batch_size_changes_nothing(learned, slices):

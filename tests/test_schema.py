@@ -9,7 +9,17 @@ from ldm.drawing import comparison
 from ldm.judging import schema
 
 GOOD = {
-    "about": {"format": 1, "run": "a", "data": "x", "count": 9, "sampler": "ddim", "steps": 3, "seed": 0},
+    "about": {
+        "format": 1,
+        "run": "a",
+        "data": "x",
+        "image size": 64,
+        "features": ["f0"],
+        "count": 9,
+        "sampler": "ddim",
+        "steps": 3,
+        "seed": 0,
+    },
     "by person": {"KID": {"value": 0.1, "error": 0.0, "left out": True, "people": {"p1": 0.1, "p2": 0.2}}},
     "distribution": {"samples": {"KID": 0.1, "recall": None}},
     "leaks": {
@@ -31,6 +41,8 @@ def test_a_good_report_has_no_problems():
     [
         (lambda r: r.pop("about"), "report.json lacks about"),
         (lambda r: r["about"].pop("seed"), "report.json: about lacks seed"),
+        (lambda r: r["about"].pop("features"), "report.json: about lacks features"),
+        (lambda r: r["about"].update({"image size": "64"}), "report.json: about: image size is no int"),
         (lambda r: r["about"].update(seed="0"), "report.json: about: seed is no int"),
         (lambda r: r["about"].update(seed=True), "report.json: about: seed is no int"),
         (lambda r: r.update(beauty=1.0), "report.json has beauty, which nothing should have"),

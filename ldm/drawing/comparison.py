@@ -2,6 +2,8 @@
 
 from ldm.drawing.report import Section, Table, number
 
+BY_COUNT = "Frechet distance to coverage depend on the number of slices."
+
 
 def table(names, reports, difference):
     """The numbers that runs are compared by, and how far each run is from the first.
@@ -53,13 +55,22 @@ def others(names, reports):
             except KeyError:  # this section was not asked for
                 cells.append(number(None))
         rows.append([title, *cells])
-    return Table(["", *names], rows, "Frechet distance to coverage depend on the number of slices.")
+    return Table(["", *names], rows, BY_COUNT)
+
+
+def without_features(report):
+    """The content of a `report.json` less what was measured in the features of a network."""
+    kept = {name: part for name, part in report.items() if name != "distribution"}
+    if "copies" in kept:
+        kept["copies"] = {name: part for name, part in kept["copies"].items() if name != "features"}
+    return {**kept, "by person": {name: one for name, one in report["by person"].items() if name != "KID"}}
 
 
 def page(names, reports, difference):
     """The sections of a page."""
     about = [report["about"] for report in reports]
-    how = [[key, *(str(one[key]) for one in about)] for key in ("data", "count", "sampler", "steps", "seed")]
+    keys = ("data", "image size", "features", "count", "sampler", "steps", "seed")
+    how = [[key, *(", ".join(v) if isinstance(v := one[key], list) else str(v) for one in about)] for key in keys]
     return [
         Section("Compared person by person", tables=[table(names, reports, difference)]),
         Section("Beside each other", tables=[others(names, reports)]),

@@ -17,7 +17,17 @@ NUMBER = float  # None and NaN, which were not measured, are numbers too
 RATE = {"threshold": NUMBER, "rate": NUMBER, "interval": (NUMBER, NUMBER), "expected": NUMBER, "samples": int}
 PER_PERSON = {"value": NUMBER, "error": NUMBER, "left out": bool, "people": {str: NUMBER}}
 SHAPE = {
-    "about": {"format": int, "run": str, "data": str, "count": int, "sampler": str, "steps": int, "seed": int},
+    "about": {
+        "format": int,
+        "run": str,
+        "data": str,
+        "image size": int,
+        "features": [str],  # which networks, see `features.names_of`; none where no section asked for features
+        "count": int,
+        "sampler": str,
+        "steps": int,
+        "seed": int,
+    },
     "by person": {str: PER_PERSON},
     "reconstruction?": {str: {str: (NUMBER, NUMBER)}},
     "bits_per_slice?": NUMBER,
