@@ -494,15 +494,14 @@ def _describe(source: Source) -> None:
 
 
 def _find_people(source: Source, labels, missing, out: Path) -> None:
-    """Prints who looks like whom, and writes the table that `--labels` takes; likewise of stacks that change heads."""
+    """Prints which stacks change heads, and who looks like whom, and writes the table of both that `--labels` takes."""
     files.check_folder(out.parent)
-    links, linked = repeats.propose_links(source)
-    if links:
-        path = out.with_name(f"{out.stem}_links.csv")
-        files.write(path, linked)
-        print("\n".join([*links, f"-> {path}: which slices belong to whom; sort them anew before anything else"]))
-    said, found = repeats.propose(source, labels, missing)
-    print("\n".join(said))
+    said, links = repeats.propose_links(source)
+    if links:  # who was scanned twice is asked of whole heads
+        people.link(source.listing, links, out)
+        source = _make_table(source.path, source.store, source.listing, source.seed)
+    more, found = repeats.propose(source, labels, missing, links)
+    print("\n".join(said + more))
     if found:
         files.write(out, found)
         print(f"-> {out}: who is who; use it as `--labels {out}`")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from small_archives import brain, encode
 
-from ldm.data import archive, names, table, volumes, words
+from ldm.data import archive, names, people, table, volumes, words
 
 pytestmark = pytest.mark.slow
 often = hypothesis.settings(max_examples=2000, deadline=None, derandomize=True, database=None)
@@ -48,8 +48,20 @@ def test_any_archive_is_understood_or_refused(paths, person):
     assert set(used) | set(left) <= set(paths)
 
 
+CELL = st.one_of(
+    st.sampled_from(["", "1", "001", "2", "x", "AD", "ad", "-4", "nan", "inf", "1e999", '"a,b"', "\u00b2"]),
+    st.text(max_size=4),
+)
+COLUMNS = st.lists(st.sampled_from(["slice", "person", "label", "age", "", "case", " label"]), max_size=4)
+LINES = st.lists(st.lists(CELL, min_size=1, max_size=5).map(",".join), max_size=6)
+TABLE = st.one_of(
+    st.binary(max_size=200),
+    st.tuples(COLUMNS, LINES).map(lambda t: "\n".join([",".join(["case", *t[0]]), *t[1]]).encode(errors="replace")),
+)
+
+
 @often
-@hypothesis.given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: ("case," + text).encode())))
+@hypothesis.given(TABLE)
 def test_any_table_is_read_or_refused(data):
     try:
         found = table.read(data, ["-4"])
@@ -57,10 +69,41 @@ def test_any_table_is_read_or_refused(data):
         assert str(error)
         return
     for name, column in found.items():
-        about = table.describe(column, set(column))
-        for value in column.values():
-            if name != "person" and not (about["kind"] == "number" and not np.isfinite(float(value))):
-                assert np.isfinite(table.encode(value, about))
+        if name not in ("person", "slice"):
+            about = table.describe(column, set(column))
+            for value in column.values():
+                if not (about["kind"] == "number" and not np.isfinite(float(value))):
+                    assert np.isfinite(table.encode(value, about))
+
+
+class Listed:
+    """An archive of names, with a table."""
+
+    def __init__(self, names, data):
+        self.names, self.data, self.path = [*names, "labels.csv"], data, "a.zip"
+
+    def read(self, name):
+        return self.data
+
+
+FEW = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.sampled_from(["train", "test"])), min_size=1)
+FEW = FEW.map(lambda rows: sorted({f"{split}/sub-{who}_z{z}.png" for who, z, split in rows}))
+
+
+@often
+@hypothesis.given(FEW, TABLE)
+def test_any_table_of_an_archive_is_heard_or_refused(paths, data):
+    """And then no slice is lost without a word, and nobody is in two splits."""
+    store = Listed(paths, data)
+    try:
+        found = names.understand(store.names, "a.zip")
+        people.with_table(found, store, None, "a.zip")
+    except archive.DataError as error:
+        assert "a.zip" in str(error) or "labels.csv" in str(error)
+        return
+    left = [name for _, entries in found.left_out for name in entries]
+    assert sorted([row.entry for row in found.rows] + left) == paths
+    assert len({(row.person, row.split) for row in found.rows}) == len({row.person for row in found.rows})
 
 
 def damaged(good):

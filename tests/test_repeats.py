@@ -1,11 +1,12 @@
 """Who looks like whom: planted repeats are found and nobody else, and so are stacks that change heads."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
 from scipy import ndimage
-from small_archives import REAL, encode, needs_real, write
+from small_archives import REAL, encode, needs_real, oasis_entries, write
 
 import dataset
 from ldm.data import repeats
@@ -60,7 +61,6 @@ def test_planted_repeats_are_found_and_nobody_else(planted, tmp_path, capsys):
     expected |= {f"{number:03d}": f"{who:03d}" for number, (who, _) in PLANTED.items()}
     assert {row["case"]: row["person"] for row in csv.DictReader(out.open())} == expected
     assert f"{PEOPLE + len(PLANTED)} by names, {PEOPLE} by looks; 4 have several names, 3 at most, and 1 of" in said
-    assert not (tmp_path / "people_links.csv").exists()
     source = dataset.open_source(planted, labels=out)
     assert sorted(source.case_names.values()) == [f"{number:03d}" for number in range(1, PEOPLE + 1)]
     assert set(source.split[source.case == 5]) == {"test"}  # the training scan of a test person is left out
@@ -132,8 +132,75 @@ def test_stacks_that_change_heads_are_said_and_linked_anew(tmp_path, capsys):
     assert dataset.main(["describe", str(path)]) == 0
     assert "of 24 people change heads between slices 7 and 8" in capsys.readouterr().out
     assert dataset.main(["people", "--data", str(path), "--out", str(tmp_path / "who.csv")]) == 0
-    rows = list(csv.DictReader((tmp_path / "who_links.csv").open()))
-    assert {(int(row["case"]), int(row["person"])) for row in rows} == {(n, moved[n]) for n in whole if n != 7}
+    rows = list(csv.DictReader((tmp_path / "who.csv").open()))
+    links = {(int(row["case"]), int(row["person"])) for row in rows if row["slice"]}
+    assert links == {(n, moved[n]) for n in whole if n != 7} and {row["slice"] for row in rows} == {"", "8"}
+    linked = dataset.open_source(path, labels=tmp_path / "who.csv")
+    assert repeats.head_changes(linked) == []  # and every slice is in the split of its own head
+    assert slices_of(linked) == {
+        (n, z): (n if z < 8 else {b: a for a, b in moved.items()}[n], z)
+        for n, z in ((n, z) for n in whole for z in range(DEPTH))
+    }
+    assert {int(linked.case_names[c]) for c in np.unique(linked.case[linked.split == "test"])} == set(range(5, 31, 5))
+
+
+def slices_of(source):
+    """{(person, slice): (case, slice) of its file}."""
+    files = [tuple(int(word) for word in re.findall(r"case_(\d+)_slice_(\d+)", name)[0]) for name in source.entries]
+    people = (int(source.case_names[number]) for number in source.case.tolist())
+    return dict(zip(zip(people, source.z.tolist(), strict=True), files, strict=True))
+
+
+def test_who_was_scanned_twice_is_found_among_stacks_that_change_heads(tmp_path):
+    """Two scans of one person, each of which goes on with somebody else from slice 5 on."""
+    whole = {number: head(number) for number in range(1, PEOPLE + 1)} | {31: head(2, turn=4.0, gain=1.1)}
+    moved = {n: n % 31 + 1 for n in whole}
+    path, out = archive_of(tmp_path / "a.zip", relinked(whole, 5, moved)), tmp_path / "who.csv"
+    assert dataset.main(["people", "--data", str(path), "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert {row["case"]: row["person"] for row in rows if not row["slice"]}["031"] == "002"
+    source = dataset.open_source(path, labels=out)
+    assert len(source.case_names) == PEOPLE and len(np.unique(source.scan)) == PEOPLE + 1
+    second = [name for name, case in zip(source.entries, source.case, strict=True) if source.case_names[case] == "002"]
+    assert {re.search(r"case_(\d+)_", name)[1] for name in second} == {"002", "001", "031", "030"}
+
+
+SWAP = "case,slice,person,label\n1,,1,NC\n2,,2,NC\n3,,3,AD\n4,,4,AD\n2,2,4,\n4,2,2,\n"  # 2 and 4 from slice 2 on
+
+
+def test_masks_labels_and_splits_go_along_with_the_head(tmp_path):
+    path = write(tmp_path / "a.zip", oasis_entries({"train": [1, 2], "validate": [3], "test": [4]}, slices=4))
+    (tmp_path / "t.csv").write_text(SWAP)
+    source = dataset.open_source(path, labels=tmp_path / "t.csv")
+    found = slices_of(source)
+    assert found == {(n, z): ({2: 4, 4: 2}.get(n, n) if z > 1 else n, z) for n in range(1, 5) for z in range(4)}
+    assert all(re.findall(r"\d+", source.masks[name]) == re.findall(r"\d+", name) for name in source.entries)
+    for person, split, label in ((2, "train", "NC"), (4, "test", "AD")):
+        mine = source.case == person
+        assert set(source.split[mine]) == {split} and {source.label_names[n] for n in source.label[mine]} == {label}
+    assert len(np.unique(source.scan)) == 4
+    assert "the table gives 4 slices to another head than their names do" in source.listing.notes
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ("2,2,4,\n", ["_slice_2.nii.png' and ", "would both be slice 2 of 004", "'slice'"]),
+        ("2,2,9,\n", ["nobody is called '9'", "slices of 002"]),
+        ("2,-1,4,\n", ["'-1' in the column 'slice' of case 2"]),
+        ("2,x,4,\n", ["'x' in the column 'slice' of case 2"]),
+        ("2," + "1" * 400 + ",4,\n", ["in the column 'slice' of case 2"]),
+        ("2,2,4,AD\n", ["case 2 from slice 2 on", "nothing else"]),
+        ("2,2,,\n", ["case 2 from slice 2 on", "must say the person"]),
+    ],
+)
+def test_links_that_cannot_be_are_one_sentence(rows, words, tmp_path):
+    path = write(tmp_path / "a.zip", oasis_entries({"train": [1, 2], "validate": [3], "test": [4]}, slices=4))
+    (tmp_path / "t.csv").write_text("case,slice,person,label\n1,,1,NC\n2,,2,NC\n" + rows)
+    with pytest.raises(dataset.DataError) as caught:
+        dataset.open_source(path, labels=tmp_path / "t.csv")
+    said = str(caught.value)
+    assert "\n" not in said and "t.csv" in said and all(word in said for word in words), said
 
 
 def test_two_changes_are_composed(tmp_path):
@@ -141,9 +208,9 @@ def test_two_changes_are_composed(tmp_path):
     whole = {number: head(number) for number in range(1, PEOPLE + 1)}
     once, twice = ({n: (n + by - 1) % PEOPLE + 1 for n in whole} for by in (1, 5))
     path = archive_of(tmp_path / "a.zip", relinked(relinked(whole, 5, once), 9, twice))
-    lines, table = repeats.propose_links(dataset.open_source(path))
+    lines, links = repeats.propose_links(dataset.open_source(path))
     assert ["slices 4 and 5" in lines[0], "slices 8 and 9" in lines[1], len(lines)] == [True, True, 2]
-    belongs = {(int(r["case"]), int(r["slice"])): int(r["person"]) for r in csv.DictReader(table.splitlines())}
+    belongs = {(int(n), z): int(whose) for n, onward in links.items() for z, whose in onward.items()}
     # From slice 9 on, stack n has what stack twice[n] had: of person once[twice[n]], as built by `relinked`.
     assert belongs == {(n, 5): once[n] for n in whole} | {(n, 9): once[twice[n]] for n in whole}
 

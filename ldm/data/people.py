@@ -71,6 +71,8 @@ def with_table(listing, store, path, shown: str, missing=()) -> tuple[tuple[str,
         DataError: for labels by folder and by a named table, or scans of one person that disagree.
     """
     columns = table.find(store, path, {row.person for row in listing.rows}, missing)
+    if "person" in columns:
+        link(listing, columns.pop("slice", {}), path or "labels.csv")
     labels = {row.label for row in listing.rows} - {""}
     written = columns.pop("label", None)
     if written is not None and labels and path is not None:
@@ -120,14 +122,65 @@ def join(listing, people: dict[str, str | None]) -> None:
     out = [row for row in joined if row.split and row.person in known and SPLITS.index(row.split) < last[row.person]]
     listing.leave_out("the table says that the person is in a later split as well", [row.entry for row in out])
     gone = {row.entry for row in out}
+    _rename(listing, joined)
+    listing.rows = [row for row in joined if row.entry not in gone]
+    listing.notes.append(f"the table says who was scanned twice: {len({row.person for row in listing.rows})} people")
+
+
+def link(listing, links: dict, shown) -> None:
+    """Gives slices to those whose they are, where stacks change heads; they get the split, label and scan of these.
+
+    Args:
+        listing: whose rows and masks are changed.
+        links: {case: {first slice: whose stack the slices of that case go on with}}.
+        shown: the table, for messages.
+
+    Raises:
+        DataError: for somebody who is not there or has several scans, and for two slices that would become one.
+    """
+    links = {table.person(str(case)): onward for case, onward in links.items()}
+    stacks, scans = {}, collections.defaultdict(set)
+    for row in sorted(listing.rows, key=lambda row: row.z, reverse=True):
+        stacks[table.person(row.person)] = row  # in the end the lowest
+        scans[table.person(row.person)].add(row.scan)
+    linked = []
+    for row in listing.rows:
+        said = links.get(table.person(row.person), {})
+        first = max((z for z in said if z <= row.z), default=None)
+        if first is not None:
+            stack = stacks.get(table.person(said[first]))
+            if stack is None:
+                raise archive.DataError(
+                    f"{shown}: nobody is called {said[first]!r}, whose the slices of {row.person} are said to be."
+                )
+            if several := [s for s in (row, stack) if len(scans[table.person(s.person)]) > 1]:
+                raise archive.DataError(
+                    f"{shown}: {several[0].person} has several scans, so that its column 'slice' could mean any."
+                )
+            row = stack._replace(entry=row.entry, z=row.z)
+        linked.append(row)
+    same: dict[tuple, str] = {}
+    for row in linked if links else ():
+        if (other := same.setdefault((row.person, row.scan, row.z), row.entry)) != row.entry:
+            raise archive.DataError(
+                f"{shown}: {other!r} and {row.entry!r} would both be slice {row.z} of {row.person}; mend its column "
+                "'slice'."
+            )
+    moved = sum(new != old for new, old in zip(linked, listing.rows, strict=True))
+    if moved:
+        _rename(listing, linked)
+        listing.rows = linked
+        listing.notes.append(f"the table gives {moved} slices to another head than their names do")
+
+
+def _rename(listing, rows) -> None:
+    """Gives the masks of a listing the names that its slices will have, `rows` in the same order."""
     masks = {(row.person, row.scan, row.z): row.entry for row in listing.masks}
     listing.masks = [
         new._replace(entry=masks[old.person, old.scan, old.z])
-        for old, new in zip(listing.rows, joined, strict=True)
+        for old, new in zip(listing.rows, rows, strict=True)
         if (old.person, old.scan, old.z) in masks
     ]
-    listing.rows = [row for row in joined if row.entry not in gone]
-    listing.notes.append(f"the table says who was scanned twice: {len({row.person for row in listing.rows})} people")
 
 
 def number_cases(names) -> dict[str, int]:

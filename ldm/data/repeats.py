@@ -333,19 +333,21 @@ def groups(pairs: np.ndarray, case: np.ndarray) -> np.ndarray:
     return sparse.csgraph.connected_components(links, directed=False)[1][: len(case)]
 
 
-def propose(source, labels=None, missing=()) -> tuple[list[str], str]:
+def propose(source, labels=None, missing=(), links=None) -> tuple[list[str], str]:
     """What `dataset.py people` says, line by line, and the table that it writes: case, person, and other columns.
 
     Args:
-        source: a `dataset.Source`, opened without a table.
+        source: a `dataset.Source`, opened without a table, but linked.
         labels: path of a table of its scans, whose labels tell different people, and whose columns are kept.
         missing: texts that mean unknown in it.
+        links: as `propose_links` gives them; they get rows in the table.
 
     Raises:
         DataError: naming the table that cannot be read.
     """
     known = table.find(source.store, labels, set(source.case_names.values()), missing)
-    known.pop("person", None)
+    if "person" in known:
+        known = {name: column for name, column in known.items() if name not in ("person", "slice")}
     scans, first = np.unique(source.scan, return_index=True)
     case, split, label = source.case[first], source.split[first], source.label[first]
     names = [source.case_names[number] for number in case.tolist()]
@@ -353,17 +355,27 @@ def propose(source, labels=None, missing=()) -> tuple[list[str], str]:
         values = [known["label"].get(table.person(name), "") for name in names]
         label = np.unique(["", *values], return_inverse=True)[1][1:] - 1
     found = search(source, label)
-    if found is None:
-        return [f"{len(scans)} stacks of slices: too few, or too short, to tell who is like whom (least {LEAST})"], ""
-    group = groups(found.pairs, case)
+    group = groups(np.empty((0, 2), int) if found is None else found.pairs, case)
     shared = {g: sorted({names[i] for i in np.flatnonzero(group == g)}) for g in np.unique(group).tolist()}
+    person = {name: shared[g][0] for name, g in zip(names, group.tolist(), strict=True)}
+    if found is None:
+        said = [f"{len(scans)} stacks of slices: too few, or too short, to tell who is like whom (least {LEAST})"]
+        return said, _written(person, known, links) if links else ""
+    return _said(found, shared, case, split, group), _written(person, known, links)
+
+
+def _written(person: dict[str, str], known: dict[str, dict], links) -> str:
+    """The table {case: person}, with other columns, and a row for every link: see `ldm.data.table.read`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "person", *known])
-    person = {name: shared[g][0] for name, g in zip(names, group.tolist(), strict=True)}
+    writer.writerow(["case", *(["slice"] if links else []), "person", *known])
     for name, who in sorted(person.items()):
-        writer.writerow([name, who, *(column.get(table.person(name), "") for column in known.values())])
-    return _said(found, shared, case, split, group), text.getvalue()
+        said = [column.get(table.person(name), "") for column in known.values()]
+        writer.writerow([name, *([""] if links else []), who, *said])
+    for name, onward in sorted((links or {}).items()):
+        for first, whose in sorted(onward.items()):
+            writer.writerow([name, first, whose, *[""] * len(known)])
+    return text.getvalue()
 
 
 def _said(found: Found, shared: dict[int, list[str]], case, split, group) -> list[str]:
@@ -458,30 +470,34 @@ def describe(source) -> list[str]:
     """A sentence for each place where stacks change heads, in at most LOOKED_AT stacks."""
     scans = np.unique(source.scan)
     changes = head_changes(source, scans[evenly(len(scans), LOOKED_AT)])
-    return [f"note: {_changed(change)}; `dataset.py people` proposes who goes on with whom" for change in changes]
+    return [
+        f"note: {_changed(change)}; `dataset.py people` writes a table for --labels that links them anew"
+        for change in changes
+    ]
 
 
 def _changed(change: Change) -> str:
     return f"{len(change.changed)} of {change.stacks} people change heads between slices {change.z} and {change.after}"
 
 
-def propose_links(source) -> tuple[list[str], str]:
-    """What `dataset.py people` says of stacks that change heads, and the table of who goes on with whom.
+def propose_links(source) -> tuple[list[str], dict[str, dict[int, str]]]:
+    """What `dataset.py people` says of stacks that change heads, and who goes on with whom.
 
     Returns:
-        Lines, and a table: from slice `slice` on, the slices of `case` belong to `person`. Empty where none changes.
+        Lines, and {case: {first slice: whose its slices are from there on}} as `ldm.data.people.link` takes it. Empty
+        where none changes; lines alone where people have several scans, among which a table cannot choose.
     """
     scans, first = np.unique(source.scan, return_index=True)
     names = [source.case_names[number] for number in source.case[first].tolist()]
     name = dict(zip(scans.tolist(), names, strict=True))
-    lines, text = [], io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "slice", "person"])
+    lines, links = [], {}
     whose = {scan: name[scan] for scan in scans.tolist()}  # to whom the slices of each stack belong, from below upwards
     for change in head_changes(source):
         lines.append(f"{_changed(change)}; linked anew, neighbours have a mean correlation of {change.likeness:.2f}")
         onward = zip(change.changed.tolist(), change.onward.tolist(), strict=True)
         whose |= {other: whose[scan] for scan, other in onward}
         for other in sorted(change.onward.tolist()):
-            writer.writerow([name[other], change.after, whose[other]])
-    return lines, text.getvalue() if lines else ""
+            links.setdefault(name[other], {})[change.after] = whose[other]
+    if links and len(set(names)) < len(names):
+        return [*lines, "people have several scans, so that no table can link them: sort the slices anew"], {}
+    return lines, links

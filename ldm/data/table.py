@@ -26,12 +26,15 @@ def person(name: str):
 def read(data: bytes, missing=()) -> dict[str, dict]:
     """A CSV table with a column `case` and others.
 
+    Beside a column `person` there may be one called `slice`. A row with a number in it says nothing of the case but
+    whose its slices are from that index on: stacks can change heads (`ldm.data.repeats`).
+
     Args:
         data: the file, UTF-8.
         missing: texts that mean "unknown" in this table, beside UNKNOWN; -4 stands for -4.0 as well.
 
     Returns:
-        Column -> {person: what it says}; what is unknown is left out.
+        Column -> {person: what it says}; what is unknown is left out. "slice" -> {person: {first slice: whose}}.
 
     Raises:
         ValueError: one clause that says what is wrong with the table.
@@ -50,20 +53,41 @@ def read(data: bytes, missing=()) -> dict[str, dict]:
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         raise ValueError(f"has the column {twice[0]!r} twice; keep one")
     found = {name: {} for name in names if name != "case"}
+    links = "slice" in found and "person" in found
     rows = {}
     for line in lines:
         if None in line:
             raise ValueError(f"has a row with more cells than columns (case {line[reader.fieldnames[0]]}); mend it")
         row = {name: (line[written] or "").strip() for name, written in zip(names, reader.fieldnames, strict=True)}
         who = person(row.pop("case"))
+        if links and (first := row.pop("slice")):
+            found["slice"].setdefault(who, {})[_first_slice(first, who)] = _whose(row, first, who)
+            continue
         if rows.setdefault(who, row) != row:
             raise ValueError(f"has two rows for case {who} that disagree; keep one")
         for name, value in row.items():
             if not _is_missing(value, missing):
                 found[name][who] = value
     for name, column in found.items():
-        _check_column(name, column)
+        if not (name == "person" or (name == "slice" and links)):
+            _check_column(name, column)
     return found
+
+
+def _first_slice(cell: str, who) -> int:
+    if not (cell.isdecimal() and len(cell) <= words.LONGEST):
+        raise ValueError(f"has {cell!r} in the column 'slice' of case {who}; write the index of the first slice")
+    return int(cell)
+
+
+def _whose(row: dict[str, str], first: str, who) -> str:
+    """Who goes on from a slice: the one cell that such a row has."""
+    others = {name: value for name, value in row.items() if name != "person" and value}
+    if others or not row["person"]:
+        raise ValueError(
+            f"has a row for case {who} from slice {first} on, which must say the person and nothing else; mend it"
+        )
+    return row["person"]
 
 
 def _check_column(name: str, column: dict) -> None:
@@ -72,8 +96,6 @@ def _check_column(name: str, column: dict) -> None:
     Raises:
         ValueError: naming the cells.
     """
-    if name == "person":
-        return
     texts = {who: value for who, value in column.items() if not _is_number(value)}
     if texts and len(texts) < MIXED * len(column) and name != "label":
         some = ", ".join(f"{value!r} of case {who}" for who, value in list(texts.items())[:3])
