@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from ldm.drawing import pages
-from ldm.judging import faults, measures
+from ldm.judging import faults, measures, scales
 from ldm.judging.measures import Slices
 from ldm.judging.scales import Described
 
@@ -38,6 +38,27 @@ def test_a_move_is_in_errors_of_two_sets_of_people():
     assert faults.move(before, before - 1.5, z, case) == pytest.approx(1.5 / (2 * np.sqrt(2 / 20)))
     assert faults.move(before, before, z, case) == pytest.approx(0, abs=1e-9)
     assert faults.move(np.full(60, np.nan), before, z, case) == 0
+    assert faults.move(before, before - 1.5, z, case, 0.5) == pytest.approx(3)
+    assert np.isnan(faults.error_of(np.full(60, np.nan), z, case))
+
+
+def test_more_slices_of_a_person_make_the_error_smaller_and_the_move_as_large(people):
+    """Faults are planted in some slices, errors are of all: a noisy number of 32 slices is known better than of two."""
+    rng = np.random.default_rng(0)
+    case, z = np.repeat(np.arange(20), 32), np.tile(np.arange(32), 20)
+    values = 0.1 * rng.standard_normal(20)[case] + rng.standard_normal(640)
+    few = np.isin(z, (8, 24))
+    errors = [faults.error_of(values[rows], z[rows], case[rows]) for rows in (few, np.full(640, True))]
+    assert errors[1] == pytest.approx(np.sqrt(0.01 + 1 / 32) * np.sqrt(2 / 20), rel=0.3) and errors[0] > 2 * errors[1]
+
+    some = people.take(people.case < 6)
+    rows = np.isin(some.z, (0, 2))
+    part = some.take(rows)
+    before, after = faults.numbers(some), faults.numbers(faults.plant(part, faults.GAIN, 0.1))
+    found = faults.of_images(some, (0, 2), {})[faults.GAIN][0.1]
+    for name, values in before.items():
+        error = faults.error_of(values, some.z, some.case)
+        assert found[name] == pytest.approx(faults.move(values[rows], after[name], part.z, part.case, error)), name
 
 
 def test_the_smallest_is_found_with_all_larger_ones():
@@ -51,7 +72,7 @@ def test_blur_gain_and_noise_are_found_by_what_they_change(people):
     people, rng = people.take(people.case < 12), np.random.default_rng(1)
     noisy = np.clip(people.images + 0.1 * rng.standard_normal(people.images.shape), 0, 1) * (people.images > 0)
     same = {0: people, 0.1: people, 0.3: replace(people, images=noisy.astype("float32"))}
-    moves = faults.of_images(people, same)
+    moves = faults.of_images(people, np.unique(people.z), same)
     found = {fault: faults.smallest(of) for fault, of in moves.items()}
     assert found[faults.BLUR]["found"] == 0.5
     assert found[faults.NOISE]["found"] == 0.3 and found[faults.NOISE]["errors"]["0.1"] == 0
@@ -64,7 +85,7 @@ def test_the_index_is_told_and_a_wrong_one_is_found(people):
     told = faults.index_told(Described([values], z, z), Described([values], z, z))
     assert np.corrcoef(told, z)[0, 1] > 0.99 and np.abs(told - z).mean() < 2  # the penalty pulls towards the middle
     train, test = people.take(people.case < 12), people.take(people.case >= 12)
-    moves = [of[faults.TOLD] for of in faults.of_index(train, test).values()]
+    moves = [of[faults.TOLD] for of in faults.of_index(*map(scales.describe, (train, test))).values()]
     assert moves == pytest.approx(moves[0] * np.array([1, 2, 4])) and moves[1] > 2
 
 
@@ -90,7 +111,8 @@ def test_people_left_out_leave_those_farther_away_who_are_like_them():
 
 def test_copies_are_found_where_there_are_more_than_chance_brings():
     rng = np.random.default_rng(0)
-    found = faults.of_copies(0.2 + 0.05 * rng.random(640), np.repeat(np.arange(20), 32))
+    honest, usual = 0.2 + 0.05 * rng.random((2, 640))
+    found = faults.of_copies(honest, usual, np.repeat(np.arange(20), 32))
     moves = [of["share of copies"] for of in found.values()]
     assert moves == sorted(moves) and moves[-1] > 2
 
@@ -104,6 +126,8 @@ def test_the_section_says_what_cannot_be_told(people):
         "share of AD drawn under the label NC"
     }
     assert rows[faults.BLUR][1] == "0.5" and "There is no first stage" in section.text[1]
+    alone = measures.power(train, test, None, {}, ("AD", "NC")).facts["power"]
+    assert set(alone) == set(rows), "without validation people half of the test people stand for samples"
     nothing = {"power": {faults.BLUR: faults.smallest({1: {"a": 0.5}})}}
     section = pages.section("power", nothing, {"people": 4, "first stage": True, "labels": []}, None, None)
     assert section.tables[0].rows[0][1] == "cannot be told" and "no labels" in section.text[1]

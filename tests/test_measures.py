@@ -209,8 +209,8 @@ def test_with_few_people_the_error_of_kid_counts_slices(sets, many):
     found = measures.distribution(samples, test, None, {}, seed=0)
     assert (found.shown["count"], found.shown["few"], found.shown["halves"]) == (8, True, True) and not found.people
     row = found.facts["distribution"]["samples"]
-    assert [sorted(set(half.case)) for half in measures.held_out(test, None)] == [[13, 15], [14]]
-    whole = measures.together(*measures.held_out(test, None))
+    assert [sorted(set(half.case)) for half in measures.two_sets(test, None)] == [[13, 15], [14]]
+    whole = measures.together(*measures.two_sets(test, None))
     expected = fidelity.kernel_distance(whole.features, samples.features)
     assert (row["KID"], row["KID's standard error"]) == pytest.approx(expected)
 

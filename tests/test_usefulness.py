@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from ldm.drawing import pages
-from ldm.judging import measures, usefulness
+from ldm.judging import audit, measures, metrics, usefulness
 from ldm.judging.measures import Slices
 
 
@@ -35,6 +37,10 @@ def test_good_slices_teach_what_people_teach_and_wrong_labels_teach_nothing():
     assert low > 0.6 and high == pytest.approx(1.0, abs=0.01)
     bad = measures.use(wrong, TRAIN, HELD, ["AD", "NC"]).facts["use"]["label"]
     assert bad["drawn slices"]["interval"][0] < 0.5 < bad["drawn slices"]["interval"][1]
+    low, high = bad["drawn slices"]["gap's interval"]
+    assert low < bad["drawn slices"]["gap"] < high < 0, "the same people were tested, so that a gap is told"
+    assert rows["drawn slices"]["gap's interval"][0] <= 0 <= rows["drawn slices"]["gap's interval"][1]
+    assert rows["all real people"]["gap"] == 0 and rows["all real people"]["gap's interval"] == [0, 0]
     assert bad["all real people"] == rows["all real people"], "which has nothing to do with the samples"
 
 
@@ -50,6 +56,20 @@ def test_the_page_says_it():
     found = measures.use(slices(40, 3), TRAIN, HELD, ["AD", "NC"])
     section = pages.section("use", *found[:3], None)
     assert section.text[0].startswith("AD or NC, told by a small classifier") and len(section.tables[0].rows) == 4
+    assert "Drawn slices teach as much, as far as can be told, as all real people: AUC " in section.text[1]
+
+
+def test_the_area_is_scikit_learns(monkeypatch):
+    """Of the scores of people, which are means over their slices; one seed, nobody resampled."""
+    noisy, scores = slices(40, 3, shift=0.02), []
+    decide = LogisticRegression.decision_function
+    monkeypatch.setattr(LogisticRegression, "decision_function", lambda *a: scores.append(decide(*a)) or scores[-1])
+    mean = metrics.mean_images([(audit.shrunk(TRAIN.images, usefulness.SIDE), TRAIN.z)])
+    found = usefulness.trained_and_tested({"one": [noisy]}, HELD, mean, "one", seeds=1)
+    people = np.unique(HELD.case)
+    of_person = [scores[0][HELD.case == person].mean() for person in people]
+    label = [HELD.label[HELD.case == person][0] for person in people]
+    assert found["one"]["AUC"] == pytest.approx(roc_auc_score(label, of_person)) and found["one"]["AUC"] < 1
 
 
 def test_few_people_or_no_labels_are_said():

@@ -203,6 +203,10 @@ def power(facts, shown, picture):
     return text, [table], [], []
 
 
+def between(interval):
+    return " to ".join(number(end, 2) for end in interval)
+
+
 def use(facts, shown, picture):
     """What was learned from drawn slices, beside what was learned from people."""
     found, text, tables = facts["use"], [], []
@@ -214,13 +218,17 @@ def use(facts, shown, picture):
             f"{shown['seeds']} draws of the people learned from. 0.5 is chance."
         )
         rows = [
-            [name, row["people"], number(row["AUC"]), " to ".join(number(end, 2) for end in row["interval"])]
+            [name, row["people"], number(row["AUC"]), between(row["interval"]), between(row["gap's interval"])]
             for name, row in found["label"].items()
         ]
-        tables.append(report.Table(["learned from", "people or heads", "AUC", "95 % interval"], rows))
+        columns = ["learned from", "people or heads", "AUC", "95 % interval", "less that of all real people"]
+        tables.append(report.Table(columns, rows))
         drawn, real = found["label"]["drawn slices"], found["label"]["all real people"]
         if drawn["interval"][0] <= 0.5 < real["interval"][0]:
             text.append("Nothing of the label can be learned from the drawn slices; from real ones it can.")
+        low, high = drawn["gap's interval"]
+        told = "less than" if high < 0 else "more than" if low > 0 else "as much, as far as can be told, as"
+        text.append(f"Drawn slices teach {told} all real people: AUC {drawn['gap']:+.2f}, 95 % {between((low, high))}.")
         if real["interval"][0] <= 0.5:
             text.append("This classifier cannot tell the label from real slices either: the table says little.")
     if found["tissue"]:

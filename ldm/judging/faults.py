@@ -4,10 +4,11 @@
     index_told  slices -> the slice index that their texture tells
     smallest    a fault at several sizes -> the smallest that is found, and by which number
 
-A fault moves a number of the people whom it is planted in. That move is known well, because the same people stand on
-both sides; what the report knows of other people is less, its standard error. The fault is found where the move is at
-least two such errors. So the answer is about the size of the test, not about the luck of one try: "cannot be told"
-means that as many people as there are here cannot tell such a fault from people's own differences.
+A fault moves a number of the people whom it is planted in. That move is known well, from a few slices of each, because
+the same slices stand on both sides; what the report knows of other people is less, its standard error, which all slices
+of people say. The fault is found where the move is at least two such errors. So the answer is about the size of the
+test, not about the luck of one try: "cannot be told" means that as many people as there are here cannot tell such a
+fault from people's own differences.
 """
 
 from dataclasses import replace
@@ -15,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from ldm.judging import anatomy, audit, blame, scales, texture
+from ldm.judging import anatomy, audit, blame, texture
 
 BLUR, GAIN, NOISE = "blur, pixels", "gain lowered by", "noise in the latents, deviations"
 COPIES, LABEL = "share of copies", "share of {} drawn under the label {}"
@@ -35,12 +36,14 @@ def plant(slices, fault, size):
 
 
 def numbers(slices):
-    """The numbers of a slice that the report compares with people's: {name: (N,)}; of the brain, so not the background,
-    which a decoder's faintest grain lifts above the 0 that people have.
+    """The numbers of a slice that the report compares with people's: {name: (N,)}; of the brain's inside only.
+
+    A decoder's faintest grain lifts the background above the 0 that people have, and any blur moves the brain's outline,
+    whose area is the same in all people where an archive was made so.
     """
     tissue = anatomy.tissues(slices.images)
     found = {**texture.measure(slices.images, tissue=tissue), **anatomy.measure(slices.images, tissue)}
-    return {name: values for name, values in found.items() if name != "background"}
+    return {name: values for name, values in found.items() if name not in ("background", "brain_area")}
 
 
 def index_told(train, slices, level=1):
@@ -59,18 +62,31 @@ def index_told(train, slices, level=1):
     return train.z.mean() + (slices.up_to(level) - mean) / deviation @ weights
 
 
-def move(before, after, z, case):
+def error_of(values, z, case):
+    """Standard error of the difference of a number between these people and as many others; NaN where nothing is known.
+
+    Args:
+        values, z, case: (N,) a number of each slice, its slice index and its person; of all slices that the report has,
+            since people differ by less in the mean of many slices than of few.
+    """
+    numbers = blame.Numbers(values, z, case)
+    found = blame.beside(numbers, {"samples": numbers})
+    return found["samples"]["error"] * found["people"]["spread"] if "samples" in found else float("nan")
+
+
+def move(before, after, z, case, error=None):
     """How many standard errors of the report a fault moves a number, in absolute value; 0 where nothing is known.
 
     Args:
         before, after: (N,) of the same slices without and with the fault.
         z, case: (N,) their slice indices and people.
+        error: see `error_of`; None is that of these slices.
     """
-    planted = blame.Numbers(after, z, case)
-    found = blame.beside(blame.Numbers(before, z, case), {"samples": planted}, planted)
-    if "samples" not in found or not found["samples"]["error"] > 0:
+    found = blame.beside(blame.Numbers(before, z, case), {}, blame.Numbers(after, z, case))
+    error = error_of(before, z, case) if error is None else error
+    if "decoded" not in found or not error > 0:
         return 0.0
-    return abs(found["decoded"]["z"]) / found["samples"]["error"]
+    return abs(found["decoded"]["z"]) * found["people"]["spread"] / error
 
 
 def smallest(moves):
@@ -95,33 +111,34 @@ def smallest(moves):
     }
 
 
-def of_images(test, noisy):
+def of_images(test, indices, noisy):
     """Faults that change pictures: {fault: {size: {name: move}}}.
 
     Args:
         test: Slices of test people.
+        indices: slice indices at which the faults are planted.
         noisy: {deviation of the noise: Slices}, test people decoded from noisy latents; 0 is without noise. Empty where
             there is no first stage.
     """
-    before = numbers(test)
-    found = {}
+    known = numbers(test)
+    error = {name: error_of(values, test.z, test.case) for name, values in known.items()}
+
+    def moves(before, after, of):
+        return {name: move(before[name], after[name], of.z, of.case, error[name]) for name in known}
+
+    rows = np.isin(test.z, indices)
+    few, before, found = test.take(rows), {name: values[rows] for name, values in known.items()}, {}
     for fault in (BLUR, GAIN):
-        found[fault] = {}
-        for size in SIZES[fault]:
-            after = numbers(plant(test, fault, size))
-            found[fault][size] = {name: move(before[name], after[name], test.z, test.case) for name in before}
+        found[fault] = {size: moves(before, numbers(plant(few, fault, size)), few) for size in SIZES[fault]}
     if noisy:
         clean = numbers(noisy[0])
-        found[NOISE] = {}
-        for size in sorted(noisy)[1:]:
-            after, of = numbers(noisy[size]), noisy[size]
-            found[NOISE][size] = {name: move(clean[name], after[name], of.z, of.case) for name in clean}
+        found[NOISE] = {size: moves(clean, numbers(noisy[size]), noisy[size]) for size in sorted(noisy)[1:]}
     return found
 
 
 def of_index(train, test):
-    """Slices told that they are another index: {size: {name: move}}."""
-    error = index_told(*map(scales.describe, (train, test))) - test.z
+    """Slices told that they are another index: {size: {name: move}}; both are `ldm.judging.scales.Described`."""
+    error = index_told(train, test) - test.z
     return {size: {TOLD: move(error, error - size, test.z, test.case)} for size in SIZES[INDEX]}
 
 
@@ -162,22 +179,19 @@ def of_people(test, others):
     return {share: {NEAREST: move(nearest[0], nearest[share], test.z, test.case)} for share in LEFT}
 
 
-def of_copies(usual, case):
-    """Copies among samples as honest as test people: {size: {name: move}}.
-
-    Half of the test people are the samples, the other half says how near honest slices come.
+def of_copies(honest, usual, case):
+    """Copies among samples that are else as honest as people: {size: {name: move}}.
 
     Args:
-        usual: (N,) distances of test people's slices to the nearest training slice.
-        case: (N,) their people.
+        honest: (N,) distances to the nearest training slice, of slices of people who stand for the samples.
+        usual: (M,) those of test people's slices.
+        case: (M,) these test people.
     """
-    half = np.isin(case, np.unique(case)[::2])
-    baseline, honest = usual[~half], np.sort(usual[half])
-    found = {}
+    honest, found = np.sort(honest), {}
     for share in SIZES[COPIES]:
         copied = honest.copy()
         copied[-max(1, round(share * len(honest))) :] = 0.0  # the farthest of them become copies
-        rate = audit.copy_rate(copied, baseline, groups=case[~half])
+        rate = audit.copy_rate(copied, usual, groups=case)
         error = (rate["interval"][1] - rate["interval"][0]) / 4  # an interval of 95 % is four of them
         found[share] = {"share of copies": max(0.0, rate["rate"] - rate["expected"]) / error}
     return found

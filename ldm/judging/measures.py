@@ -204,7 +204,7 @@ def means_of_people(values, case, case_names):
     return {case_names.get(one, str(one)): float(np.nanmean(values[case == one])) for one in np.unique(case).tolist()}
 
 
-def held_out(test, validate):
+def two_sets(test, validate):
     """The people who were not trained on, in two sets: test and validation people, or halves of the test people."""
     if validate is not None:
         return test, validate
@@ -232,7 +232,7 @@ def distribution(
     """
     if test is None or len(samples) < LEAST:
         return Measured({}, {"count": len(samples), "least": LEAST}, "test people" if test is None else "samples")
-    folds, sets = held_out(test, validate), {"samples": samples, **bad}
+    folds, sets = two_sets(test, validate), {"samples": samples, **bad}
     everybody = [*folds, *sets.values()]
     each = min(slices.slices_each for slices in everybody)
     people = min(np.sum(np.unique(slices.case, return_counts=True)[1] >= each) for slices in everybody)
@@ -464,18 +464,18 @@ def power(train, test, validate, noisy, label_names):
     """
     if test is None or test.people < LEAST_PEOPLE:
         return Measured({}, {"least": LEAST_PEOPLE}, "test people")
-    few = test.at(np.unique(test.z)[batches.evenly(len(np.unique(test.z)), INDICES)])
-    moves = faults.of_images(few, noisy)
-    moves[faults.INDEX] = faults.of_index(train.spread(LEARNT), few)
-    if validate is not None:
-        moves[faults.LEFT_OUT] = faults.of_people(
-            *(classifiers.describe(s.at(np.unique(few.z))) for s in (few, validate))
-        )
-    if len(np.unique(few.case)) >= 2 * LEAST_PEOPLE:
-        usual = audit.nearest(audit.shrunk(few.images), audit.shrunk(train.at(np.unique(few.z)).images)).distance
-        moves[faults.COPIES] = faults.of_copies(usual, few.case)
-    labelled = together(test, validate)
-    of_label = faults.of_label(labelled.at(np.unique(few.z)), label_names)
+    indices = np.unique(test.z)[batches.evenly(len(np.unique(test.z)), INDICES)]
+    moves = faults.of_images(test, indices, noisy)
+    one, other = two_sets(test, validate)  # the second stands for samples
+    both, first = together(one, other), np.arange(len(one) + len(other)) < len(one)
+    described = classifiers.describe(both)
+    of_test = described.take(np.isin(both.case, test.case))
+    moves[faults.INDEX] = faults.of_index(classifiers.describe(train.spread(LEARNT)), of_test)
+    if min(one.people, other.people) >= LEAST_PEOPLE:
+        moves[faults.LEFT_OUT] = faults.of_people(described.take(first), described.take(~first))
+        near = audit.nearest(audit.shrunk(both.images), audit.shrunk(train.images)).distance
+        moves[faults.COPIES] = faults.of_copies(near[~first], near[first], one.case)
+    of_label = faults.of_label(both.at(indices), label_names)
     if of_label:
         moves[faults.LABEL.format(*label_names)] = of_label
     shown = {"people": test.people, "labels": list(label_names), "first stage": bool(noisy)}
@@ -533,7 +533,7 @@ def use(samples, train, held, label_names, masks=None):
         sets["real and drawn"] = [real, drawn]
         small = audit.shrunk(train.images, usefulness.SIDE)
         mean = metrics.mean_images([(small, train.z)])
-        facts["label"] = usefulness.trained_and_tested(sets, tested, mean)
+        facts["label"] = usefulness.trained_and_tested(sets, tested, mean, "all real people")
     if masks is not None:
         facts["tissue"] = usefulness.segmented({k: v for k, v in masks.items() if k != "tested"}, masks["tested"])
     if not any(facts.values()):

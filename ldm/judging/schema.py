@@ -44,7 +44,15 @@ SHAPE = {
     "power?": {str: {str: object}},
     "copies?": {"pixels": RATE, "features": RATE, "people": {str: int}},
     "use?": {
-        "label": {str: {"AUC": NUMBER, "interval": (NUMBER, NUMBER), "people": int}},
+        "label": {
+            str: {
+                "AUC": NUMBER,
+                "interval": (NUMBER, NUMBER),
+                "people": int,
+                "gap": NUMBER,
+                "gap's interval": (NUMBER, NUMBER),
+            }
+        },
         "tissue": {str: [(NUMBER, NUMBER)]},
     },
     "leaks?": {

@@ -33,7 +33,7 @@ def as_rows(slices, mean):
     return small - metrics.mean_image_prediction(mean, slices.z).reshape(len(slices), -1)
 
 
-def trained_and_tested(sets, tested, mean, seeds=SEEDS):
+def trained_and_tested(sets, tested, mean, rival, seeds=SEEDS):
     """Area under the ROC curve of a label, told from the slices of people who were not trained on.
 
     Principal components and a logistic regression score each slice; a person's score is the mean over the slices.
@@ -44,14 +44,17 @@ def trained_and_tested(sets, tested, mean, seeds=SEEDS):
         sets: {name: [Slices, ...]} to learn from, labels 0 and 1.
         tested: Slices, likewise.
         mean: {slice index: (SIDE, SIDE)} of training people, as `ldm.judging.metrics.mean_images` gives it.
+        rival: the name of the set that the others are compared with.
         seeds: how many.
 
     Returns:
-        {name: {"AUC", "interval": (low, high), "people"}}; 0.5 is chance. People are those who were learned from.
+        {name: {"AUC", "interval": (low, high), "people", "gap", "gap's interval"}}; 0.5 is chance. People are those who
+        were learned from. The gap is to the rival's AUC; its interval is narrower than that of two AUCs, since the same
+        people are tested.
     """
     rows, whose = as_rows(tested, mean), np.unique(tested.case)
     label = np.array([tested.label[tested.case == person][0] for person in whose])
-    found = {}
+    found, spreads = {}, {}
     for name, parts in sets.items():
         x, y = np.concatenate([as_rows(part, mean) for part in parts]), np.concatenate([part.label for part in parts])
         cases = [np.stack([np.full(len(part), i), part.case], axis=1) for i, part in enumerate(parts)]
@@ -71,12 +74,21 @@ def trained_and_tested(sets, tested, mean, seeds=SEEDS):
             one, other = score[label == 1][:, None], score[label == 0]
             wins = (one > other) + 0.5 * (one == other)  # whose mean is the area under the curve (Mann and Whitney)
             values.append(wins.mean())
+            tested_again = np.random.default_rng([seed, 1])  # the same people whatever was learned from
             for _ in range(RESAMPLES):
-                again = [rng.integers(count, size=count) for count in wins.shape]
+                again = [tested_again.integers(count, size=count) for count in wins.shape]
                 spread.append(wins[np.ix_(*again)].mean())
-        low, high = np.percentile(spread, [2.5, 97.5]).tolist()
-        found[name] = {"AUC": float(np.mean(values)), "interval": [low, high], "people": int(person.max()) + 1}
+        spreads[name] = np.array(spread)
+        found[name] = {"AUC": float(np.mean(values)), "interval": middle(spread), "people": int(person.max()) + 1}
+    for name, row in found.items():
+        row["gap"] = row["AUC"] - found[rival]["AUC"]
+        row["gap's interval"] = middle(spreads[name] - spreads[rival])
     return found
+
+
+def middle(values):
+    """[low, high], which 95 % of the values lie between."""
+    return np.percentile(values, [2.5, 97.5]).tolist()
 
 
 def drawn_people(person, label, rng):
