@@ -52,8 +52,8 @@ def trained(stage, run, settings, source, strategy, left):
     speed = planning.measure(model, train, validation, group["batch_size"])
     del model
     shown = stages.SHOWN * (stages.SHOWN_CALLS if stage == "diffusion" else 1)
-    # a first stage sees the training slices twice more: for the latents' statistics, and to count its codes
-    afterwards = 2 * counts["train"] if stage == "autoencoder" else 0
+    # a first stage sees training slices twice more: for the latents' statistics, and to count its codes
+    afterwards = 2 * min(counts["train"], stages.MEASURED) if stage == "autoencoder" else 0
     left -= time.time() - began
     return planning.plan(
         left, speed, group["epochs"], min(counts["validate"], settings["validation_slices"]) + shown, afterwards

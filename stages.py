@@ -36,6 +36,7 @@ from ldm.training import adversary, callbacks, distribution, optimizers, prior, 
 from ldm.training.settings import arguments, attention_rows, latent_shape, merged
 
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
+MEASURED = 4000  # training slices, spread over the people, from which statistics of latents and codes are taken
 SHOWN, SHOWN_CALLS = 8, 20  # slices in the picture of an epoch, network calls for each
 # Strength of augmentation for what the second stage learns to draw (`pixels.augment`): turned and shifted a little, but
 # no head larger or brighter than it is. With all of it at 0.4, brains came out 1.2 standard deviations too large.
@@ -196,7 +197,7 @@ def first_stage_batches(settings, source, split, training, start_step=0):
     """What the first stage learns from and is validated with; see `dataset.make_dataset`."""
     stage, size = settings["autoencoder"], settings["image_size"]
     options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"], "start_step": start_step}
-    options["most"] = settings["validation_slices"] if split == "validate" else None
+    options["most"] = settings["validation_slices"] if split == "validate" else None if training else MEASURED
     return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
 
 

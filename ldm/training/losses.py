@@ -57,7 +57,7 @@ def texture_difference(real, fake, window=16):
             for _ in range(2):  # once would leave more of the coarse waves than there is of the fine ones
                 detail = _blurred(detail, fine) - _blurred(detail, coarse)
             powers.append(ops.average_pool(ops.square(detail), window, strides=window // 2))
-        there = ops.cast(powers[0] > 3e-5, "float32")
+        there = ops.cast(powers[0] > 1.5e-4, "float32")
         apart = ops.abs(ops.log(powers[1] + 1e-6) - ops.log(powers[0] + 1e-6))
         total += ops.sum(there * apart) / ops.maximum(ops.sum(there), 1.0)
     return total / len(TEXTURE_BANDS)
