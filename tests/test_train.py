@@ -314,6 +314,15 @@ def test_the_crop_box_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
     assert stages.with_found(whole, source)["autoencoder"]["crop_box"] is None
 
 
+def test_latents_are_measured_over_so_many_slices_at_most_that_training_sees(tmp_path, phantoms, monkeypatch):
+    settings = resolved("--run", tmp_path, "--data", phantoms, "--preset", "64-f4")
+    source = dataset.open_source(phantoms)
+    assert len(source.select("train")) > 5
+    monkeypatch.setattr(stages, "MEASURED", 5)
+    rows = [len(batch["z"]) for batch in stages.first_stage_batches(settings, source, "train", training=False)]
+    assert sum(rows) == 5
+
+
 def test_a_dry_run_draws_no_phantoms(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "PHANTOM", tmp_path / "phantom.zip")
     assert train.main(["--dry-run", "--run", str(tmp_path / "run")]) == 0
