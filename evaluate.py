@@ -66,14 +66,12 @@ def parser():
 
 def check(flags):
     """Refuse numbers that cannot be, before anything is loaded."""
-    for name, least in (("count", 1), ("steps", 1), ("feature_steps", 1), ("seed", 0)):
-        if getattr(flags, name) < least:
-            raise runs.RunError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(flags, name)}")
-    for name, most in (("count", 10**6), ("steps", 10**5), ("feature_steps", 10**6)):
-        if getattr(flags, name) > most:
-            raise runs.RunError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(flags, name)}")
-    if flags.seed > runs.LAST_SEED:
-        raise runs.RunError(f"--seed must be at most {runs.LAST_SEED}, not {flags.seed}")
+    ranges = {"count": (1, 10**6), "steps": (1, 10**5), "feature_steps": (1, 10**6), "seed": (0, runs.LAST_SEED)}
+    for name, (least, most) in ranges.items():
+        value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
+        if not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise runs.RunError(f"{flag} must be {bound}, not {value}")
     if flags.fail_above is not None and not 0 <= flags.fail_above < 1:
         raise runs.RunError(f"--fail-above is a share between 0 and 1, not {flags.fail_above}")
     for name in flags.sections or ():

@@ -331,7 +331,7 @@ def plane_of(people, told=None):
     return planes.guess(people.real["train"].images), "as it seems by their symmetry (--plane says otherwise)"
 
 
-def held_out(s):
+def not_trained_on(s):
     """Test and validation people as one set of slices; None where there are no test people."""
     sets = [s.people.real[split] for split in ("test", "validate") if split in s.people.real]
     return measures.together(*sets) if "test" in s.people.real else None
@@ -427,7 +427,7 @@ MEASURES = {  # which values of a study each measure takes
     ),
     "use": Measure(
         lambda s: measures.use(
-            s.samples, s.people.real["train"], held_out(s), s.people.source.label_names, masks_of(s)
+            s.samples, s.people.real["train"], not_trained_on(s), s.people.source.label_names, masks_of(s)
         ),
         ("samples",),
     ),

@@ -68,7 +68,7 @@ def write(generator, run, out, wanted, draw):
     if out.exists():
         raise runs.RunError(f"{out} is there already: move it away, or name another --out")
     parts = out.with_name(f"{out.name}.parts")
-    begin(parts, wanted)
+    begin(parts, {**wanted, "models": models_of(run)})
     suspicious = copies_of(generator) if wanted["reject_copies"] else lambda images: 0.0
     for case in tqdm(range(1, people + 1), desc=out.name, unit="person", disable=None):
         if not fact_file(parts, case).exists():
@@ -86,7 +86,9 @@ def fact_file(parts, case):
 
 
 def begin(parts, wanted):
-    """Make the folder of what is drawn so far; refuse one that was begun with other flags.
+    """Make the folder of what is drawn so far; refuse one that was begun with other flags, or by other models.
+
+    Half of the people by one model and half by another would be a data set that no provenance can name.
 
     Raises:
         RunError: naming the first flag that differs.
@@ -96,7 +98,12 @@ def begin(parts, wanted):
         runs.save_json(parts / "wanted.json", wanted)
         return
     now = json.loads(json.dumps(wanted))
-    if other := [name for name in now if begun.get(name) != now[name]]:
+    other = [name for name in now if begun.get(name) != now[name]]
+    if other == ["models"]:
+        raise runs.RunError(
+            f"{parts} was begun before the run was trained on: remove the folder, and all are drawn anew"
+        )
+    if other:
         raise runs.RunError(
             f"{parts} was begun with another {other[0]} ({begun.get(other[0])}): give that, or remove the folder"
         )
@@ -251,7 +258,6 @@ def join_volumes(out, parts, facts, written):
 
 def provenance(run, generator, wanted, facts, slices):
     """Where a data set comes from: the run, what it was trained on, how it was drawn, what its report found."""
-    models = [run / f"{stage}.keras" for stage in ("autoencoder", "diffusion")]
     report, data, people = runs.load_json(run / "report.json") or {}, generator.record["data"], len(facts)
     samples, copies = report.get("distribution", {}).get("samples", {}), report.get("copies", {})
     met = {name: samples[name] for name in MET if name in samples}
@@ -260,7 +266,7 @@ def provenance(run, generator, wanted, facts, slices):
         "synthetic": True,
         "statement": STATEMENT,
         "run": run.name,
-        "models": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in models if path.exists()},
+        "models": models_of(run),
         "trained on": {"source": Path(data["source"]).name, "sha256": data.get("sha256"), "people": counts(data)},
         "drawn with": wanted,
         "versions": runs.versions(),
@@ -274,6 +280,12 @@ def provenance(run, generator, wanted, facts, slices):
         "noises": {fact["case"]: fact["noise"] for fact in facts},
         "drawn anew as copies": {fact["case"]: fact["rejected"] for fact in facts if fact["rejected"]},
     }
+
+
+def models_of(run):
+    """{name of a model's file: its SHA-256} of a run."""
+    paths = [run / f"{stage}.keras" for stage in ("autoencoder", "diffusion")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
 
 
 def counts(data):

@@ -144,6 +144,9 @@ def test_whoever_goes_on_must_want_the_same(home, tmp_path, monkeypatch, capsys)
     assert archive(home, "pixels", tmp_path / "a.zip") == 130
     assert archive(home, "pixels", tmp_path / "a.zip", "--seed", "3") == 2
     assert "begun with another seed (0)" in capsys.readouterr().err
+    monkeypatch.setattr(synthetic, "models_of", lambda run: {"diffusion.keras": "another"})
+    assert archive(home, "pixels", tmp_path / "a.zip") == 2
+    assert "begun before the run was trained on: remove the folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ ONE_LEVEL = 1 / 255  # the least unit of `difference`: one grey level of an 8-bi
 LEAST_PEOPLE = 4  # per label: with fewer, a bootstrap draws the same person throughout too often
 
 
-def _as_stack(images: np.ndarray) -> np.ndarray:
+def as_stack(images: np.ndarray) -> np.ndarray:
     """Return `images` as (N, H, W) float32, refusing any other shape and any value outside [0, 1] (NaN included)."""
     images = np.asarray(images)
     if images.ndim == 4 and images.shape[-1] == 1:
@@ -142,7 +142,7 @@ def tissues(images: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: if the shape is another or values leave [0, 1].
     """
-    images = _as_stack(images)
+    images = as_stack(images)
     result = np.zeros(images.shape, np.int8)
     for image, tissue in zip(images, result, strict=True):
         brain = _brain(image)
@@ -257,7 +257,7 @@ def measure(images: np.ndarray, tissue: np.ndarray | None = None) -> dict[str, n
     Raises:
         ValueError: if the shape is another or values leave [0, 1].
     """
-    images = _as_stack(images)
+    images = as_stack(images)
     tissue = tissues(images) if tissue is None else tissue
     brain, inner = tissue > 0, ventricles(tissue)
     pixels = brain.sum(axis=(1, 2)).astype(np.float64)
@@ -293,7 +293,7 @@ def histograms(images: np.ndarray, bins: int = 32) -> np.ndarray:
     Raises:
         ValueError: if the shape is another, values leave [0, 1], or `bins` is below 1.
     """
-    images = _as_stack(images)
+    images = as_stack(images)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
     result = np.full((len(images), bins), np.nan)

@@ -67,7 +67,7 @@ def _as_stack(images: np.ndarray, name: str) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def _framed(images: np.ndarray) -> np.ndarray:
+def framed(images: np.ndarray) -> np.ndarray:
     """Pictures cut to their brain: (N, SIZE, SIZE) float32, background about 0, bright tissue about 1.
 
     A picture without contrast comes out as zeros.
@@ -119,7 +119,7 @@ def _halved(framed: np.ndarray) -> np.ndarray:
 
 def _comparable(images: np.ndarray, name: str) -> np.ndarray:
     """Framed pictures, slightly blurred, (N, SIZE, SIZE)."""
-    return ndimage.gaussian_filter(_framed(_as_stack(images, name)), (0, SMOOTH, SMOOTH))
+    return ndimage.gaussian_filter(framed(_as_stack(images, name)), (0, SMOOTH, SMOOTH))
 
 
 def _unit(pictures: np.ndarray) -> np.ndarray:
@@ -440,7 +440,7 @@ def fingerprints(images: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: if there is no picture, the shape does not fit, or values leave [0, 1].
     """
-    frequencies = fft.dctn(_framed(_as_stack(images, "images")), axes=(1, 2))[:, 1:9, 1:9]
+    frequencies = fft.dctn(framed(_as_stack(images, "images")), axes=(1, 2))[:, 1:9, 1:9]
     return np.packbits((frequencies > 0).reshape(len(frequencies), -1), axis=1).view(np.uint64)[:, 0]
 
 

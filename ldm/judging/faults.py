@@ -38,8 +38,8 @@ def plant(slices, fault, size):
 def numbers(slices):
     """The numbers of a slice that the report compares with people's: {name: (N,)}; of the brain's inside only.
 
-    A decoder's faintest grain lifts the background above the 0 that people have, and any blur moves the brain's outline,
-    whose area is the same in all people where an archive was made so.
+    A decoder's faintest grain lifts the background above the 0 that people have, and any blur moves the brain's
+    outline, whose area is the same in all people where an archive was made so.
     """
     tissue = anatomy.tissues(slices.images)
     found = {**texture.measure(slices.images, tissue=tissue), **anatomy.measure(slices.images, tissue)}

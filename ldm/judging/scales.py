@@ -134,7 +134,7 @@ def describe(slices):
     Returns:
         `Described`.
     """
-    images = anatomy._as_stack(slices.images)
+    images = anatomy.as_stack(slices.images)
     parts = [_describe(images[part]) for part in batches.parts(len(images))]
     return Described([np.concatenate(level) for level in zip(*parts, strict=True)], slices.z, slices.case)
 
@@ -305,7 +305,7 @@ def patches(images, size, count, seed=0):
     Returns:
         pieces (M, size * size) in deviations of their picture's brain, and the row of each one's picture (M,).
     """
-    images, rng = anatomy._as_stack(images), np.random.default_rng(seed)
+    images, rng = anatomy.as_stack(images), np.random.default_rng(seed)
     found, rows = [], []
     for row, image in enumerate(images):
         brain = image > anatomy.BACKGROUND

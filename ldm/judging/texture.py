@@ -127,7 +127,7 @@ def grey_peaks(images):
         over the lower of the two. NaN for the first and the last where one peak is all there is, and for a slice
         without brain.
     """
-    images = anatomy._as_stack(images)
+    images = anatomy.as_stack(images)
     found = np.full((len(images), 3), np.nan)
     for row, image in zip(found, images, strict=True):
         values = image[image > anatomy.BACKGROUND]
@@ -170,7 +170,7 @@ def measure(images, mean=None, tissue=None):
         mean: (N, H, W) the mean image of each slice's index; None leaves out what is told by it.
         tissue: what `anatomy.tissues` says of them, where it is known already.
     """
-    images = anatomy._as_stack(images)
+    images = anatomy.as_stack(images)
     size, tissue = images.shape[1], anatomy.tissues(images) if tissue is None else tissue
     found = _named(POWER, images, shown(PERIODS, size))
     if mean is not None:
