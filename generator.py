@@ -78,8 +78,8 @@ class FirstStage:
             count: number of slices.
             first: number of the first slice, and the others follow; with `shared`, of the head. Or (count, 2) int: for
                 each slice the number of its head and its place in it, so that there may be several heads.
-            shared: share in [0, 1] of its noise that each slice has from the one before, so that they become slices of
-                one head, whose number is `first`; see `samplers.NoiseOfSlice`.
+            shared: in [0, 1], how the noises of neighbours correlate, which makes them slices of one head, whose number
+                is `first`; see `samplers.NoiseOfSlice`.
         """
         if shared:
             rows = [samplers.NoiseOfSlice((seed, head), place, shared) for head, place in self.places(count, first)]

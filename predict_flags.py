@@ -111,7 +111,7 @@ class Single:
     precision: str = flag("auto", "of the networks", choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
     coherence: float = flag(
         samplers.COHERENCE,
-        "share of its noise that each slice of a head has from the one before; 1: all the same",
+        "how the noises of neighbouring slices of a head correlate; 1: all the same",
         type=number(float, least=0, most=1),
     )
     voxel: tuple = flag((1.0, 1.0, 1.0), "mm, for the volume's affine", nargs=3, type=number(float, above=0))

@@ -204,13 +204,13 @@ def test_slices_of_one_head_share_all_noise(made):
 
 
 @pytest.mark.parametrize("kept", [0.9, 0.5])
-def test_noise_of_slices_of_one_head_correlates_by_a_power_of_their_distance(kept):
-    """kept ** distance, each with unit variance; the same for each slice however many there are."""
+def test_noise_of_slices_of_one_head_correlates_by_their_distance(kept):
+    """By 1 / (1 + distance^2 (1 / kept - 1)), each with unit variance; the same however many there are."""
     noise = Generator.of(SimpleNamespace(data_shape=(60, 60, 2), threshold=None, denoise=None)).noise(
         0, 9, 4, shared=kept
     )
     for i, j in ((0, 1), (3, 5), (0, 8)):
-        assert np.mean(noise[i] * noise[j]) == pytest.approx(kept ** (j - i), abs=0.04)
+        assert np.mean(noise[i] * noise[j]) == pytest.approx(1 / (1 + (j - i) ** 2 * (1 / kept - 1)), abs=0.04)
     np.testing.assert_allclose(noise.std(axis=(1, 2, 3)), 1.0, atol=0.04)
     made = Generator.of(stub())
     np.testing.assert_array_equal(made.noise(0, 9, 4, shared=kept)[:5], made.noise(0, 5, 4, shared=kept))
@@ -228,7 +228,7 @@ def test_noise_added_on_the_way_is_shared_likewise():
     states = made.trajectory(x_T, conditions, "ddpm", 4, moments=4, shared=0.8)
     noise = states[2][0] / states[2][0].std()
     for i, j in ((0, 1), (2, 5)):
-        assert np.mean(noise[i] * noise[j]) == pytest.approx(0.8 ** (j - i), abs=0.06)
+        assert np.mean(noise[i] * noise[j]) == pytest.approx(1 / (1 + (j - i) ** 2 / 4), abs=0.06)
 
 
 def test_the_number_of_the_first_slice_moves_the_noise_on(made):

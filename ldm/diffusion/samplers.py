@@ -75,27 +75,37 @@ def initial_noise(seed, i, shape):
 
 
 class NoiseOfSlice:
-    """Noise of one slice of a head, of which each slice keeps a share of the one before: a chain, slice by slice.
+    """Noise of one slice of a head, which correlates with that of the head's other slices, less the farther they lie.
 
-    It is an autoregressive process of first order, n_0 = w_0 and n_k = kept n_(k-1) + sqrt(1 - kept^2) w_k, each w_k a
-    stream of standard normal noise of its own. So slices that lie d apart have noise that correlates by kept^d, and
-    what a slice gets does not depend on how many others are drawn.
+    At a distance of d slices the correlation is 1 / (1 + d^2 (1 / c - 1)), so c at a distance of one: a rational
+    quadratic kernel (Rasmussen and Williams 2006, eq. 4.19 with alpha = 1). It is flat at d = 0, and so what is drawn
+    moves smoothly from slice to slice; a chain, each slice a share of the one before, would jolt. What a slice gets
+    does not depend on how many others are drawn.
 
     Args:
         seed: sequence of integers, of the head.
-        place: k, the slice's place in the head, from 0 on.
-        kept: share in [0, 1]: 1 gives all slices the same noise.
+        place: the slice's place in the head, from 0 on.
+        coherence: c in [0, 1]: 1 gives all slices the same noise, 0 each its own.
     """
 
-    def __init__(self, seed, place, kept):
-        fresh = (1.0 - kept**2) ** 0.5
-        weights = [kept**place] + [fresh * kept ** (place - k) for k in range(1, place + 1)]
+    def __init__(self, seed, place, coherence):
+        # Row `place` of a matrix L with L L^T = the correlations: slice k is the sum of L[k, j] times stream j <= k.
+        weights = np.linalg.cholesky(_correlations(place + 1, coherence))[-1]
         seeds = [seed] + [[*seed, 0, k] for k in range(1, place + 1)]
-        self.parts = [(w, np.random.default_rng(own)) for w, own in zip(weights, seeds, strict=True) if w > 1e-4]
+        streams = zip(weights, seeds, strict=True)
+        self.parts = [(w, np.random.default_rng(own)) for w, own in streams if abs(w) > 1e-4]
 
     def standard_normal(self, shape, dtype):
         """As that of a `numpy.random.Generator`."""
         return sum(np.asarray(w, dtype) * stream.standard_normal(shape, dtype) for w, stream in self.parts)
+
+
+def _correlations(count, coherence):
+    """Of the noises of a head's first slices, (count, count); 1e-9 keep it from being singular where all are alike."""
+    if coherence == 0:
+        return np.eye(count)
+    distance = np.subtract.outer(np.arange(count), np.arange(count))
+    return (1.0 / (1.0 + distance**2 * (1.0 / coherence - 1.0)) + 1e-9 * np.eye(count)) / (1.0 + 1e-9)
 
 
 def ddim(denoise, x_T, schedule, steps, eta=0.0, seed=None, spacing="uniform", start=1.0):
