@@ -159,7 +159,13 @@ def people_of(found, volumes=False, **options):
         ("data/Subject {p}/Slice {z}.png", "Subject 1", 0),
         ("s0{p}/im_{z}.png", "s01", 0),
         ("sub-0{p}/ses-1/slice_{z}.png", "sub-01", 0),
-        ("TCGA_CS_494{p}_19960909/TCGA_CS_494{p}_19960909_{z}.png", "TCGA_CS_4941_19960909", 0),
+        ("TCGA_CS_494{p}_19960909/TCGA_CS_494{p}_19960909_{z}.png", "TCGA_CS_4941", 0),
+        ("Subject{p}/Session2/slice{z}.png", "Subject1", 0),
+        ("lgg-mri-segmentation/{label}/p00{p}_20190101_{z}.png", "p001", 2),
+        ("2019010{p}_{z}.png", "20190101", 0),
+        ("0000000{p}-aac5-4193-9e2a-7b16d6d5b5f2_{z}.png", "00000001-aac5-4193-9e2a-7b16d6d5b5f2", 0),
+        ("fold_0{l}/sub-{p}_z{z}.png", "sub-1", 0),
+        ("T1-weighted/{label}/p{p}_{z}.png", "p1", 2),
         ("p{p}_{z}_224.png", "p1", 0),
         ("CDR0{l}/1{p}_{z}.png", "11", 2),
     ],
@@ -187,16 +193,61 @@ def test_scans_in_the_folder_of_their_person_count_anew():
         ("study/p{p}/T1.nii.gz", "p1"),
         ("IXI00{p}-Guys-0828-T1.nii.gz", "IXI001-Guys-0828"),
         ("OAS1_000{p}_MR1/RAW/OAS1_000{p}_MR1_mpr-1_anon.nii", "OAS1_0001"),
+        ("bert{p}/mri/brain.mgz", "bert1"),
+        ("{word}/mri/brain.mgz", "anna"),
+        ("p{p}_20190101.nii", "p1"),
     ],
 )
 def test_people_of_volumes(pattern, first):
-    people, _ = people_of([pattern.format(p=p) for p in PEOPLE], volumes=True)
+    word = dict(zip(PEOPLE, ("anna", "bert", "carl", "dora"), strict=True))
+    people, _ = people_of([pattern.format(p=p, word=word[p]) for p in PEOPLE], volumes=True)
     assert people[0] == first and len(people) == 4
 
 
 @pytest.mark.parametrize(
+    ("pattern", "first"),
+    [
+        ("BraTS-GLI-0000{p}-00{visit}/BraTS-GLI-0000{p}-00{visit}-t1n.nii.gz", "BraTS-GLI-00001"),
+        ("miriad_18{p}_AD_M_0{visit}_MR_1.nii", "miriad_181"),
+        ("AIBL_{p}_MR_MPRAGE_ADNI_confirmed_Br_20140301141414_S1234{visit}_I4123{visit}.nii", "AIBL_1"),
+        ("PPMI_300{p}_MR_MPRAGE_Br_20140301141414_S1234{visit}_I4123{visit}.nii", "PPMI_3001"),
+        ("OAS2_000{p}_MR{visit}/RAW/mpr-1.nifti.nii", "OAS2_0001"),
+        ("p{p}_2019010{visit}.nii.gz", "p1"),
+        ("ses-0{visit}_sub-0{p}_T1w.nii.gz", "sub-01"),
+        (
+            "ADNI_002_S_029{p}_MR_MPR__GradWarp__B1_Correction__N3__Scaled_Br_2007052513572181{visit}_S13408_I4510{visit}"
+            ".nii",
+            "002_S_0291",
+        ),
+    ],  # fmt: skip
+)
+def test_two_visits_are_one_person_in_two_scans(pattern, first):
+    found = [pattern.format(p=p, visit=visit) for p in PEOPLE for visit in (1, 2)]
+    rows = names.understand(found, "here", volumes=True).rows
+    assert min(row.person for row in rows) == first and len({row.person for row in rows}) == 4
+    assert len({(row.person, row.scan) for row in rows}) == 8
+
+
+def test_folders_and_names_of_masks_of_other_tools():
+    """FSL's FSL_SEG and FreeSurfer's aparc+aseg are no slices, labels or people."""
+    found = [f"disc{p % 2}/OAS1_000{p}_MR1/{name}" for p in PEOPLE for name in ("T1/a.nii", "FSL_SEG/a_fseg.nii")]
+    found += [f"disc{p % 2}/OAS1_000{p}_MR1/mri/aparc+aseg.mgz" for p in PEOPLE]
+    listing = names.understand(found, "here", volumes=True)
+    assert {row.entry.rpartition("/")[2] for row in listing.rows} == {"a.nii"} and listing.rows[0].label == ""
+    assert [(reason, len(left)) for reason, left in listing.left_out] == [("masks", 8)]
+
+
+@pytest.mark.parametrize(
     "pattern",
-    ["{label}/{label}{n}.jpg", "{label}/{n}.png", "{label}/{n} ({n}).png", "{label}/IMG_{n}.png", "fold_01/{n}.png"],
+    [
+        "{label}/{label}{n}.jpg",
+        "{label}/{n}.png",
+        "{label}/{n} ({n}).png",
+        "{label}/IMG_{n}.png",
+        "fold_01/{n}.png",
+        "{label}/0000000{n}-aac5-4193-9e2a-7b16d6d5b5f2.jpg",
+        "{label}/{n}d41d8cd98f00b204e9800998ecf8427.png",
+    ],  # fmt: skip
 )
 def test_names_that_say_nobody_are_refused_with_a_way_out(pattern):
     found = [pattern.format(label=label, n=n) for label in LABEL for n in range(9)]

@@ -33,10 +33,13 @@ MASK_FOLDERS = words.MASK | {
     "groundtruth",
     "ground_truth",
 }
+ENDS_OF_MASKS = words.MASK - {"segmentation", "segmentations"}  # which end the names of whole data sets as well
 PLAIN_FOLDERS = set(  # say nothing
     "images image imgs img imagestr imagests pictures slices data dataset png pngs jpg jpgs jpeg jpegs anat raw nifti "
     "nii volumes mri scans axial coronal sagittal".split()
 )
+NO_LABEL = re.compile(r"(?:fold|part|batch|disc|disk)[_\- ]?\d+")
+WEIGHTED = re.compile(rf"({'|'.join(words.CONTRAST)})[_\- ]?(?:weighted|images?|slices|png|only)")
 NO_PERSON = set("cdr mmse grade stage class label group score site fold batch part cluster day month year".split())
 SIDES = {64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448, 512, 1024}  # that pictures often have
 OFFER = (
@@ -192,6 +195,8 @@ def _read_folders(path: str) -> _Folder:
             split, above, inside = SPLIT_FOLDERS[plain], [*above, *inside], []
         elif plain in MASK_FOLDERS:
             mask = True
+        elif re.split(r"[_\- ]", plain)[-1] in ENDS_OF_MASKS:  # FSL_SEG
+            mask = True
         elif plain in words.CONTRAST:
             contrast = words.CONTRAST[plain]
         elif said.sure:
@@ -199,7 +204,9 @@ def _read_folders(path: str) -> _Folder:
             scan += [said.scan] if said.scan else []
         elif said.scan and not said.person:
             scan.append(said.scan)
-        elif plain not in PLAIN_FOLDERS:
+        elif weighted := WEIGHTED.fullmatch(plain):
+            contrast = words.CONTRAST[weighted[1]]
+        elif plain not in PLAIN_FOLDERS and not NO_LABEL.fullmatch(plain):
             inside.append(name)
     if not split:
         above, inside = inside, []
@@ -303,6 +310,9 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
         if folder and not name.said.sure and name.said.person:
             seen[name.said.person].add(folder)
     recur = any(len(folders) > 1 for folders in seen.values())
+    said_in = collections.defaultdict(set)  # of volumes: bert/mri/brain.mgz and others of that name
+    for name in read if listing.kind == "volumes" else ():
+        said_in[name.said.person].add(name.folder.above + name.folder.inside)
     members = collections.defaultdict(set)
     for name in read:
         members[name.entry.rpartition("/")[0]].add(name.said.person)
@@ -319,8 +329,10 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
         elif folder and (vague or recur):
             used.add(folder)
             rows.append(_row(name, folder, said.person))
-        elif not said.person and listing.kind == "volumes" and (name.folder.inside + name.folder.above):
-            rows.append(_row(name, (name.folder.above + name.folder.inside)[-1]))  # sub_a/t1.nii
+        elif (listing.kind == "volumes" and (name.folder.inside + name.folder.above)
+              and (not said.person or (vague and len(said_in[said.person]) > 1))):  # fmt: skip
+            # sub_a/t1.nii, bert/mri/brain.mgz
+            rows.append(_row(name, (name.folder.above + name.folder.inside)[-1], said.person))
             used.add(rows[-1].person)
         elif not said.person or (vague and len(members[path]) == 1 and sizes[path] > 1):
             nobody.append(name.entry)

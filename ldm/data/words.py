@@ -15,7 +15,15 @@ import functools
 import re
 from typing import NamedTuple
 
-KNOWN = re.compile(r"(?<![A-Za-z0-9])(?:OAS[12]_\d{4}|OAS[34]\d{4}|\d{3}_S_\d{4,5})(?![0-9])", re.IGNORECASE)
+KNOWN = re.compile(  # OASIS, ADNI, BraTS since 2023 (what follows is the visit), MIRIAD
+    r"(?<![A-Za-z0-9])(?:OAS[12]_\d{4}|OAS[34]\d{4}|\d{3}_S_\d{4,5}|BraTS-[A-Z]+-\d{5}|miriad_\d{3})(?![0-9])",
+    re.IGNORECASE,
+)
+LONI = re.compile(r"([A-Za-z]+_[A-Za-z0-9]+)_(?:MR|PT)_.*_\d{14,}_S\d+_I\d+")  # AIBL, PPMI: <study>_<person>_MR_...
+HASH = re.compile(
+    r"(?=.*\d)[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=.*\d)(?=.*[a-f])[0-9a-f]{16,}", re.IGNORECASE
+)
+DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 NUMBERED = re.compile(r"(.*[_\- ])([0-9]{1,9})", re.DOTALL)
 TOKEN = re.compile(r"\([^()]*\)|[^\s_.,()\-]+")
 PARTS = re.compile(r"([a-z]*)(\d*)([a-z0-9]*)")  # of a token: a word, a number, and what comes after it
@@ -42,7 +50,7 @@ COPY = set(
     "mirrored rot rotate rotated rotation noise noisy blur blurred bright brightness gamma shift shifted zoom zoomed "
     "crop cropped scale scaled elastic jitter resized resize".split()
 )
-MASK = set("seg segm segmentation segmentations mask masks msk dseg probseg aseg labelmap".split())
+MASK = set("seg segm segmentation segmentations mask masks msk dseg fseg probseg aseg aparc labelmap".split())
 MASK_AT_AN_END = {"label", "labels", "roi"}
 CONTRAST = {
     **dict.fromkeys(("t1", "t1w", "t1n"), "t1"),
@@ -74,6 +82,8 @@ def read(stem: str, sliced: bool = True) -> Words:
         stem: of a file, or the name of a folder.
         sliced: whether the file is one slice; a volume has no slice index.
     """
+    if sliced and HASH.fullmatch(stem):  # a number that somebody has drawn by lot
+        return Words()
     numbered = NUMBERED.fullmatch(stem) if sliced else None
     stack = _read_stack(numbered[1], len(numbered[2])) if numbered else None
     return stack._replace(z=int(numbered[2])) if stack else _Reader(stem, sliced).words()
@@ -125,9 +135,10 @@ class _Reader:
         return self.text[i] if self.text[i].isdecimal() and len(self.text[i]) <= LONGEST else ""
 
     def _known_pattern(self):
-        if found := KNOWN.search(self.stem):
+        if found := KNOWN.search(self.stem) or LONI.match(self.stem):
+            first, last = found.span(found.re.groups)
             for i, (start, end) in enumerate(self.spans):
-                if start >= found.start() and end <= found.end():
+                if start >= first and end <= last:
                     self.role[i], self.sure = "person", True
 
     def _marks(self):
@@ -140,6 +151,8 @@ class _Reader:
             text, word = self.text[i].lower(), self.word(i)
             if SIZE.fullmatch(text):
                 self.role[i] = "size"
+            elif DATE.fullmatch(text) and self._others_with_digits(i) > self.sliced:
+                self.role[i] = "scan"
             elif text.startswith("(") or word in COPY:
                 self.role[i] = "copy"
                 if not text.startswith("(") and i + 1 in numbers and len(numbers) > 1:  # aug_3
@@ -147,8 +160,11 @@ class _Reader:
                     numbers.remove(i + 1)
             elif text in CONTRAST or (text == "pd" and i == len(self.text) - 1):
                 self.role[i], self.contrast = "contrast", CONTRAST.get(text, text)
-            elif word in MASK or (word in MASK_AT_AN_END and i in ends):
+            elif word in MASK or text.rpartition("+")[2] in MASK or (word in MASK_AT_AN_END and i in ends):
                 self.role[i], self.mask = "mask", True
+
+    def _others_with_digits(self, i: int) -> int:
+        return sum(any(map(str.isdigit, text)) for k, text in enumerate(self.text) if k != i and not self.role[k])
 
     def _keywords(self, words, role):
         """Keywords with their values: `run-1`, `run_1`, `run1`."""
