@@ -252,7 +252,9 @@ def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, c
     if isinstance(data, Source):
         return data
     people.check_seed(seed)
-    paths = [Path(item) for item in ([data] if isinstance(data, (str, os.PathLike)) else data)]
+    named = [data] if isinstance(data, (str, os.PathLike)) else data
+    refuse_absent(named)
+    paths = [Path(item) for item in named]
     shown = ", ".join(str(path) for path in paths)
     if not paths:
         raise DataError("--data names no file: give a zip, a folder or volumes.")
@@ -282,14 +284,17 @@ def open_recorded(about: dict, data=None) -> Source:
 
 def refuse_absent(paths) -> None:
     """Raises DataError for the first path that does not exist."""
-    for path in map(Path, paths):
-        if not path.exists():
+    for path in paths:
+        if not str(path):
+            raise DataError("--data '' names nothing; give a zip, a folder of slices, or volumes.")
+        if not Path(path).exists():
             raise DataError(f"--data {path} does not exist; give a zip, a folder of slices, or volumes.")
+        if Path(path).is_fifo() or Path(path).is_socket():  # reading it would wait without end
+            raise DataError(f"--data {path} is neither a file nor a folder; give a zip, or slices in a folder.")
 
 
 def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
     """Finds out what kind of data the paths are. Returns the store and what was understood of the names in it."""
-    refuse_absent(paths)
     path = paths[0]
     if path.is_dir() and len(paths) == 1:
         store = archive.FolderStore(path)
@@ -495,7 +500,7 @@ def _describe(source: Source) -> None:
 
 def _find_people(source: Source, labels, missing, out: Path) -> None:
     """Prints which stacks change heads, and who looks like whom, and writes the table of both that `--labels` takes."""
-    files.check_folder(out.parent)
+    files.check_file(out)
     said, links = repeats.propose_links(source)
     if links:  # who was scanned twice is asked of whole heads
         people.link(source.listing, links, out)

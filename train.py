@@ -190,7 +190,7 @@ def open_data(settings, dry_run=False):
         print(f"no --data given: drawing {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
         dataset.write_phantoms(PHANTOM, people=PHANTOM_PEOPLE)
     read = {name: settings[name] for name in OPENED}
-    return dataset.open_source(settings["data"] or PHANTOM, **read)
+    return dataset.open_source(PHANTOM if settings["data"] is None else settings["data"], **read)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

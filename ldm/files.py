@@ -7,6 +7,8 @@ import errno
 import os
 from pathlib import Path
 
+LONGEST_NAME = 240  # bytes: file systems take 255, of which a temporary name needs some
+
 try:
     import fcntl
 except ImportError:  # Windows has another way to lock
@@ -51,6 +53,19 @@ def check_folder(path):
     wrong = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
     if wrong:
         raise OSError(wrong, os.strerror(wrong), str(there))
+
+
+def check_file(path):
+    """See that a file can be written at a path, as far as that can be known; nothing is made.
+
+    Raises:
+        OSError: naming what stands in the way.
+    """
+    path = Path(path)
+    check_folder(path.parent)
+    wrong = errno.ENAMETOOLONG if len(os.fsencode(path.name)) > LONGEST_NAME else errno.EISDIR if path.is_dir() else 0
+    if wrong:
+        raise OSError(wrong, os.strerror(wrong), str(path))
 
 
 def lock(file):

@@ -193,3 +193,20 @@ def test_names_that_are_not_utf8_are_read_and_can_be_written_down(tmp_path, caps
         json.dumps(source.manifest()).encode()
         assert capsys.readouterr().out.encode()  # can be shown
         assert dataset.read_split(source, "train", 24)["image"].max() > -1
+
+
+def test_the_end_of_a_zip_that_contradicts_its_directory_is_refused(tmp_path):
+    path = write(tmp_path / "a.zip", oasis_entries(THREE))
+    good = path.read_bytes()
+    place = good.rindex(b"PK\5\6")
+    for count in (65535, 3, 0):
+        path.write_bytes(good[: place + 8] + struct.pack("<HH", count, count) + good[place + 12 :])
+        refuse(path, "a.zip", f"its end says {count:,} entries")
+    path.write_bytes(good[: place + 16] + struct.pack("<L", 2**31) + good[place + 20 :])
+    refuse(path, "a.zip", "damaged")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.zip")
+    refuse(tmp_path / "a.zip", "neither a file nor a folder")
+    refuse("", "names nothing")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+import dataset
 from ldm import tissue
 from ldm.data import phantom
 
@@ -252,3 +253,24 @@ def test_label_is_the_only_difference_between_twins():
     assert np.mean(ventricles) == pytest.approx(phantom.AD_VENTRICLE_AREA, rel=0.05)
     # Wider sheets merge and partial volume hides the thinnest, so the area does not follow the width exactly.
     assert 1.2 < np.mean(sulci) < 2.0
+
+
+@pytest.mark.parametrize(
+    "argv, word",
+    [
+        (["--people", "1000000000000"], "--people"),
+        (["--image-size", "1000000"], "--image-size"),
+        (["--out", "a" * 250 + ".zip"], "too long"),
+    ],
+)
+def test_what_no_machine_can_draw_is_refused_at_once(argv, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dataset.main(["phantom", *argv]) == 2
+    said = capsys.readouterr().err
+    assert word in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_table_that_cannot_be_written_is_known_before_pictures_are_compared(capsys, tmp_path):
+    dataset.write_phantoms(tmp_path / "p.zip", people=3, image_size=32)
+    assert dataset.main(["people", "--data", str(tmp_path / "p.zip"), "--out", str(tmp_path / ("a" * 250))]) == 2
+    assert "give a shorter name" in capsys.readouterr().err

@@ -97,7 +97,9 @@ class ZipStore:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir()]
+                infos = archive.infolist()
+                _check_count(archive.fp, len(infos))
+                infos = [info for info in infos if not info.is_dir()]
         except (zipfile.BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError) as error:
             raise DataError(
                 f"{path} is not a readable zip file ({error}): it is damaged or incomplete, fetch it again."
@@ -150,7 +152,7 @@ class ZipStore:
         if name not in self._rows:
             raise DataError(f"{self.path} has no entry {name!r}.")
         offset, packed, size, crc, method = self._table[self._rows[name]].tolist()
-        header = self._pread(30, offset)
+        header = self._pread(30, offset) if offset >= 0 else b""
         data = None
         if len(header) == 30 and header[:4] == b"PK\x03\x04":
             # The local header's name and extra field may differ in length from the directory's: read them here.
@@ -169,6 +171,20 @@ class ZipStore:
     def files(self) -> list[Path]:
         """The files on disk that the slices come from."""
         return [self.path]
+
+
+def _check_count(file, listed: int) -> None:
+    """Compares the directory of an open zip with its end record, which says how many entries there should be.
+
+    Raises:
+        BadZipFile: they differ, so that a part of the directory is lost.
+    """
+    file.seek(-min(file.seek(0, os.SEEK_END), 2**16 + 42), os.SEEK_END)  # the record, a comment, and what is before it
+    tail = file.read()
+    place = tail.rfind(b"PK\5\6")
+    (count,) = struct.unpack_from("<H", tail, place + 10)
+    if tail[max(place - 20, 0) : place][:4] != b"PK\6\7" and count != listed % 2**16:  # else another record says it
+        raise zipfile.BadZipFile(f"its end says {count:,} entries, and it lists {listed:,}")
 
 
 class FolderStore:

@@ -39,6 +39,7 @@ from ldm.later import Later
 
 ndimage = Later("scipy.ndimage")
 
+MOST_PEOPLE, LARGEST = 100_000, 2048  # people of an archive, pixels a side
 SLICES = 32
 LABELS = ("AD", "NC")  # label 0 = AD, 1 = NC: the order of sorted class folders
 
@@ -441,7 +442,11 @@ def write(out, people: int, image_size: int = 256, seed: int = 0) -> None:
         raise archive.DataError(
             f"--people {people} is too few: train, validate and test need one each, so give 3 or more."
         )
+    for flag, value, most in (("people", people, MOST_PEOPLE), ("image-size", image_size, LARGEST)):
+        if value > most:
+            raise archive.DataError(f"--{flag} {value} is too much: give {most:,} at most.")
     try:
+        files.check_file(out)
         files.write_by(out, lambda part: _write_zip(part, Path(out).name, people, image_size, seed))
     except OSError as error:
         raise archive.DataError(f"--out {out} cannot be written ({error.strerror}).") from error
