@@ -104,7 +104,7 @@ def fit(
         verbose: say all metrics of each epoch, not three.
     """
     epochs, steps, history = settings["epochs"], settings["steps_per_epoch"], run / f"{stage}.csv"
-    compile_for_training(model, settings["learning_rate"], epochs * steps, averaged)
+    compile_for_training(model, settings["learning_rate"], epochs * steps, averaged, settings["decay"])
     done = runs.resume(model, run, stage, steps)
     distribution.wait_for_all(model.distribute_strategy)  # the chief may have mended the history, which others read
     if done:
@@ -141,12 +141,13 @@ def fit(
     distribution.wait_for_all(model.distribute_strategy)
 
 
-def compile_for_training(model, learning_rate, steps, averaged):
+def compile_for_training(model, learning_rate, steps, averaged, decay="cosine"):
     """Give a model the optimizer of a training of so many steps; a discriminator gets its own."""
     with model.distribute_strategy.scope():
-        optimizers = {"optimizer": callbacks.make_optimizer(learning_rate, steps, averaged)}
+        optimizers = {"optimizer": callbacks.make_optimizer(learning_rate, steps, averaged, decay=decay)}
         if isinstance(model, adversary.AdversarialTraining):
-            optimizers["discriminator_optimizer"] = callbacks.make_optimizer(learning_rate, steps, beta_1=0.5)
+            second = callbacks.make_optimizer(learning_rate, steps, beta_1=0.5, decay=decay)
+            optimizers["discriminator_optimizer"] = second
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
         model.compile(**optimizers, jit_compile=on_gpu)  # on CPUs XLA's convolutions are slower than oneDNN's
 

@@ -105,3 +105,23 @@ def test_the_codes_of_an_epoch_are_written_down_and_drawn(tmp_path):
     counts = {"foreground": [0, 3, 0], "background": [0, 1, 2]}
     assert drawn == [counts]
     assert runs.load_json(tmp_path / "codebook.json") == {"epoch": 5, "dead": [0], **counts}
+
+
+def test_a_decay_without_an_end_knows_no_end():
+    """The rate is peak / sqrt(i / KNEE) behind the knee, and neither rate nor average depend on the planned steps."""
+    short, long = (callbacks.make_optimizer(0.1, steps, averaged=True, decay="inverse_sqrt") for steps in (40, 40_000))
+    for done, rate in ((0, 0.1 / 200), (199, 0.1), (1000, 0.1), (4000, 0.05), (100_000, 0.01)):
+        for optimizer in (short, long):
+            optimizer.iterations.assign(done)
+            assert float(optimizer.learning_rate) == pytest.approx(rate)
+            assert float(optimizer.ema_momentum) == pytest.approx((1 + done) / (10 + done))
+
+
+def test_the_average_weighs_a_step_by_its_eighth_power():
+    """arXiv 2312.02696, eq. 2: of weights that grow as i, it is (gamma + 1) / (gamma + 2) of the last."""
+    optimizer, average = callbacks.make_optimizer(0.1, 10, averaged=True, decay="inverse_sqrt"), 0.0
+    for i in range(3000):
+        optimizer.iterations.assign(i)
+        momentum = float(optimizer.ema_momentum) if i else 0.0
+        average = momentum * average + (1 - momentum) * i
+    assert average / 3000 == pytest.approx(9 / 10, abs=2e-3)

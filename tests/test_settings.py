@@ -290,10 +290,16 @@ def test_a_run_of_before_is_gone_on_with(run):
     since = {  # options that there were not, at their defaults
         **{"person": None, "contrast": None, "init_from": None, "minutes": None},
         **{"missing": None, "validation_slices": 640},
-        "autoencoder": {"latent_noise": 0.0, "freeze_encoder": False, "texture_weight": 0.0, "planned": False},
+        "autoencoder": {
+            "latent_noise": 0.0,
+            "freeze_encoder": False,
+            "texture_weight": 0.0,
+            "planned": False,
+            "decay": "cosine",
+        },
         "latents": {"planned": False},
-        "diffusion": {"groups": 32, "planned": False},
-        "prior": {"planned": False},
+        "diffusion": {"groups": 32, "planned": False, "decay": "cosine"},
+        "prior": {"planned": False, "decay": "cosine"},
     }
     assert settings == schema.merged(schema.merged(stored[flags.stage], since), own)  # the same keys, the same values
 

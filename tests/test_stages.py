@@ -197,7 +197,8 @@ def tiny(**more):
     return modules.DiffusionModel(unet, clip_x_0=True, seed=5, **more)
 
 
-STAGE = schema.frozen({"epochs": 2, "steps_per_epoch": 6, "learning_rate": 1e-2, "patience": None})
+STAGE = {"epochs": 2, "steps_per_epoch": 6, "learning_rate": 1e-2, "decay": "cosine", "patience": None}
+STAGE = schema.frozen(STAGE)
 
 
 def slices(start_step=0, training=True):

@@ -19,7 +19,8 @@ class AveragingAdamW(optimizers.FusedAdamW):
     """AdamW whose moving average of the weights warms up.
 
     Keras' average looks back equally far from the first step on, so that early epochs still hold the first weights.
-    Here its momentum after i steps is at most (1 + i) / (10 + i), as of TensorFlow's `ExponentialMovingAverage`.
+    Here its momentum after i steps is at most (1 + i) / (10 + i), as of TensorFlow's `ExponentialMovingAverage`: a
+    weight counts by the eighth power of its step (arXiv 2312.02696, eq. 121, gamma = 8).
     """
 
     @property
@@ -35,8 +36,29 @@ class AveragingAdamW(optimizers.FusedAdamW):
         return {**super().get_config(), "ema_momentum": self.last_momentum}
 
 
-def make_optimizer(peak, steps, averaged=False, beta_1=0.9):
-    """AdamW with warm-up and cosine decay.
+@keras.saving.register_keras_serializable("ldm")
+class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
+    """The learning rate peak / sqrt(max(1, i / KNEE)) after i steps, with a linear warm-up (arXiv 2312.02696, app. B).
+
+    It does not know how long the training will be.
+    """
+
+    WARM_UP, KNEE = 200, 1000  # steps
+
+    def __init__(self, peak):
+        self.peak = peak
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        risen = keras.ops.minimum(1.0, (step + 1.0) / self.WARM_UP)
+        return self.peak * risen / keras.ops.sqrt(keras.ops.maximum(1.0, step / self.KNEE))
+
+    def get_config(self):
+        return {"peak": self.peak}
+
+
+def make_optimizer(peak, steps, averaged=False, beta_1=0.9, decay="cosine"):
+    """AdamW with warm-up and decay of the learning rate.
 
     Args:
         peak: learning rate after the warm-up.
@@ -45,16 +67,21 @@ def make_optimizer(peak, steps, averaged=False, beta_1=0.9):
             training, so that it suits short runs and long ones (arXiv 2312.02696, section 3, on widths relative to the
             training length).
         beta_1: of Adam.
+        decay: "cosine"; or "inverse_sqrt", where nothing depends on `steps`: the average then looks back over a tenth
+            of all steps so far, by the power function of the same paper.
     """
     warm_up = min(200, steps // 10)
-    decay = keras.optimizers.schedules.CosineDecay(
-        0.01 * peak, steps - warm_up, alpha=0.02, warmup_target=peak, warmup_steps=warm_up
-    )
-    momentum = 1.0 - 1.0 / max(2.0, 0.05 * steps)
+    if decay == "inverse_sqrt":
+        rate, momentum = InverseSqrt(peak), 1.0
+    else:
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.01 * peak, steps - warm_up, alpha=0.02, warmup_target=peak, warmup_steps=warm_up
+        )
+        momentum = 1.0 - 1.0 / max(2.0, 0.05 * steps)
     options = {"beta_1": beta_1, "beta_2": 0.99, "weight_decay": 1e-4}
     if averaged:
-        return AveragingAdamW(decay, use_ema=True, ema_momentum=momentum, **options)
-    return optimizers.FusedAdamW(decay, **options)
+        return AveragingAdamW(rate, use_ema=True, ema_momentum=momentum, **options)
+    return optimizers.FusedAdamW(rate, **options)
 
 
 # ---- callbacks -------------------------------------------------------------------------------------------------------

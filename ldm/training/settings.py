@@ -207,8 +207,10 @@ OPTIONS = (
            bounds="[0, 1000000]"),
     Option((*TRAINED, "latents"), "planned", (False,) * 4, bool, "whether --minutes has set the two above, or the "
            "views", flag="", changes=True),
-    Option(TRAINED, "learning_rate", (6e-4, 5e-4, 1e-3), float, "at its peak, after warm-up; then it decays by a "
-           "cosine", bounds="(0, 1]"),
+    Option(TRAINED, "learning_rate", (6e-4, 5e-4, 1e-3), float, "at its peak, after warm-up; then it decays",
+           bounds="(0, 1]"),
+    Option(TRAINED, "decay", ("cosine",) * 3, str, "of the learning rate: cosine, to the planned end; inverse_sqrt, "
+           "which needs no end: more --epochs later are as if planned at once", ("cosine", "inverse_sqrt")),
 )
 # fmt: on
 
