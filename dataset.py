@@ -530,7 +530,9 @@ def _parser() -> argparse.ArgumentParser:
     who.add_argument("--out", default="people.csv", help="table to write, for --labels (default: %(default)s)")
     for command_ in (describe, who):
         command_.add_argument("--seed", type=int, default=0, help="of splits that are carved (default: %(default)s)")
-        command_.add_argument("--axis", type=int, default=2, help="of volumes: 0 sagittal, 1 coronal, 2 axial")
+        command_.add_argument(
+            "--axis", type=int, default=2, choices=(0, 1, 2), help="of volumes: 0 sagittal, 1 coronal, 2 axial"
+        )
         command_.add_argument("--labels", help="table of people, with the columns case, label, person, ...")
         command_.add_argument("--person", help="'each', or a regular expression with the group (?P<person>...)")
         command_.add_argument("--missing", nargs="+", help="texts that mean unknown in the table, such as -4")
