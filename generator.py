@@ -169,6 +169,7 @@ class Generator(FirstStage):
         guidance_rescale=0.0,
         negative=None,
         title=None,
+        watch=None,
         **options,
     ):
         """What a sampler goes through from x_T to samples.
@@ -184,6 +185,8 @@ class Generator(FirstStage):
             guidance_scale, guidance_rescale: see `guidance.guided`.
             negative: conditions to guide away from; None is the unconditional case.
             title: of a progress bar on the terminal; None shows none.
+            watch: called after each call of `denoise`, with the share of all calls that is made, in (0, 1], and with
+                (x_t, x_0) of the batch at work where they are kept, else None. What it raises ends the drawing.
             options: what else the sampler takes ("eta", "spacing", "start", ...). Arrays have a row per slice.
 
         Returns:
@@ -222,6 +225,9 @@ class Generator(FirstStage):
                     bar.update()
                     if step in kept:
                         states.append([np.asarray(x) for x in pair])
+                    if watch:
+                        done = (len(found) * calls + step + 1) / (calls * len(parts))
+                        watch(done, states[-1] if step in kept else None)
                 found.append(states)
         return [tuple(np.concatenate(x) for x in zip(*moment, strict=True)) for moment in zip(*found, strict=True)]
 

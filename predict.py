@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import dataset
 import predict_flags
-from conditions import SWEEP, drawn_conditions, drawn_masks, negative_conditions, real_pair, real_slices
+from conditions import SWEEP, drawn_conditions, drawn_masks, real_pair, real_slices
 from generator import FirstStage, Generator, prior_latents
 from ldm import batches, files, tissue
 from ldm.data import volumes
@@ -86,7 +86,7 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=Non
     x_T, columns = generator.noise(sampling.seed, count, shared=shared), 8 if in_order else None
     for name in sampling.sampler:
         clock = Clock()
-        options = options_for(sampling, name, generator, known) | {"shared": shared, "title": name}
+        options = sampling.options_for(name, generator, known) | {"shared": shared, "title": name}
         stem = name if shared is None else f"person_{name}"
         trajectory = generator.trajectory(x_T, known, name, sampling.steps, moments=FRAMES, **options)
         clock.ends("drawing")
@@ -107,19 +107,6 @@ def drawn(generator, known, mask, sampling, real, pictures, in_order, shared=Non
             alike = metrics.neighbour_correlation(metrics.to_unit(images))
             print(f"{name}: neighbouring slices correlate by {alike:.3f}")
         yield stem, images
-
-
-def options_for(sampling, sampler, generator, known):
-    """What `Generator.trajectory` is told of the flags that say how to draw, for one sampler."""
-    data, away = generator.record["data"], (sampling.negative_label, sampling.negative_conditions)
-    own = {"eta": sampling.eta, "spacing": sampling.spacing}
-    return {
-        "seed": sampling.seed,
-        "guidance_scale": sampling.guidance,
-        "guidance_rescale": sampling.guidance_rescale,
-        "negative": negative_conditions(data, known, *away),
-        **{name: value for name, value in own.items() if name in samplers.named(sampler).takes},
-    }
 
 
 def network_calls(sampling, calls):
@@ -211,8 +198,7 @@ def write_person(out, name, images, z, axis, voxel, fps):
         fps: frames per second.
     """
     figures.save_gif(out / f"{name}_stack.gif", list(figures.to_uint8(figures.enlarge(images))), fps)
-    voxel = list(voxel)
-    voxel[axis] *= float(z[-1] - z[0]) / max(1, len(z) - 1) or 1.0
+    voxel = volumes.voxel_of(z, voxel, axis)
     volumes.save_volume(out / f"{name}.nii.gz", figures.to_uint8(images), voxel, axis)
     print(f"-> {out / name}_stack.gif, {out / name}.nii.gz: {len(images)} slices, voxels of {voxel} mm")
 
@@ -264,7 +250,7 @@ def interpolate(run, wanted, sampling, real, pictures, between, start):
         x_0 = guidance.spherical(*generator.encode(ends, known), count)
         x_t = generator.noised(x_0, start, generator.noise(sampling.seed, 1))
     known = {key: np.repeat(value[row : row + 1], count, axis=0) for key, value in known.items()}
-    options = options_for(sampling, name, generator, known) | more
+    options = sampling.options_for(name, generator, known) | more
     images = generator.decode(generator.draw(x_t, known, name, steps, title="interpolate", **options), known)
     images = np.concatenate([ends[:1], images, ends[1:]]) if len(ends) else images
     png, gif = (pictures.out / f"interpolate.{kind}" for kind in ("png", "gif"))
@@ -283,7 +269,7 @@ def denoise(run, wanted, sampling, real, pictures, start):
     """Variations of real slices: noised to a time t, and denoised."""
     generator, images, known = given_real(run, wanted, real)
     name, path = sampling.sampler, pictures.out / "denoise.png"
-    options = options_for(sampling, name, generator, known) | {"title": name, "moments": FRAMES}
+    options = sampling.options_for(name, generator, known) | {"title": name, "moments": FRAMES}
     trajectory = generator.renoised(images, known, start, name, sampling.steps, **options)
     fake = generator.decode(trajectory[-1][0], known)
     save_trajectory(path.with_suffix(".gif"), generator, trajectory, known, pictures, last=fake)
@@ -295,7 +281,7 @@ def anomaly(run, wanted, sampling, real, pictures, start):
     """What does not belong: the difference to what the model makes of a noised slice, averaged over noises."""
     generator, images, known = given_real(run, wanted, real)
     name, path = sampling.sampler, pictures.out / "anomaly.png"
-    options = options_for(sampling, name, generator, known) | {"title": name, "moments": FRAMES}
+    options = sampling.options_for(name, generator, known) | {"title": name, "moments": FRAMES}
     fake, trajectory = generator.pseudo_healthy(images, known, start, sampler=name, steps=sampling.steps, **options)
     save_trajectory(path.with_suffix(".gif"), generator, trajectory, known, pictures)
     figures.reconstruction_sheet(path, images, fake, known["z"], count=len(images), called="denoised")
@@ -316,7 +302,7 @@ def inpaint(run, wanted, sampling, real, pictures, box, resample):
     mask = generator.touched(area)
     if not mask.any():
         raise runs.RunError(f"{named} lies outside of what this model draws: it is black there")
-    options = options_for(sampling, "inpaint", generator, known) | {"title": "inpaint", "moments": FRAMES}
+    options = sampling.options_for("inpaint", generator, known) | {"title": "inpaint", "moments": FRAMES}
     trajectory = generator.inpainted(images, known, mask, sampling.steps, resample, **options)
 
     def inside(drawn):
@@ -350,7 +336,7 @@ def archive(run, wanted, sampling, pictures, coherence, voxel, reject_copies):
 
     def draw(known, number):
         x_T = generator.noise(sampling.seed, len(known["z"]), number, shared=coherence)
-        options = options_for(sampling, sampling.sampler, generator, known) | {"first": number, "shared": coherence}
+        options = sampling.options_for(sampling.sampler, generator, known) | {"first": number, "shared": coherence}
         return generator.draw(x_T, known, sampling.sampler, steps, **options)
 
     written = synthetic.write(generator, run, out, made_with, draw)

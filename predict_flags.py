@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 import dataset
-from conditions import SWEEP
+from conditions import SWEEP, negative_conditions
 from generator import PRIORS
 from ldm.diffusion import samplers, schedules
 from ldm.drawing import figures
@@ -84,6 +84,18 @@ class Sampling:
         (), "guide away from these, not from an unconditional slice", nargs="+", metavar="COLUMN=VALUE"
     )
     seed: int = flag(0, "same seed, same bytes", type=number(int, 0, runs.LAST_SEED))
+
+    def options_for(self, sampler, generator, known):
+        """What `Generator.trajectory` is told of these flags, for one sampler and the conditions of some slices."""
+        away = negative_conditions(generator.record["data"], known, self.negative_label, self.negative_conditions)
+        own = {"eta": self.eta, "spacing": self.spacing}
+        return {
+            "seed": self.seed,
+            "guidance_scale": self.guidance,
+            "guidance_rescale": self.guidance_rescale,
+            "negative": away,
+            **{name: value for name, value in own.items() if name in samplers.named(sampler).takes},
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,12 +323,17 @@ def needs(values):
         yield "conditions spacing", values["between"] == "noises", "--between noises"
 
 
-def arguments(function, values):
-    """What the function of a task is called with: groups of flags, and single ones, by the names of its arguments."""
-    groups = {
+def grouped(values):
+    """{flag: value} of a task -> {name in GROUPS: the group}."""
+    return {
         name: group(**{field.name: values[field.name] for field in dataclasses.fields(group) if field.name in values})
         for name, group in GROUPS.items()
     }
+
+
+def arguments(function, values):
+    """What the function of a task is called with: groups of flags, and single ones, by the names of its arguments."""
+    groups = grouped(values)
     single = groups.pop("single")
     names = [name for name in inspect.signature(function).parameters if name != "run"]
     return {name: groups[name] if name in groups else getattr(single, name) for name in names}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = {"train", "predict", "evaluate"}
+COMMANDS = {"train", "predict", "evaluate", "app"}
 LIBRARY = ROOT / "ldm"
 WINGS = {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
 GROUND = {
@@ -51,6 +51,10 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "conditions": {"dataset", "ldm.data.table", "ldm.training.runs"},
     "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
     | wing("diffusion"),
+    "jobs": {"dataset", "conditions", "predict_flags", "ldm.data.single", "ldm.data.volumes", "ldm.drawing.figures"}
+    | {"ldm.judging.metrics", "ldm.training.runs"},
+    "page": {"dataset", "jobs", "ldm.data.single", "ldm.diffusion.samplers", "ldm.drawing.figures"}
+    | {"ldm.training.runs"},
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
     "plans": {"dataset", "stages", "ldm.data.latents"} | wing("training"),
     "study": {"dataset", "modules", "features", "generator", "ldm.data.phantom", "ldm.data.latents"}
@@ -60,6 +64,7 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     | {"ldm.judging.audit", "ldm.judging.metrics"},
     "command": set(),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
+    "app": {"command", "dataset", "generator", "page", "ldm.training.runs", "ldm.training.distribution"},
     "evaluate": {"command", "dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}
     | {"ldm.training.runs", "ldm.training.distribution"}
     | {"ldm.judging.planes", "ldm.judging.schema", "ldm.judging.quiz", "ldm.drawing.comparison", "ldm.drawing.quiz"},
@@ -140,6 +145,10 @@ def test_every_room_is_on_the_map_of_its_wing():
 def test_only_drawing_imports_matplotlib():
     drawing = {name for name, path in FILES.items() if any(m.split(".")[0] == "matplotlib" for m in imports(path))}
     assert drawing and drawing <= wing("drawing")
+
+
+def test_only_the_page_imports_gradio():
+    assert {name for name, path in FILES.items() if any(m.split(".")[0] == "gradio" for m in imports(path))} == {"page"}
 
 
 def test_no_command_line_is_imported_by_the_program():

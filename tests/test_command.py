@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import app
 import command
 import evaluate
 import predict
@@ -193,7 +194,7 @@ def test_tensorflows_chatter_is_kept_back_and_nothing_else(capfd):
     assert kept.count("\n") == 3
 
 
-@pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main])
+@pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main, app.main])
 @pytest.mark.parametrize("name", ["..", ".", "x" * 300, "\udcff", "a\nb"])
 def test_every_command_refuses_a_run_without_a_folder_of_its_own(main, name, capsys):
     assert main(["--run", name]) == 2

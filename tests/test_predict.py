@@ -234,11 +234,11 @@ def test_the_flags_of_sampling_reach_the_trajectory(latent):
     line = "--eta 0.4 --spacing karras --guidance 3 --guidance-rescale 0.2 --negative-label AD --seed 8".split()
     _, values = predict_flags.parse(line)
     sampling = predict_flags.arguments(predict.sample, values)["sampling"]
-    found = predict.options_for(sampling, "ddim", latent, known)
+    found = sampling.options_for("ddim", latent, known)
     away = found.pop("negative")
     plain = {"seed": 8, "guidance_scale": 3.0, "guidance_rescale": 0.2, "spacing": "karras"}
     assert found == plain | {"eta": 0.4} and set(away["label"]) == {0}
-    found = predict.options_for(sampling, "heun", latent, known)
+    found = sampling.options_for("heun", latent, known)
     del found["negative"]
     assert found == plain
 

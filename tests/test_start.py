@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests" / "old_runs" / "vqvae"
-HEAVY = ("tensorflow", "keras", "matplotlib", "scipy", "sklearn", "umap", "nibabel", "h5py")
+HEAVY = ("tensorflow", "keras", "matplotlib", "scipy", "sklearn", "umap", "nibabel", "h5py", "gradio")
 
 HELP = {  # -> what is said among other things
     "train.py": "--image-size",
@@ -17,6 +17,7 @@ HELP = {  # -> what is said among other things
     "predict.py anomaly": "--from",
     "evaluate.py": "--fail-above",
     "dataset.py phantom": "--people",
+    "app.py": "--port",
 }
 REFUSED = {  # -> what the sentence names
     "train.py --image-size 30": "--image-size 30",
@@ -31,6 +32,9 @@ REFUSED = {  # -> what the sentence names
     "evaluate.py --count 0": "--count",
     "evaluate.py --run no_such_run": "no_such_run",
     f"evaluate.py --run {RUN} --data nowhere.zip": "nowhere.zip",
+    "app.py --run no_such_run": "no_such_run",
+    "app.py --port x": "--port",
+    f"app.py --port 0 --run {RUN}": "--port 0",
     "dataset.py describe nowhere.zip": "nowhere.zip",
     "dataset.py phantom --people 0": "people",
 }

@@ -10,6 +10,7 @@ From bytes to what a network sees, in reading order:
     people    what names must not say; who goes into a split that is missing
     table     what labels.csv says of people
     pixels    a picture decoded, fitted to a square, augmented
+    single    one file by itself, of whomever it is
     masks     tissue masks, and how much of each place of the latents each tissue covers
     repeats   who was scanned twice, and which stacks change heads, by their looks
     crop      the part of the pictures where brains lie

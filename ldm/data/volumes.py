@@ -23,7 +23,7 @@ WHITE = 99.8  # percentile of a volume's positive voxels that becomes white
 DARK = 12  # grey levels up to this do not count as brain
 MIN_AREA = 0.15  # slices with less brain than this part of the fullest slice are left out
 BELOW = 0.05  # so many of the voxels that are not background below it: it is no zero of a scale
-MAX_VOXELS = 2**29
+MAX_VOXELS = 2**29  # of a volume, unless somebody says otherwise
 INTERCEPT = slice(116, 120)  # of a NIfTI-1 header
 MEMORY = 2**30  # bytes of decoded volumes that are kept
 
@@ -40,6 +40,7 @@ class VolumeStore:
     Args:
         volumes: name -> file, or DICOM series.
         axis: 0 sagittal, 1 coronal, 2 axial.
+        most: voxels that a volume may have.
 
     Attributes:
         names: every slice that holds brain, `<name>#<voxel index>`.
@@ -50,10 +51,10 @@ class VolumeStore:
         DataError: names the file that cannot be read or is not three-dimensional.
     """
 
-    def __init__(self, volumes: dict[str, Path | dicom.Series], axis: int = 2):
+    def __init__(self, volumes: dict[str, Path | dicom.Series], axis: int = 2, most: int = MAX_VOXELS):
         if axis not in (0, 1, 2):
             raise archive.DataError(f"--axis {axis} does not exist; choose 0 (sagittal), 1 (coronal) or 2 (axial).")
-        self.axis = axis
+        self.axis, self.most = axis, most
         self.slices: list[tuple[str, str, int]] = []
         self.notes: list[str] = []
         self._found = volumes
@@ -76,7 +77,8 @@ class VolumeStore:
         """(slices, H, W) uint8, from memory where possible."""
         with self._lock:  # a thread that waits for a volume another one is loading finds it afterwards
             if volume not in self._volumes:
-                self._volumes[volume] = _load_volume(self._found[volume], self.axis, [] if notes is None else notes)
+                notes = [] if notes is None else notes
+                self._volumes[volume] = _load_volume(self._found[volume], self.axis, notes, self.most)
                 while len(self._volumes) > 1 and sum(v.nbytes for v in self._volumes.values()) > MEMORY:
                     self._volumes.popitem(last=False)
             self._volumes.move_to_end(volume)
@@ -142,7 +144,7 @@ def save_volume(
         axis: along which the slices were cut.
         said: a description for the header, of which NIfTI keeps 79 bytes.
     """
-    volume = np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, axis)
+    volume = laid(slices, axis)
     affine = np.diag([*voxel, 1.0])
     affine[:3, 3] = -np.array(voxel) * (np.array(volume.shape) - 1) / 2
     image = nibabel.Nifti1Image(np.ascontiguousarray(volume), affine)
@@ -153,7 +155,31 @@ def save_volume(
     nibabel.save(image, path)
 
 
-def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str]) -> np.ndarray:
+def laid(slices: np.ndarray, axis: int) -> np.ndarray:
+    """Slices (N, H, W) across an axis -> the volume in RAS orientation, (x, y, z)."""
+    return np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, axis)
+
+
+def cut(volume: np.ndarray, axis: int) -> np.ndarray:
+    """A volume in RAS orientation -> its slices across an axis (N, H, W), superior or anterior upwards."""
+    # (x, y, z) -> (slice, column, row) -> (slice, row, column) with the last axis upwards.
+    return np.rot90(np.moveaxis(volume, axis, 0), axes=(1, 2))
+
+
+def voxel_of(z, voxel, axis: int) -> list[float]:
+    """The size of a stack's voxels in mm, longer along its axis where slice indices are left out.
+
+    Args:
+        z: the slice indices, ascending.
+        voxel: mm along the three axes, from one slice index to the next.
+        axis: along which the slices were cut.
+    """
+    voxel = list(voxel)
+    voxel[axis] *= float(z[-1] - z[0]) / max(1, len(z) - 1) or 1.0
+    return voxel
+
+
+def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str], most: int) -> np.ndarray:
     """Reads a volume as (slices, H, W) uint8; see `VolumeStore` for orientation and grey levels.
 
     Raises:
@@ -161,15 +187,13 @@ def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str]) -> np.
     """
     path = _shown(found)
     try:
-        volume = found.image() if isinstance(found, dicom.Series) else _open(found, notes)
+        volume = found.image() if isinstance(found, dicom.Series) else _open(found, notes, most)
         shape = tuple(length for place, length in enumerate(volume.shape) if place < 3 or length > 1)
-        if (
-            len(shape) != 3
-            or min(shape) < 1
-            or max(shape) > archive.MAX_SIDE
-            or np.prod(shape, dtype=float) > MAX_VOXELS
-        ):
-            raise archive.DataError(f"{path} has the shape {volume.shape}, but one three-dimensional volume is needed.")
+        if len(shape) != 3 or min(shape) < 1 or max(shape) > archive.MAX_SIDE or np.prod(shape, dtype=float) > most:
+            raise archive.DataError(
+                f"{path} has the shape {volume.shape}, but one three-dimensional volume of at most {most:,} voxels is "
+                "needed."
+            )
         if volume.get_data_dtype().kind not in "iuf":
             raise archive.DataError(f"{path} holds {volume.get_data_dtype()}, but one number per voxel is needed.")
         volume = nibabel.as_closest_canonical(volume)
@@ -180,25 +204,27 @@ def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str]) -> np.
         said = " ".join(str(error).split())  # nibabel says more than one line
         raise archive.DataError(f"{path} cannot be read as a volume ({said}); fetch it again.") from error
     grey = _grey(np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0))
-    # (x, y, z) -> (slice, column, row) -> (slice, row, column) with the last axis, superior or anterior, upwards.
-    slices = np.rot90(np.moveaxis(grey, axis, 0), axes=(1, 2))
+    slices = cut(grey, axis)
     column, row = (float(size) for place, size in enumerate(volume.header.get_zooms()[:3]) if place != axis)
-    return np.ascontiguousarray(_square(slices, row, column))
+    return np.ascontiguousarray(squared(slices, row, column))
 
 
-def _check_gzip(path: Path) -> None:
-    """Reads a .gz to its end, where its checksum is, which nibabel does not."""
+def _check_gzip(path: Path, most: int) -> None:
+    """Reads a .gz to its end, where its checksum is, which nibabel does not; not if there is no end to it."""
+    left = 16 * most + 2**24  # bytes: no type of voxel is longer than 16, and headers have extensions
     if path.name.lower().endswith((".gz", ".mgz")):
         with gzip.open(path) as file:
-            while file.read(2**22):
-                pass
+            while block := file.read(2**22):
+                left -= len(block)
+                if left < 0:
+                    raise archive.DataError(f"{path} unpacks to more than {most:,} voxels; fetch it again.")
 
 
-def _open(path: Path, notes: list[str]):
+def _open(path: Path, notes: list[str], most: int):
     """The image of a file, not yet read, with a scale and an orientation even if its header has none."""
     if path.suffix.lower() == ".dcm":
         raise archive.DataError(f"{path} is one slice of a DICOM series: give the folder of the series.")
-    _check_gzip(path)
+    _check_gzip(path, most)
     pixels = _pixels_of(path)
     if pixels and not pixels.exists():
         raise archive.DataError(f"{path} is the header of {pixels.name}, which is not beside it; put it there.")
@@ -246,7 +272,7 @@ def _grey(voxels: np.ndarray) -> np.ndarray:
     return np.rint(np.clip((voxels - background) / white, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def _square(slices: np.ndarray, height: float, width: float) -> np.ndarray:
+def squared(slices: np.ndarray, height: float, width: float) -> np.ndarray:
     """Resamples (N, H, W) slices whose pixels are not square, so that both sides are as fine as the finer one.
 
     Args:
