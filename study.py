@@ -8,13 +8,17 @@ A new measure is a function of `ldm.judging.measures`, a line of MEASURES, and a
 
 import contextlib
 import hashlib
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
+
+try:
+    import resource
+except ImportError:  # Windows does not say it
+    resource = None
 
 import numpy as np
 import tensorflow as tf
@@ -309,9 +313,10 @@ def timed(name):
 
 def cost(drawing, began):
     """What it takes to draw a slice, and what this evaluation took since `began`, in seconds since 1970."""
-    unit = 1024 if sys.platform != "darwin" else 1
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    taken = {"peak memory, MiB": memory, "minutes of this evaluation": (time.time() - began) / 60}
+    taken = {"minutes of this evaluation": (time.time() - began) / 60}
+    if resource:
+        unit = 1024 if sys.platform != "darwin" else 1
+        taken = {"peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20} | taken
     return Measured({"cost": {**drawing, **taken}}, {})
 
 

@@ -75,7 +75,7 @@ def imports(path):
     """Dotted names of all modules that a file imports, wherever in it; "from ldm.a import b" counts as ldm.a.b if it
     is a module of ours."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -132,13 +132,13 @@ def test_nothing_goes_in_circles():
 def test_packages_import_nothing_and_say_what_is_where():
     for name in ("ldm", *(f"ldm.{name}" for name in WINGS)):
         assert imports(FILES[name]) == set()
-        assert ast.get_docstring(ast.parse(FILES[name].read_text()))
+        assert ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8")))
 
 
 def test_every_room_is_on_the_map_of_its_wing():
     for room in ROOMS:
         package, _, short = room.rpartition(".")
-        listed = ast.get_docstring(ast.parse(FILES[package].read_text()))
+        listed = ast.get_docstring(ast.parse(FILES[package].read_text(encoding="utf-8")))
         assert f"    {short} " in listed, f"{FILES[package]} does not say what {short} is"
 
 
@@ -162,7 +162,7 @@ def test_networks_and_samplers_are_free_of_tensorflow():
 
 
 def test_normalization_needs_tensorflow_only_where_it_is_the_backend():
-    tree = ast.parse(FILES["ldm.nets.normalization"].read_text())
+    tree = ast.parse(FILES["ldm.nets.normalization"].read_text(encoding="utf-8"))
     guards = [node for node in tree.body if isinstance(node, ast.If)]
     assert [ast.unparse(guard.test) for guard in guards] == ["keras.backend.backend() == 'tensorflow'"]
     named = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "tf"}

@@ -20,6 +20,7 @@ import train
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = ROOT / "tests" / "old_runs" / "vqvae"
+posix = pytest.mark.skipif(os.name != "posix", reason="elsewhere a process cannot send itself such a signal")
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,7 @@ def test_an_error_of_the_system_may_know_two_paths_or_none(capsys):
     assert ended(raising(OSError("half a header")), capsys)[1].startswith("x.py: a file: half a header: ")
 
 
+@posix
 @pytest.mark.parametrize(
     "number, status, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
@@ -101,6 +103,7 @@ def test_a_signal_lets_the_work_clean_up_and_has_a_status_of_its_own(number, sta
     assert cleaned
 
 
+@posix
 def test_a_second_signal_during_the_clean_up_is_no_traceback(capsys):
     def work():
         try:
@@ -113,6 +116,7 @@ def test_a_second_signal_during_the_clean_up_is_no_traceback(capsys):
     assert ended(work, capsys) == (143, "x.py: terminated")
 
 
+@posix
 def test_a_signal_that_the_process_was_started_to_ignore_stays_so(capsys):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -140,6 +144,7 @@ def process(*words):
     return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, preexec_fn=heard, **pipes)
 
 
+@posix
 @pytest.mark.parametrize("script", ["train.py", "predict.py", "evaluate.py"])
 def test_an_interruption_during_the_imports_is_one_line(script, tmp_path):
     """The script as it is, with a `keras` that takes its time, and flags that are right."""
@@ -159,6 +164,7 @@ def test_an_interruption_during_the_imports_is_one_line(script, tmp_path):
     assert started.returncode == 130
 
 
+@posix
 def test_a_signal_on_the_way_out_is_no_traceback_and_leaves_the_status():
     late = "import atexit, os, signal, command; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT)); "
     started = process("-c", late + "command.leave(3)")

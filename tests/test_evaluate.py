@@ -92,7 +92,7 @@ def stored_samples(run):
 def test_the_report_has_every_part(evaluated):
     run, _, status = evaluated
     assert status == 0
-    page, facts = (run / "report.html").read_text(), json.loads((run / "report.json").read_text())
+    page, facts = (run / "report.html").read_text(encoding="utf-8"), json.loads((run / "report.json").read_text())
     for title in (
         "Reconstruction",
         "Samples",
@@ -114,7 +114,7 @@ def test_the_report_has_every_part(evaluated):
     assert set(facts["leaks"]) == {"near-identical pairs", "misfiled", "repeated", "said"}
     assert facts["copies"]["pixels"]["rate"] == 0.0  # grey noise is nobody's copy
     assert facts["distribution"]["samples"]["precision"] == 0.0
-    card = (run / "model_card.md").read_text()
+    card = (run / "model_card.md").read_text(encoding="utf-8")
     assert "Intended use" in card and runs.versions()["keras"] in card
 
 
@@ -153,7 +153,7 @@ def test_measures_can_be_taken_in_any_order_and_write_nothing_into_the_study(eva
             array.setflags(write=False)
     found = study.measure(known, tuple(reversed(study.MEASURES)))
     facts = {key: value for measured in found.values() for key, value in measured.facts.items()}
-    stored = json.loads((run / "report.json").read_text())
+    stored = json.loads((run / "report.json").read_text(encoding="utf-8"))
     del stored["cost"], stored["leaks"]["said"], stored["about"], stored["by person"]
     assert json.loads(json.dumps(facts)) == stored
 
@@ -166,7 +166,7 @@ def test_without_a_diffusion_model_there_are_sentences_and_what_can_be_measured(
     assert evaluate.main(["--run", str(untrained), *FEW]) == 0
     assert "`python train.py diffusion --run untrained` makes one" in capsys.readouterr().out
     parts = {"about", "texture", "leaks", "cost", "by person"}
-    assert set(json.loads((untrained / "report.json").read_text())) == parts
+    assert set(json.loads((untrained / "report.json").read_text(encoding="utf-8"))) == parts
     assert evaluate.main(["--run", str(untrained), *FEW, "--fail-above", "0.1"]) == 2
     assert "copies could not be counted" in capsys.readouterr().err
 
@@ -182,11 +182,11 @@ def test_sections_are_the_same_alone_and_nothing_else_is_made(evaluated, tmp_pat
     assert evaluate.main(words) == 0
     said = capsys.readouterr()
     assert "leaks: 0.0 minutes" in said.out.splitlines() and "\r" not in said.err, "a bar is for a terminal"
-    whole = json.loads((run / "report.json").read_text())
-    part = json.loads((tmp_path / "report_part.json").read_text())
+    whole = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    part = json.loads((tmp_path / "report_part.json").read_text(encoding="utf-8"))
     about = {**whole["about"], "features": []}
     assert part == {"about": about, "leaks": whole["leaks"], "by person": {}}
-    page = (tmp_path / "report_part.html").read_text()
+    page = (tmp_path / "report_part.html").read_text(encoding="utf-8")
     assert ">Leaks</h2>" in page and ">Copies</h2>" not in page
     assert not {"report.html", "report.json", "model_card.md"} & {path.name for path in tmp_path.iterdir()}
 
@@ -214,14 +214,18 @@ def test_sections_that_need_samples_are_refused_where_there_is_no_model(evaluate
 
 def test_runs_side_by_side(evaluated, tmp_path, capsys):
     run, _, _ = evaluated
-    page, facts = tmp_path / "page.html", json.loads((run / "report.json").read_text())
+    page, facts = tmp_path / "page.html", json.loads((run / "report.json").read_text(encoding="utf-8"))
     kid = {"value": 0.1, "error": 0.01, "left out": True, "people": {"p1": 0.1, "p2": 0.12}}
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text(json.dumps({**facts, "by person": {"KID": kid}}))
     files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
     assert evaluate.main(["compare", *files, "--out", str(page)]) == 0
     said = capsys.readouterr().out
-    assert "b less a" in said and "0.000 ± 0.014 (cannot be told)" in said and "side by side" in page.read_text()
+    assert (
+        "b less a" in said
+        and "0.000 ± 0.014 (cannot be told)" in said
+        and "side by side" in page.read_text(encoding="utf-8")
+    )
     assert evaluate.main(["compare", str(run), str(tmp_path / "none")]) == 2
     assert "report.json is not there: `python evaluate.py --run none` writes it" in capsys.readouterr().err
     del facts["by person"]
@@ -232,7 +236,7 @@ def test_runs_side_by_side(evaluated, tmp_path, capsys):
 
 
 def test_what_cannot_be_compared_is_refused_or_left_out(evaluated, tmp_path, capsys):
-    facts = json.loads((evaluated[0] / "report.json").read_text())
+    facts = json.loads((evaluated[0] / "report.json").read_text(encoding="utf-8"))
     entry = {"value": 0.1, "error": 0.01, "left out": False, "people": {"p1": 0.1, "p2": 0.12}}
     facts["by person"] = {"KID": entry, "first stage, SSIM": entry}
 
@@ -259,8 +263,8 @@ def test_what_cannot_be_compared_is_refused_or_left_out(evaluated, tmp_path, cap
 def test_a_quiz_is_written_and_scored(evaluated, tmp_path, capsys):
     run, _, _ = evaluated
     assert evaluate.main(["--run", str(run), *FEW, "--out", str(tmp_path), "--quiz"]) == 0
-    sheet = json.loads((tmp_path / "quiz_sheet.json").read_text())
-    page = (tmp_path / "quiz.html").read_text()
+    sheet = json.loads((tmp_path / "quiz_sheet.json").read_text(encoding="utf-8"))
+    page = (tmp_path / "quiz.html").read_text(encoding="utf-8")
     assert sheet["quiz"] in page and '"drawn"' not in page
     answers = {"quiz": sheet["quiz"], "answers": {str(n): row["drawn"] for n, row in enumerate(sheet["sheet"][:30])}}
     (tmp_path / "anna.json").write_text(json.dumps(answers))
@@ -414,7 +418,7 @@ def test_other_people_are_refused_or_warned_of(evaluated, tmp_path, phantoms, ca
         figures.save_png(folder / f"case_001_slice_{z}.nii.png", np.full((32, 32), 99, np.uint8))
     assert evaluate.main(["--run", str(run), "--data", str(folder.parent)]) == 2
     assert "train split is empty" in capsys.readouterr().err
-    record = json.loads((run / "diffusion.json").read_text())
+    record = json.loads((run / "diffusion.json").read_text(encoding="utf-8"))
     person = record["data"]["splits"]["test"]["cases"][0]
     record["data"]["splits"]["train"]["cases"].append(person)
     other = tmp_path / "other"
@@ -423,7 +427,7 @@ def test_other_people_are_refused_or_warned_of(evaluated, tmp_path, phantoms, ca
     assert evaluate.main(["--run", str(other), "--data", phantoms]) == 0
     said = f"The diffusion stage saw 1 of the test people, {person} among them."
     assert f"note: {said}" in capsys.readouterr().out
-    assert said in json.loads((other / "report.json").read_text())["leaks"]["said"]
+    assert said in json.loads((other / "report.json").read_text(encoding="utf-8"))["leaks"]["said"]
 
 
 def test_inception_without_its_weights_names_the_way_out(monkeypatch):

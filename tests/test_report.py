@@ -82,7 +82,7 @@ def test_page_runs_no_script_and_needs_no_network(page, tmp_path):
         assert not [name for name in attributes if name.startswith("on")], tag
         assert attributes.get("src", "data:image/").startswith("data:image/")
         assert attributes.get("href", "#").startswith("#")
-    text = re.sub(r"base64,[^\"]*", "", (tmp_path / "report.html").read_text())
+    text = re.sub(r"base64,[^\"]*", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
     assert not re.search(r"https?:|url\(|@import|//", text)
     policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
     assert "default-src 'none'" in policy and "script" not in policy
@@ -213,7 +213,7 @@ def test_card_contains_every_fact_under_its_heading(tmp_path):
 
 def test_card_never_lacks_terms_use_and_limits(tmp_path):
     report.write_model_card(tmp_path / "card.md", {"terms": None, "versions": {}})
-    card = (tmp_path / "card.md").read_text()
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
     assert "## Terms of the data\n\nNot recorded" in card
     assert "Not for diagnosis" in card and card.count("\n- ") == len(report.USUAL["limits"])
     assert "## Versions\n\nnone\n" in card and "## Recipe" not in card
@@ -221,7 +221,7 @@ def test_card_never_lacks_terms_use_and_limits(tmp_path):
 
 def test_card_cannot_be_broken_by_its_facts(tmp_path):
     report.write_model_card(tmp_path / "card.md", {"run": "x](http://a) ![y\n# <b> |", "t": Table(["a"], [["b | c"]])})
-    card = (tmp_path / "card.md").read_text()
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
     assert "\n## Run\n\nx\\](http://a) !\\[y # \\<b\\> \\|\n" in card
     assert "\n| b \\| c |" in card
 

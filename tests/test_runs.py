@@ -6,7 +6,6 @@ import csv
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -125,6 +124,7 @@ def test_a_run_is_trained_by_one_process_and_free_when_that_is_killed(tmp_path):
         pass
 
 
+@pytest.mark.skipif(files.fcntl is None, reason="Windows locks in another way")
 def test_a_lock_that_the_file_system_does_not_have_stops_nobody(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -342,7 +342,7 @@ def kill_after_first_epoch(checkpoint, *flags):
     while not checkpoint.exists():
         assert process.poll() is None, process.communicate()[0].decode()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
 
 
