@@ -18,7 +18,7 @@ import dataset
 import jobs
 import predict
 from generator import Generator
-from ldm.data import single, volumes
+from ldm.data import phantom, single, volumes
 from ldm.drawing import figures
 from ldm.training import runs
 
@@ -31,30 +31,40 @@ def generator():
     return Generator(RUN)
 
 
+@pytest.fixture
+def predicted(generator, tmp_path, monkeypatch):
+    """What predict.py writes for some words, with the networks that are compiled already."""
+    monkeypatch.setattr(predict, "Generator", lambda run: generator)
+
+    def write(*words):
+        more = ["--run", str(RUN), "--out", str(tmp_path / "cli"), "--precision", "float32"]
+        assert predict.main([*words, *more]) == 0
+        return tmp_path / "cli"
+
+    return write
+
+
 def nothing(share, frame=None):
     """A page that does not look."""
 
 
-@pytest.fixture
-def real(generator, tmp_path):
+@pytest.fixture(scope="module")
+def real():
     """Two slices that somebody brings."""
-    dataset.write_phantoms(tmp_path / "phantom.zip", people=3, image_size=32)
-    found = dataset.read_split(dataset.open_source(tmp_path / "phantom.zip"), "test", 32)
-    rows = np.searchsorted(found["z"][:32], [12, 18])
-    return jobs.Brought(found["image"][rows], found["z"][rows])
+    found = [piece for piece in phantom.slices(1, 32) if piece["z"] in (12, 18)]
+    images = np.stack([piece["image"] for piece in found])[..., None].astype("float32") / np.float32(127.5) - 1
+    return jobs.Brought(images, np.int32([piece["z"] for piece in found]))
 
 
 # ---- out of noise ----------------------------------------------------------------------------------------------------
 
 
-def test_slices_are_those_of_predict_byte_for_byte(generator, tmp_path):
+def test_slices_are_those_of_predict_byte_for_byte(generator, predicted, tmp_path):
     words = ["--z", "9", "--count", "3", *HOW, "--label", "AD", "--guidance", "2"]
     reports = []
     made = jobs.slices(generator, words, tmp_path, lambda *report: reports.append(report))
-    more = ["--run", str(RUN), "--out", str(tmp_path / "cli"), "--precision", "float32"]
-    assert predict.main([*words, *more]) == 0
     assert made.files == [tmp_path / "ddim.png", tmp_path / "ddim.gif"]
-    assert made.files[0].read_bytes() == (tmp_path / "cli" / "ddim.png").read_bytes()
+    assert made.files[0].read_bytes() == (predicted(*words) / "ddim.png").read_bytes()
     np.testing.assert_array_equal(made.picture, np.asarray(Image.open(made.files[0])))
     shares, frames = zip(*reports, strict=True)
     assert shares == (0.25, 0.5, 0.75, 1.0)
@@ -65,15 +75,13 @@ def test_slices_are_those_of_predict_byte_for_byte(generator, tmp_path):
     assert (frames[0][:, :width] != frames[0][:, -width:]).mean() > 0.1
 
 
-def test_a_head_is_that_of_predict_and_can_be_cut_in_three_planes(generator, tmp_path):
+def test_a_head_is_that_of_predict_and_can_be_cut_in_three_planes(generator, predicted, tmp_path):
     words = ["--count", "5", *HOW, "--label", "NC", "--voxel", "1", "1", "2"]
     made = jobs.person(generator, words, 2, tmp_path, nothing)
-    more = ["--run", str(RUN), "--out", str(tmp_path / "cli"), "--precision", "float32"]
-    assert predict.main(["person", *words, *more]) == 0
-    names = ["person_ddim.png", "person_ddim_stack.gif", "person_ddim.nii.gz"]
+    other, names = predicted("person", *words), ["person_ddim.png", "person_ddim_stack.gif", "person_ddim.nii.gz"]
     assert [path.name for path in made.files] == names
-    assert made.files[0].read_bytes() == (tmp_path / "cli" / names[0]).read_bytes()
-    stored, other = nibabel.load(made.files[2]), nibabel.load(tmp_path / "cli" / names[2])
+    assert made.files[0].read_bytes() == (other / names[0]).read_bytes()
+    stored, other = nibabel.load(made.files[2]), nibabel.load(other / names[2])
     np.testing.assert_array_equal(stored.dataobj, other.dataobj)
     np.testing.assert_array_equal(stored.affine, other.affine)
     assert b"synthetic" in stored.header["descrip"].item()
@@ -353,6 +361,7 @@ def test_somebody_clicks_through_the_page(browser, generator, real, tmp_path, fr
 
     import page
 
+    (tmp_path / "page").mkdir()
     opened = page.launch(generator, RUN, tmp_path / "page", app.HOST, free)
     hand = Hand(browser)
     try:

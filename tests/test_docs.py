@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import app
 import dataset
 import evaluate
 import predict_flags
@@ -67,6 +68,11 @@ def test_an_evaluation_is_understood(words):
     flags, do = evaluate.parse(words)
     if do is evaluate.work:
         evaluate.check(flags)
+
+
+@pytest.mark.parametrize("words", of("app.py"))
+def test_a_page_is_understood(words):
+    assert app.parser().parse_args(words)
 
 
 def test_commands_on_data_are_understood():
