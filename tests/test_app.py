@@ -94,13 +94,20 @@ def test_a_head_is_that_of_predict_and_can_be_cut_in_three_planes(generator, pre
     )  # the third row from behind, the lowest slice last
 
 
-def test_two_labels_have_the_same_noise_and_it_is_that_of_slices(generator, tmp_path):
+def test_two_labels_have_the_same_noise_and_it_is_that_of_slices(generator, tmp_path, monkeypatch):
+    asked, trajectory = [], generator.trajectory
+
+    def spy(x_T, known, *args, **options):
+        asked.append(known)
+        return trajectory(x_T, known, *args, **options)
+
+    monkeypatch.setattr(generator, "trajectory", spy)
     words = ["--z", "9", "--count", "2", "--sampler", "ddpm", "--steps", "3", "--seed", "4"]
     made = jobs.two_labels(generator, words, ("NC", "AD"), tmp_path, nothing)
     for label, images in (("NC", made.images[:2]), ("AD", made.images[2:])):
         alone = jobs.slices(generator, [*words, "--label", label], tmp_path, nothing)
         np.testing.assert_allclose(images, alone.images, atol=1e-3)
-    assert np.abs(made.images[:2] - made.images[2:]).max() > 1e-3
+    assert asked[0]["label"].tolist() == [1, 1, 0, 0] and len(set(asked[0]["z"].tolist())) == 1
     assert made.picture == tmp_path / "NC_AD.png" and Image.open(made.picture).width > 64
     with pytest.raises(runs.RunError, match="MCI"):
         jobs.two_labels(generator, words, ("NC", "MCI"), tmp_path, nothing)

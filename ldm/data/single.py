@@ -30,9 +30,7 @@ def read(path, size: int, axis: int = 2) -> tuple[np.ndarray, np.ndarray | None]
     if not path.name.lower().endswith(SUFFIXES):
         raise archive.DataError(f"{path} is none of {', '.join(SUFFIXES)}: give a picture, or a volume in one file.")
     if (length := path.stat().st_size) > MOST_BYTES:
-        raise archive.DataError(
-            f"{path} has {length / 2**20:.0f} MB, and {MOST_BYTES >> 20} are the limit: make it smaller."
-        )
+        raise archive.DataError(f"{path} has {length:,} bytes, and {MOST_BYTES:,} are the limit: make it smaller.")
     if not archive.is_volume(path.name):
         return _scaled(_picture(path, size)), None
     store = volumes.VolumeStore({path.name: path}, axis, MOST_VOXELS)
