@@ -64,8 +64,12 @@ def of_run(run, source, image_size, steps=STEPS, progress=lambda: None, seeds=1)
                 runs.write(path, functools.partial(shutil.copyfile, fitting))
 
     def describe(images):
-        said = [model.describe(2 * images - 1) for model in models]
-        return np.concatenate([one["features"] for one in said], axis=1), np.mean([one["z"] for one in said], axis=0)
+        found, z = [], []
+        for part in batches.parts(len(images), 64):
+            said = [model.describe(2 * images[part] - 1) for model in models]
+            found.append(np.concatenate([one["features"] for one in said], axis=1))
+            z.append(np.mean([one["z"] for one in said], axis=0))
+        return np.concatenate(found), np.concatenate(z)
 
     return describe
 

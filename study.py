@@ -117,7 +117,7 @@ def open_people(run, data=None):
     for split in dataset.SPLITS:
         if np.any(source.split == split):
             found = dataset.read_split(source, split, record["settings"]["image_size"])
-            real[split] = Slices(metrics.to_unit(found["image"]), found["z"], found["label"], found["case"])
+            real[split] = Slices(metrics.to_unit(found.pop("image")), found["z"], found["label"], found["case"])
     return People(run, records, source, real)
 
 

@@ -105,7 +105,7 @@ def texture(facts, shown, picture):
         warnings.append("There are too few test people to know what people differ by: z scores are shaky.")
     text = [
         "Mean ± deviation over people; z is the difference from the test people in such deviations, ± its standard "
-        "error, always at the same slice indices. A warning names what lies further from people than 1 deviation and 2 "
+        "error, always at the same slice indices. A warning names what lies further from people than 1 deviation and 3 "
         "errors. Power: of all waves of about that length, as a multiple of people's; residual: after the mean image "
         "of the slice index was subtracted. Euler number: pieces less holes, averaged over slices.",
         *([] if warnings else ["Nothing here tells these slices from people's."]),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 ERRORS = 2.0  # a difference below so many of its own standard errors cannot be told
+ALARM = 3.0  # the same for a warning: a dozen numbers are asked at once, and one of them is two errors off by chance
 LARGE = 1.0  # standard deviations of people: a smaller difference is told, but no matter for a warning
 SHARE = 1 / 3  # of a difference: a stage that adds less than this is not to blame for it
 
@@ -96,7 +97,7 @@ def beside(reference, sets, decoded=None, relative=False):
 
 def told(row):
     """Whether a difference is larger than its error allows for, and than what people differ by."""
-    return abs(row["z"]) > max(ERRORS * row["error"], LARGE)
+    return abs(row["z"]) > max(ALARM * row["error"], LARGE)
 
 
 def stages(found):

@@ -523,7 +523,8 @@ def use(samples, train, held, label_names, masks=None):
     """
     if held is None:
         return Measured({}, {}, "test people")
-    facts, sets = {"label": {}, "tissue": {}}, [usefulness.labelled(slices) for slices in (samples, train, held)]
+    small = [replace(s, images=audit.shrunk(s.images, usefulness.SIDE)) for s in (samples, train, held)]
+    facts, sets = {"label": {}, "tissue": {}}, list(map(usefulness.labelled, small))
     few = len(label_names) >= 2 and not all(map(usefulness.enough, sets))
     if len(label_names) >= 2 and not few:
         drawn, real, tested = sets
@@ -531,8 +532,7 @@ def use(samples, train, held, label_names, masks=None):
         sets = {"drawn slices": [drawn], "as many real people": [as_many], "all real people": [real]}
         sets = {name: parts for name, parts in sets.items() if all(map(usefulness.enough, parts))}
         sets["real and drawn"] = [real, drawn]
-        small = audit.shrunk(train.images, usefulness.SIDE)
-        mean = metrics.mean_images([(small, train.z)])
+        mean = metrics.mean_images([(small[1].images, train.z)])
         facts["label"] = usefulness.trained_and_tested(sets, tested, mean, "all real people")
     if masks is not None:
         facts["tissue"] = usefulness.segmented({k: v for k, v in masks.items() if k != "tested"}, masks["tested"])

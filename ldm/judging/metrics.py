@@ -37,7 +37,10 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, se
 
 def to_unit(images) -> np.ndarray:
     """[-1, 1], the range of the networks, to [0, 1], that of the metrics; what lies beyond is clipped."""
-    return np.clip((np.asarray(images, "float32") + 1) / 2, 0, 1)
+    unit = np.array(images, "float32")
+    unit += 1
+    unit /= 2
+    return np.clip(unit, 0, 1, out=unit)  # in place: of a whole split each copy is gigabytes
 
 
 def _as_stack(images: np.ndarray, name: str = "images") -> np.ndarray:
