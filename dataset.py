@@ -461,13 +461,14 @@ def make_dataset(
 def read_split(source, split: str, image_size: int, batch_size: int = 32, **options) -> dict[str, np.ndarray]:
     """All slices of a split as they are, in table order: what `make_dataset` yields, as one array each."""
     batches = make_dataset(source, split, image_size, batch_size, training=False, **options)
-    found, place = {}, 0
-    for part in batches.as_numpy_iterator():  # into its place at once: all parts and the whole would be twice as much
+    count, found, place = len(source.select(split)), {}, 0
+    for part in batches.as_numpy_iterator():
+        if not found:  # all parts beside the whole would take twice the memory
+            found = {name: np.empty((count, *values.shape[1:]), values.dtype) for name, values in part.items()}
         for name, values in part.items():
-            whole = found.setdefault(name, np.empty((len(source.select(split)), *values.shape[1:]), values.dtype))
-            whole[place : place + len(values)] = values
+            found[name][place : place + len(values)] = values
         place += len(values)
-    return {name: whole[:place] for name, whole in found.items()}
+    return {name: values[:place] for name, values in found.items()}  # an option may ask for fewer
 
 
 def with_covariates(batches: "tf.data.Dataset", source: Source, columns: dict[str, dict]) -> "tf.data.Dataset":
