@@ -114,10 +114,7 @@ class Generator(FirstStage):
     def __init__(self, run):
         import modules  # noqa: F401  (registers the classes that a .keras file names)
 
-        model, record = runs.load_model(run / "diffusion.keras"), runs.load_json(run / "diffusion.json")
-        if record is None:
-            again = f"run `python train.py diffusion --run {run.name}`, which writes it again"
-            raise runs.RunError(f"{run / 'diffusion.json'} is not there: {again}")
+        model, record = runs.load_model(run / "diffusion.keras"), runs.record_of(run, "diffusion")
         in_pixels = record["settings"]["first_stage"] == "none"
         self._set(model, None if in_pixels else runs.load_first_stage(run), record)
 

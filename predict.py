@@ -210,10 +210,10 @@ def prior(run, kind, wanted, sampling, pictures, temperature, top_k, top_p):
     """Latents that a simpler model than diffusion draws: what the first stage alone makes of a slice index."""
     refuse_pixels(run, f"prior {kind} draws latents")
     first_stage = FirstStage(runs.load_first_stage(run))
-    record, options = runs.load_json(run / "autoencoder.json"), {}
+    record, options = runs.record_of(run, "autoencoder"), {}
     if kind == "transformer":  # it may have been trained with other labels than the first stage
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        options["prior"], record = runs.load_model(run / "prior.keras"), runs.load_json(run / "prior.json")
+        options["prior"], record = runs.load_model(run / "prior.keras"), runs.record_of(run, "prior")
     known = drawn_conditions(record["data"], wanted.z, wanted.label, count=wanted.count)
     latents = prior_latents(kind, run, first_stage, known, sampling.seed, **options)
     images = first_stage.decode(latents, known)
@@ -353,7 +353,7 @@ def reconstruct(run, real, pictures):
     """Real slices through the first stage, beside the two predictors that know nothing of the slice."""
     refuse_pixels(run, "reconstruct goes through the first stage")
     autoencoder = runs.load_model(run / "autoencoder.keras")
-    record = runs.load_json(run / "autoencoder.json")
+    record = runs.record_of(run, "autoencoder")
     first_stage, source = FirstStage(autoencoder), dataset.open_recorded(record, real.data)
     if autoencoder.num_labels:
         source = source.with_labels_of(record["data"]["labels"])

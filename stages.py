@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from einops import rearrange
+from tqdm import tqdm
 
 import dataset
 import features
@@ -296,7 +297,9 @@ def encoded(autoencoder, source, split, views, masks, *, seed, flip):
     for number in range(views):
         plain = dataset.make_dataset(source, split, autoencoder.image_size, 64, training=False, masks=masks)
         rows = []
-        for batch in latents.view(plain, number, seed=seed, flip=flip, strength=GENTLY):
+        batched = latents.view(plain, number, seed=seed, flip=flip, strength=GENTLY)
+        bar = {"desc": f"latents: {split}", "unit": "batch", "delay": 1, "disable": None}
+        for batch in tqdm(batched, total=-(-len(source.select(split)) // 64), **bar):
             row = {key: batch[key].numpy() for key in ("z", "label", "case")}
             row["latents"] = encode(batch["image"], batch["z"], batch["label"]).numpy()
             if masks:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+import predict
 from ldm.data import latents
 from ldm.data.archive import DataError
 from ldm.training import runs
@@ -149,3 +150,11 @@ def test_whole_files_are_read(tmp_path):
     np.savez(tmp_path / "train.npz", **arrays())
     assert latents.make_dataset(tmp_path / "train.npz", 2, True).element_spec["image"].shape == (2, 2, 2, 3)
     assert json.loads((RUN / "diffusion.json").read_text()).keys() == runs.load_json(RUN / "diffusion.json").keys()
+
+
+def test_a_first_stage_without_its_record_is_refused(tmp_path, capsys):
+    shutil.copytree(RUN, tmp_path / "run")
+    (tmp_path / "run" / "autoencoder.json").unlink()
+    assert predict.main(["reconstruct", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "autoencoder.json is not there" in said

@@ -124,7 +124,7 @@ def join(listing, people: dict[str, str | None]) -> None:
     gone = {row.entry for row in out}
     _rename(listing, joined)
     listing.rows = [row for row in joined if row.entry not in gone]
-    listing.notes.append(f"the table says who was scanned twice: {len({row.person for row in listing.rows})} people")
+    listing.notes.append(f"people as the table names them: {len({row.person for row in listing.rows})}")
 
 
 def link(listing, links: dict, shown) -> None:

@@ -327,6 +327,11 @@ def card(name, record, facts, warnings, seed):
         "title": f"Model card of {name}",
         "summary": "A generator of brain-MRI slices: latent diffusion. The report beside this card has the figures.",
         "data": {key: manifest[key] for key in ("source", "kind", "images", "labels", "sha256")},
+        **(
+            {}
+            if settings["data"]
+            else {"terms": "Phantom brains, drawn from formulas: nobody's data, free to pass on."}
+        ),
         "people": {split: part["people"] for split, part in manifest["splits"].items()},
         "settings": {key: value for key, value in settings.items() if key != "data"},
         "seeds": {"training": settings["seed"], "evaluation": seed},

@@ -165,6 +165,19 @@ def load_json(path):
     return content
 
 
+def record_of(run, stage):
+    """What a finished stage wrote down of itself.
+
+    Raises:
+        RunError: if it is not there, or damaged.
+    """
+    record = load_json(run / f"{stage}.json")
+    if record is None:
+        again = f"run `python train.py {stage} --run {run.name}`, which writes it again"
+        raise RunError(f"{run / stage}.json is not there: {again}")
+    return record
+
+
 def records_of(run):
     """{stage: what the run wrote down of it}, of the stages that it has begun.
 
