@@ -210,14 +210,19 @@ def make_first_stage(settings, stage, num_labels):
     return autoencoder, with_adversary(autoencoder, stage) if stage["gan"] else autoencoder
 
 
+def beginning(run, stage, settings):
+    """The model whose weights a stage begins with: of the run that `--init-from` names, if that has one; else None."""
+    there = settings["init_from"] and runs.folder(settings["init_from"]) / f"{stage}.keras"
+    return there if there and there.exists() and not (run / f"{stage}.last.weights.h5").exists() else None
+
+
 def begin_from(model, run, stage, settings):
-    """Give an untrained model the weights of the run that `--init-from` names, if that has them and this stage none.
+    """Give an untrained model the weights of its `beginning`, if it has one.
 
     Raises:
         RunError: as `runs.start_from`.
     """
-    there = settings["init_from"] and runs.folder(settings["init_from"]) / f"{stage}.keras"
-    if there and there.exists() and not (run / f"{stage}.last.weights.h5").exists():
+    if there := beginning(run, stage, settings):
         runs.start_from(model, there)
 
 

@@ -197,16 +197,16 @@ def open_data(settings, dry_run=False):
 
 
 def announce(stage, run, settings, source, replicas, precision):
-    """One line that says what is about to happen."""
-    sizes, cropped, group = [], "", settings["autoencoder"]
+    """One line that says what is about to happen; returns the networks {stage: untrained model}."""
+    sizes, cropped, group, models = [], "", settings["autoencoder"], {}
     if settings["first_stage"] != "none":
-        first = stages.make_autoencoder(settings, len(source.label_names))
+        first = models["autoencoder"] = stages.make_autoencoder(settings, len(source.label_names))
         gan = " + discriminator" if group["gan"] else ""
         sizes.append(f"{settings['first_stage']} {first.count_params() / 1e6:.1f} M{gan}")
         height, width = first.crop_box[2:]
         cropped = f" cropped to {height}x{width}" if group["crop_box"] else ""
     covariates = stages.covariate_sizes(source.columns(settings["diffusion"]["conditions"]))
-    unet = stages.make_diffusion(settings, len(source.label_names), covariates)
+    unet = models["diffusion"] = stages.make_diffusion(settings, len(source.label_names), covariates)
     sizes.append(f"U-Net {unet.count_params() / 1e6:.1f} M parameters")
     people = [len(np.unique(source.case[source.split == split])) for split in dataset.SPLITS]
     print(
@@ -215,6 +215,7 @@ def announce(stage, run, settings, source, replicas, precision):
         f"{precision}, {replicas} replica(s) | {run}/",
         flush=True,
     )
+    return models
 
 
 def work(flags):
@@ -240,7 +241,11 @@ def work(flags):
         and not settings["autoencoder"]["crop_box"]
     ):
         print("--crop: the brains of all training people together fill the picture, so nothing is cropped")
-    announce(flags.stage, run, settings, source, strategy.num_replicas_in_sync, precision)
+    models = announce(flags.stage, run, settings, source, strategy.num_replicas_in_sync, precision)
+    for stage in set(todo) & set(models):
+        if there := stages.beginning(run, stage, settings):
+            runs.fitting(models[stage], there)  # refused now, not when its turn comes
+    del models
     if flags.dry_run:
         print("\n".join(people.describe(source)))
         print(json.dumps(settings, indent=2))

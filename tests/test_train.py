@@ -4,7 +4,9 @@ is, by preset, record and flags; exit statuses.
 
 import functools
 import json
+import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,6 +295,21 @@ def test_what_to_start_from_must_be_there(tmp_path):
         resolved("--run", tmp_path, "--preset", "oasis-256-sharp")
     with pytest.raises(runs.RunError, match="--freeze-encoder has no effect without --init-from"):
         resolved("--run", tmp_path, "--freeze-encoder")
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_another_network_to_start_from_is_refused_before_anything_is_trained(tmp_path, phantoms, capsys, stage):
+    """Also that of the second stage, whose turn would come hours later."""
+    old = Path(__file__).parent / "old_runs" / "vqvae"
+    (tmp_path / "other").mkdir()
+    shutil.copy(old / f"{stage}.keras", tmp_path / "other")
+    if stage == "diffusion":  # and a first stage that fits
+        argv = ["--dry-run", "--data", phantoms, "--run", str(tmp_path / "run"), "--preset", "64-f4"]
+        settings = stages.with_found(resolved(*argv), dataset.open_source(phantoms))
+        stages.make_autoencoder(settings, 2).save(tmp_path / "other" / "autoencoder.keras")
+    argv = ["--data", phantoms, "--run", tmp_path / "run", "--preset", "64-f4", "--init-from", tmp_path / "other"]
+    assert train.main(["--dry-run", *map(str, argv)]) == 2
+    assert f"{stage}.keras is another network than the flags describe" in capsys.readouterr().err
 
 
 def test_the_crop_box_of_a_run_is_found_once_and_kept(tmp_path, phantoms):

@@ -273,9 +273,23 @@ def start_from(model, path):
 
     Say in one line what did not fit: layers for other labels or other covariates stay new.
 
+    Args, Raises: as `fitting`.
+    """
+    pairs, fit = fitting(model, path)
+    for new, old in fit:
+        new.assign(old)
+    print(f"starting from {path}: {len(fit)} of {len(pairs)} arrays of weights fit")
+
+
+def fitting(model, path):
+    """What a model of a training that begins can take over from another run's.
+
     Args:
         model: untrained.
         path: `.keras` file of a model of the same kind.
+
+    Returns:
+        [(weight, weight of the other)], all of them, and those of equal shapes.
 
     Raises:
         RunError: if it cannot be read, or is another network.
@@ -286,9 +300,7 @@ def start_from(model, path):
     frozen = [new for new, old in pairs if new.shape != old.shape and not new.trainable]
     if len(model.weights) != len(other.weights) or 2 * len(fit) < len(pairs) or frozen:
         raise RunError(f"--init-from: {path} is another network than the flags describe: give the flags of its run")
-    for new, old in fit:
-        new.assign(old)
-    print(f"starting from {path}: {len(fit)} of {len(pairs)} arrays of weights fit")
+    return pairs, fit
 
 
 def export(model, path):
