@@ -422,13 +422,17 @@ def do(argv):
     stage, work = predict_flags.TASKS[name].stage, WORK[name]
     run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
     files.check_folder(values["out"].parent if name == "archive" else values["out"])
+    asked = predict_flags.arguments(work, values)
     if stage == "diffusion":  # before TensorFlow is imported, which takes seconds
         runs.refuse_missing(run / "diffusion.keras")
+        if wanted := asked.get("wanted"):
+            known = runs.record_of(run, "diffusion")["data"]
+            drawn_conditions(known, wanted.z, wanted.label, wanted.conditions, wanted.count)
     dataset.refuse_absent(values.get("data") or ())
     command.load("predict.py", "modules")  # with TensorFlow; it registers the classes that a .keras file names
     print(f"{run}: {distribution.set_precision(values['precision'])}")
     keras.utils.set_random_seed(values.get("seed", 0))
-    work(run, **predict_flags.arguments(work, values))
+    work(run, **asked)
     return 0
 
 

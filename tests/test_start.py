@@ -28,6 +28,8 @@ REFUSED = {  # -> what the sentence names
     "predict.py --sampler nonsense": "--sampler",
     "predict.py sample --count 0": "--count",
     "predict.py --run no_such_run": "no_such_run",
+    f"predict.py --z 999 --run {RUN}": "--z must lie between",
+    f"predict.py --label XX --run {RUN}": "XX",
     f"predict.py reconstruct --data nowhere.zip --run {RUN}": "nowhere.zip",
     "evaluate.py --count 0": "--count",
     "evaluate.py --run no_such_run": "no_such_run",
