@@ -179,8 +179,10 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
     """
     conditions, heads = conditions_of(generator, people, count, seed)
     places = np.stack([heads, np.arange(count) - np.searchsorted(heads, heads)], axis=1)  # head, and place in it
-    made_by = (run / "diffusion.keras").stat().st_mtime_ns
-    key = hashlib.sha256(repr((made_by, sampler, steps, seed, samplers.COHERENCE, places.tolist())).encode())
+    models = [run / f"{stage}.keras" for stage in ("autoencoder", "diffusion")]  # in pixels there is no first one
+    made_by = [path.stat().st_mtime_ns for path in models if path.exists()]
+    alike = samplers.correlations(4, samplers.COHERENCE)[0].tolist()  # samples of other noises are others
+    key = hashlib.sha256(repr((made_by, sampler, steps, seed, alike, places.tolist())).encode())
     for name in sorted(conditions):
         key.update(np.ascontiguousarray(conditions[name]))
     store = out / "evaluation" / f"samples_{key.hexdigest()[:12]}.npz"

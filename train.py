@@ -242,8 +242,9 @@ def work(flags):
     ):
         print("--crop: the brains of all training people together fill the picture, so nothing is cropped")
     models = announce(flags.stage, run, settings, source, strategy.num_replicas_in_sync, precision)
-    for stage in set(todo) & set(models):
-        if there := stages.beginning(run, stage, settings):
+    for stage in todo:
+        there = stages.beginning(run, stage, settings)
+        if there and stage in models:
             runs.fitting(models[stage], there)  # refused now, not when its turn comes
     del models
     if flags.dry_run:

@@ -1,6 +1,7 @@
 """evaluate.py and study.py: the whole way on a tiny untrained model, from any interruption on; its exit status."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import FrozenInstanceError, fields, replace
@@ -308,6 +309,18 @@ def test_a_sample_is_a_function_of_its_seed_and_number_and_conditions(evaluated,
     np.testing.assert_array_equal(places[:, 0], heads)
     np.testing.assert_array_equal(kept.case, heads)
     assert taken["network calls per slice"] == 3 and taken["parameters"] == generator.model.count_params()
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_what_another_model_drew_is_drawn_anew(evaluated, tmp_path, monkeypatch, stage):
+    generator, drawn = Generator(evaluated[0]), []
+    monkeypatch.setattr(Generator, "draw", lambda self, x_T, *words, **options: drawn.append(len(x_T)) or x_T)
+    for name in ("autoencoder", "diffusion"):
+        (tmp_path / f"{name}.keras").touch()
+    for made in (1, 1, 2):
+        os.utime(tmp_path / f"{stage}.keras", ns=(made, made))
+        study.draw_samples(tmp_path, generator, evaluated[1].people, 4, "ddim", 2, 0, tmp_path)
+    assert drawn == [4, 4]
 
 
 def test_nothing_is_drawn_a_second_time_unless_conditions_differ(evaluated, tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ class NoiseOfSlice:
 
     def __init__(self, seed, place, coherence):
         # Row `place` of a matrix L with L L^T = the correlations: slice k is the sum of L[k, j] times stream j <= k.
-        weights = np.linalg.cholesky(_correlations(place + 1, coherence))[-1]
+        weights = np.linalg.cholesky(correlations(place + 1, coherence))[-1]
         seeds = [seed] + [[*seed, 0, k] for k in range(1, place + 1)]
         streams = zip(weights, seeds, strict=True)
         self.parts = [(w, np.random.default_rng(own)) for w, own in streams if abs(w) > 1e-4]
@@ -100,7 +100,7 @@ class NoiseOfSlice:
         return sum(np.asarray(w, dtype) * stream.standard_normal(shape, dtype) for w, stream in self.parts)
 
 
-def _correlations(count, coherence):
+def correlations(count, coherence):
     """Of the noises of a head's first slices, (count, count); 1e-9 keep it from being singular where all are alike."""
     if coherence == 0:
         return np.eye(count)
