@@ -77,6 +77,7 @@ class Source:
         made: split -> "archive" or "carved by case, seed S".
         listing: what was understood of the names (see `ldm.data.names.Listing`).
         person: how people were told apart: None by their names, "each" or a regular expression.
+        center: whether heads are moved to the middle of the picture as they are read (see `ldm.data.centring`).
     """
 
     path: str
@@ -95,6 +96,7 @@ class Source:
     made: dict[str, str]
     listing: names.Listing = dataclasses.field(repr=False)
     person: str | None = None
+    center: bool = False
     covariates: dict[str, dict] = dataclasses.field(default_factory=dict, repr=False)
     kept: dict = dataclasses.field(default_factory=dict, repr=False)
 
@@ -225,7 +227,9 @@ class Source:
 # ---- opening: names -> table -----------------------------------------------------------------------------------------
 
 
-def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, contrast=None, missing=None) -> Source:
+def open_source(
+    data, seed=0, axis=2, check=True, labels=None, *, person=None, contrast=None, missing=None, center=False
+) -> Source:
     """Reads the listing of an archive and says who is in it; no slice is decoded.
 
     Understood are, as a zip or as a folder: the OASIS course layout
@@ -245,6 +249,7 @@ def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, c
             expression with the group person and, if need be, scan, slice and label.
         contrast: the one to use of several (t1, t2, flair, ...); None is T1, if there is one.
         missing: texts that mean "unknown" in the table, beside those that always do: ("-4",) in ADNI's.
+        center: move heads to the middle of the picture, each scan as a whole.
 
     Raises:
         DataError: one sentence for each thing that can be wrong with the data.
@@ -260,7 +265,7 @@ def open_source(data, seed=0, axis=2, check=True, labels=None, *, person=None, c
         raise DataError("--data names no file: give a zip, a folder or volumes.")
     with archive.collector_paused():
         store, listing = _read_listing(paths, shown, axis, person, contrast)
-        source = _make_table(shown, store, listing, seed, labels, person, missing)
+        source = dataclasses.replace(_make_table(shown, store, listing, seed, labels, person, missing), center=center)
     if check:
         source.check()
     return source
@@ -278,8 +283,8 @@ def open_recorded(about: dict, data=None) -> Source:
     named = data[0] if isinstance(data, list) and len(data) == 1 else data
     same = data is None or named == own
     options = {name: settings.get(name) for name in ("labels", "person", "missing")} if same else {}
-    contrast = settings.get("contrast")
-    return open_source(data or own, seed=settings["seed"], axis=settings["axis"], contrast=contrast, **options)
+    options |= {name: settings.get(name) for name in ("contrast", "center")}
+    return open_source(data or own, seed=settings["seed"], axis=settings["axis"], **options)
 
 
 def refuse_absent(paths) -> None:

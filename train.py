@@ -35,7 +35,7 @@ planning = Later("ldm.training.planning")
 BEGAN = time.time()
 
 PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
-OPENED = ("seed", "axis", "labels", "person", "contrast", "missing")  # settings that say how data is read
+OPENED = ("seed", "axis", "labels", "person", "contrast", "missing", "center")  # settings that say how data is read
 
 
 # ---- flags -> settings -----------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def work(flags):
         and settings["autoencoder"]["crop"]
         and not settings["autoencoder"]["crop_box"]
     ):
-        print("--crop: the brains of all training people together fill the picture, so nothing is cropped")
+        print("--crop: heads lie everywhere in the pictures, so nothing is cropped; --center may help")
     models = announce(flags.stage, run, settings, source, strategy.num_replicas_in_sync, precision)
     for stage in todo:
         there = stages.beginning(run, stage, settings)

@@ -245,7 +245,7 @@ def test_what_may_change_when_a_run_goes_on():
     for stage in runs.STAGES:
         kept = {option.name for option in schema.identity(settings, stage)}
         assert kept & settings[stage].keys() == settings[stage].keys() - planned
-        of_the_data = {"image_size", "person", "contrast", "missing", "axis", "flip", "seed"}
+        of_the_data = {"image_size", "person", "contrast", "missing", "axis", "center", "flip", "seed"}
         assert kept - settings[stage].keys() - {"labels"} == {"first_stage", *of_the_data}
 
 
@@ -289,7 +289,7 @@ def test_a_run_of_before_is_gone_on_with(run):
     own = {stage: values[stage] for stage, values in stored.items()}
     since = {  # options that there were not, at their defaults
         **{"person": None, "contrast": None, "init_from": None, "minutes": None},
-        **{"missing": None, "validation_slices": 640},
+        **{"missing": None, "validation_slices": 640, "center": False},
         "autoencoder": {
             "latent_noise": 0.0,
             "freeze_encoder": False,

@@ -13,6 +13,7 @@ From bytes to what a network sees, in reading order:
     single    one file by itself, of whomever it is
     masks     tissue masks, and how much of each place of the latents each tissue covers
     repeats   who was scanned twice, and which stacks change heads, by their looks
+    centring  heads in the middle of the picture
     crop      the part of the pictures where brains lie
     order     which slice comes when
     latents   the file of what a first stage has encoded, and batches out of it

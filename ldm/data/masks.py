@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm import tissue
-from ldm.data import archive
+from ldm.data import archive, centring
 from ldm.later import tensorflow as tf
 
 
@@ -29,7 +29,8 @@ def of_row(source, row: int, size: int) -> np.ndarray:
     if entry is None:
         return np.full((size, size), -1, np.int8)
     data, code = source.read(entry)
-    return _tissue(data, code, size, f"{source.path}: {entry!r}")
+    classes = _tissue(data, code, size, f"{source.path}: {entry!r}")
+    return centring.moved(classes, centring.offsets(source, [row], size)[0]).numpy() if source.center else classes
 
 
 def read(path, size: int) -> np.ndarray:

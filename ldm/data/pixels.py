@@ -14,7 +14,7 @@ from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data import archive
+from ldm.data import archive, centring
 from ldm.later import tensorflow as tf
 
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
@@ -186,22 +186,27 @@ def read(source, rows: "tf.data.Dataset", size: int, batch_size: int) -> "tf.dat
     """Batches of row numbers (B,) -> batches of pixels (B, size, size, 1) uint8, in the same order.
 
     Bytes are fetched a batch at a time in Python (a pread each, which needs little of the interpreter); decoding and
-    resizing run in C++, one slice per thread.
+    resizing run in C++, one slice per thread. Where the source says so, heads are moved to the middle
+    (`ldm.data.centring`).
     """
 
     def fetch(rows):
         entries = [source.entries[row] for row in rows]
         data, codes = zip(*map(source.read, entries), strict=True)
         shapes = [source.store.shape(entry) if source.kind == "volumes" else (0, 0) for entry in entries]
-        return np.array(data, dtype=object), np.array(codes, np.int32), np.array(shapes, np.int32)
+        shifts = centring.offsets(source, rows, size)
+        return np.array(data, dtype=object), np.array(codes, np.int32), np.array(shapes, np.int32), shifts
 
     def fetch_op(rows):
-        data, codes, shapes = tf.numpy_function(fetch, [rows], (tf.string, tf.int32, tf.int32))
-        return tf.ensure_shape(data, [None]), tf.ensure_shape(codes, [None]), tf.ensure_shape(shapes, [None, 2])
+        parts = tf.numpy_function(fetch, [rows], (tf.string, tf.int32, tf.int32, tf.int32))
+        return tuple(map(tf.ensure_shape, parts, ([None], [None], [None, 2], [None, 2])))
+
+    def see(data, code, shape, shift):
+        image = fit(decode(data, code, shape), size)
+        return centring.moved(image, shift) if source.center else image
 
     slices = rows.map(fetch_op, num_parallel_calls=2).unbatch()
-    pixels = slices.map(lambda *item: fit(decode(*item), size), num_parallel_calls=tf.data.AUTOTUNE)
-    return pixels.batch(batch_size)
+    return slices.map(see, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
 
 
 def decoded(source, split: str, size: int, budget: int) -> np.ndarray | None:

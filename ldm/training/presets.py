@@ -73,6 +73,7 @@ def _on_cards(width, latent_channels, batch_size, steps, epochs):
         _sized(256, 8),
         {
             "first_stage": "vae",
+            "center": True,  # such archives are rarely registered
             "autoencoder": {
                 "kl_weight": 1e-6,
                 "latent_noise": 0.4,
@@ -168,9 +169,23 @@ PRESETS = {
         _sized(256, 8),
         {
             "first_stage": "vae",
-            "autoencoder": {"kl_weight": 1e-6, "latent_noise": 0.4, "epochs": 28, "steps_per_epoch": 600},
+            "center": True,
+            "autoencoder": {
+                "kl_weight": 1e-6,
+                "kl_cycles": 0,
+                "latent_noise": 0.4,
+                "epochs": 28,
+                "steps_per_epoch": 600,
+            },
             "latents": {"views": 1},
-            "diffusion": {"attention": [16, 8], "epochs": 60, "steps_per_epoch": 250, "patience": 8},
+            "diffusion": {
+                "attention": [32, 16, 8],
+                "batch_size": 16,
+                "learning_rate": 4e-4,
+                "epochs": 60,
+                "steps_per_epoch": 250,
+                "patience": 8,
+            },
         },
     ),
     # one T4 or card like it (16 GB), one of 24 to 80 GB, several of these. Not yet run.
