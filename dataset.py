@@ -37,6 +37,7 @@ import numpy as np
 from PIL import Image
 
 from ldm import files
+from ldm.batches import evenly
 from ldm.data import archive, crop, dicom, latents, names, order, people, phantom, pixels, repeats, table, volumes
 from ldm.data import masks as tissue_masks
 from ldm.data.archive import DataError
@@ -143,6 +144,23 @@ class Source:
                 "or point --data at an archive that has more of them."
             )
         return rows
+
+    def of_some(self, most: int) -> "Source":
+        """Whole people, evenly spread over those of each split, with about `most` slices of it at most; the source
+        itself where it has no more.
+        """
+        keep = np.ones(len(self.entries), bool)
+        for split in SPLITS:
+            mine = self.split == split
+            people_there = np.unique(self.case[mine])
+            if mine.sum() > most:
+                chosen = people_there[evenly(len(people_there), max(1, most * len(people_there) // mine.sum()))]
+                keep &= ~mine | np.isin(self.case, chosen)
+        if keep.all():
+            return self
+        columns = {name: getattr(self, name)[keep] for name in ("split", "z", "label", "case", "scan")}
+        entries = [self.entries[row] for row in np.flatnonzero(keep)]
+        return dataclasses.replace(self, entries=entries, **columns, kept={})
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -31,9 +31,11 @@ from generator import Generator
 from ldm import batches, files, tissue
 from ldm.data import latents, phantom, repeats
 from ldm.diffusion import samplers
-from ldm.judging import measures, metrics, planes
+from ldm.judging import audit, measures, metrics, planes
 from ldm.judging.measures import Measured, Slices
 from ldm.training import runs
+
+MOST = 4_000  # slices of a split that are looked at in full size: 1 GB at 256 pixels
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class People:
         run: its folder.
         records: {stage: what it wrote down}, of the stages that there are, in their order.
         source: the `dataset.Source`.
-        real: {split: Slices} of the splits that are not empty; "train" is there always.
+        some: the source, or whole people of it, if it is so large that they would not fit into memory.
+        real: {split: Slices} of `some`, of the splits that are not empty; "train" is there always.
     """
 
     run: Path
     records: Mapping[str, dict]
     source: dataset.Source
+    some: dataset.Source
     real: Mapping[str, Slices]
 
     @property
@@ -79,6 +83,7 @@ class Study:
         seed: of noise, conditions, pairs and embedding.
         noisy: {deviation of noise: some test people decoded from latents with that noise}; empty where not needed.
         plane: of the slices, where it was told; None: see `plane_of`.
+        everybody: {split: Slices of at most 128 pixels a side} of all people, where `people.real` has not all of them.
     """
 
     people: People
@@ -93,6 +98,7 @@ class Study:
     seed: int = 0
     noisy: Mapping[float, Slices] = field(default_factory=dict)
     plane: str | None = None
+    everybody: Mapping[str, Slices] = field(default_factory=dict)
 
 
 # ---- what an evaluation knows ----------------------------------------------------------------------------------------
@@ -113,12 +119,32 @@ def open_people(run, data=None):
     record = list(records.values())[-1]
     source = dataset.open_recorded(record, data).with_labels_of(record["data"]["labels"])
     source.select("train")  # refuses if there is nobody: they are what everything is read against
-    real = {}
+    some, real = source.of_some(MOST), {}
     for split in dataset.SPLITS:
         if np.any(source.split == split):
-            found = dataset.read_split(source, split, record["settings"]["image_size"])
+            found = dataset.read_split(some, split, record["settings"]["image_size"], cache_bytes=0)
             real[split] = Slices(metrics.to_unit(found.pop("image")), found["z"], found["label"], found["case"])
-    return People(run, records, source, real)
+    return People(run, records, source, some, real)
+
+
+def everybody(people, describe=None):
+    """{split: Slices} of all people of a source of which `people.real` has not all; otherwise empty.
+
+    They are shrunk to the size at which copies are searched for. The training slices have features, if `describe` is
+    given, that makes them (see `describer`).
+    """
+    if people.some is people.source:
+        return {}
+    found, size = {}, people.record["settings"]["image_size"]
+    for split in people.real:
+        parts = []
+        for batch in dataset.make_dataset(people.source, split, size, 64, False, cache_bytes=0).as_numpy_iterator():
+            part = Slices(metrics.to_unit(batch["image"]), batch["z"], batch["label"], batch["case"])
+            if describe is not None and split == "train":
+                part = part.described(describe)
+            parts.append(replace(part, images=audit.shrunk(part.images)))
+        found[split] = measures.together(*parts)
+    return found
 
 
 def describer(people, kind="own", steps=features.STEPS, networks=1):
@@ -137,7 +163,7 @@ def describer(people, kind="own", steps=features.STEPS, networks=1):
         return features.inception()
     size = people.real["train"].images.shape[1]
     with tqdm(total=networks * steps, desc="features", unit="step", delay=1, leave=False, disable=None) as bar:
-        return features.of_run(people.run, people.source, size, steps, bar.update, networks)
+        return features.of_run(people.run, people.some, size, steps, bar.update, networks)
 
 
 def conditions_of(generator, people, count, seed):
@@ -152,7 +178,7 @@ def conditions_of(generator, people, count, seed):
     if columns := generator.record["data"].get("columns"):
         conditions["covariates"] = dataset.covariates_of(people.source, train.case[rows], columns)
     if uses_masks(generator):
-        masks = dataset.read_split(people.source, "train", train.images.shape[1], masks=True)["mask"]
+        masks = dataset.read_split(people.some, "train", train.images.shape[1], masks=True)["mask"]
         conditions["mask"] = batches.in_batches(generator.tissue_fractions, masks)[rows]
     return conditions, heads
 
@@ -222,7 +248,7 @@ def make(
     feature_steps=features.STEPS,
     seed=0,
     out=None,
-    needs=("decoded", "samples", "features", "bad", "noisy"),
+    needs=("decoded", "samples", "features", "bad", "noisy", "everybody"),
     plane=None,
 ):
     """All that an evaluation of a run knows; the precision policy must have been set before.
@@ -257,11 +283,12 @@ def make(
         indices = np.unique(test.z)
         noisy = with_noise(first_stage, test.at(indices[batches.evenly(len(indices), measures.INDICES)]), seed)
     bits = getattr(first_stage, "bits_per_slice", None)
+    of_all = everybody(people) if "everybody" in needs and "features" not in needs else {}
+    common = {"seed": seed, "noisy": noisy, "plane": plane, "everybody": of_all}
     if generator is None or "samples" not in needs:
-        return Study(people, decoded, bits, seed=seed, noisy=noisy, plane=plane)
+        return Study(people, decoded, bits, **common)
     with timed("drawing samples"):
         samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
-    common = {"seed": seed, "noisy": noisy, "plane": plane}
     known = Study(people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, **common)
     if "bad" in needs and test is not None and count >= measures.LEAST:
         known = replace(known, bad=measures.bad_generators(people.real["train"], samples, seed))
@@ -269,7 +296,9 @@ def make(
         return known
     with timed("features"):
         networks = features.SEEDS if kind == "own" else 0
-        known = described(known, describer(people, kind, feature_steps, networks), networks)
+        describe = describer(people, kind, feature_steps, networks)
+        of_all = everybody(people, describe) if "everybody" in needs else {}
+        known = replace(described(known, describe, networks), everybody=of_all)
         return replace(known, features=features.names_of(run, networks) or [kind])
 
 
@@ -338,9 +367,14 @@ def plane_of(people, told=None):
     return planes.guess(people.real["train"].images), "as it seems by their symmetry (--plane says otherwise)"
 
 
+def all_people(s):
+    """{split: Slices} of all people there are, perhaps of fewer pixels."""
+    return s.everybody or s.people.real
+
+
 def not_trained_on(s):
     """Test and validation people as one set of slices; None where there are no test people."""
-    sets = [s.people.real[split] for split in ("test", "validate") if split in s.people.real]
+    sets = [all_people(s)[split] for split in ("test", "validate") if split in s.people.real]
     return measures.together(*sets) if "test" in s.people.real else None
 
 
@@ -349,7 +383,7 @@ def masks_of(s):
     if not s.saw_masks or "test" not in s.people.real:
         return None
     train, test = (
-        dataset.read_split(s.people.source, split, s.samples.images.shape[1], masks=True) for split in ("train", "test")
+        dataset.read_split(s.people.some, split, s.samples.images.shape[1], masks=True) for split in ("train", "test")
     )
     rows, _ = measures.rows_of_heads(s.people.real["train"], len(s.samples), s.seed)
 
@@ -380,7 +414,8 @@ class Measure(NamedTuple):
 
     Attributes:
         take: function of the study.
-        needs: what of the study it takes, beside people: of "decoded", "samples", "features", "bad" and "noisy".
+        needs: what of the study it takes, beside people: of "decoded", "samples", "features", "bad", "noisy" and
+            "everybody".
         wants: the same, of what it can do without.
     """
 
@@ -434,13 +469,15 @@ MEASURES = {  # which values of a study each measure takes
     ),
     "use": Measure(
         lambda s: measures.use(
-            s.samples, s.people.real["train"], not_trained_on(s), s.people.source.label_names, masks_of(s)
+            s.samples, all_people(s)["train"], not_trained_on(s), s.people.source.label_names, masks_of(s)
         ),
-        ("samples",),
+        ("samples", "everybody"),
     ),
     "copies": Measure(
-        lambda s: measures.copies(*_compared(s), s.decoded, s.people.source.case_names),
-        ("decoded", "samples", "features"),
+        lambda s: measures.copies(
+            s.samples, all_people(s)["train"], s.people.real.get("test"), s.decoded, s.people.source.case_names
+        ),
+        ("decoded", "samples", "features", "everybody"),
     ),
     "embedding": Measure(
         lambda s: measures.embedding(s.samples, s.people.real, s.people.source.label_names, s.seed),
@@ -448,13 +485,14 @@ MEASURES = {  # which values of a study each measure takes
     ),
     "leaks": Measure(
         lambda s: measures.leaks(
-            s.people.real,
+            all_people(s),
             s.people.source.case_names,
             seen_by(s.people.records),
             s.people.source.kind,
             s.people.source.person == "each",
             repeats.across_splits(s.people.source),
-        )
+        ),
+        wants=("everybody",),
     ),
 }
 

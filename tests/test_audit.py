@@ -131,18 +131,18 @@ def test_planted_copies_of_real_people_are_found_and_no_two_splits_share_a_slice
 def test_pictures_of_any_size_shrink_by_area(size):
     image = np.random.default_rng(0).random((1, size, size, 1), np.float32)
     small = audit.shrunk(image)
-    assert small.shape == (1, 128, 128) and small.mean() == pytest.approx(image.mean(), abs=1e-5)
+    assert small.shape == (1, 128, 128, 1) and small.mean() == pytest.approx(image.mean(), abs=1e-5)
     fine = np.repeat(image[0, :, :, 0], 128, axis=0)[: size * 3]  # rows in 128ths of a pixel: a new pixel has `size`
     rows = fine.reshape(3, size, size).mean(axis=1)  # the first three rows
     columns = np.repeat(rows, 128, axis=1)[:, : size * 3].reshape(3, 3, size).mean(axis=2)
-    np.testing.assert_allclose(small[0, :3, :3], columns, atol=1e-5)
+    np.testing.assert_allclose(small[0, :3, :3, 0], columns, atol=1e-5)
 
 
 def test_small_pictures_are_left_alone_and_halves_are_means_of_blocks():
     images = np.random.default_rng(0).random((2, 256, 256, 1))
-    np.testing.assert_allclose(audit.shrunk(images)[1, 3, 5], images[1, 6:8, 10:12, 0].mean(), rtol=1e-6)
+    np.testing.assert_allclose(audit.shrunk(images)[1, 3, 5, 0], images[1, 6:8, 10:12, 0].mean(), rtol=1e-6)
     assert audit.shrunk(images[:, :64, :64]).shape == (2, 64, 64, 1)
-    assert audit.shrunk(images[:, :64, :200]).shape == (2, 64, 128)
+    assert audit.shrunk(images[:, :64, :200]).shape == (2, 64, 128, 1)
 
 
 # -------------------------------------------------------------------------------------------------------------- nearest

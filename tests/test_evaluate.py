@@ -382,6 +382,25 @@ def test_noise_is_put_into_latents_and_is_the_same_at_every_size():
 # ---- exit status -----------------------------------------------------------------------------------------------------
 
 
+def test_of_a_large_archive_whole_people_are_looked_at_and_copies_searched_among_all(evaluated, phantoms, monkeypatch):
+    run, whole, _ = evaluated
+    every = whole.people.real["train"]
+    assert not whole.everybody and whole.people.some is whole.people.source
+    monkeypatch.setattr(study, "MOST", len(every) // 2)
+    known = study.make(run, count=COUNT, steps=2)
+    some = known.people.real["train"]
+    assert 0 < some.people < every.people
+    np.testing.assert_array_equal(some.images, every.images[np.isin(every.case, some.case)])
+    for split, slices in study.all_people(known).items():
+        np.testing.assert_array_equal(slices.case, whole.people.real[split].case)
+        np.testing.assert_array_equal(slices.images, whole.people.real[split].images)  # of 32 pixels: nothing to shrink
+    np.testing.assert_allclose(known.everybody["train"].features, every.features, atol=1e-5)
+    left_out = every.take(~np.isin(every.case, some.case))
+    found = study.MEASURES["copies"].take(replace(known, samples=left_out))
+    assert found.facts["copies"]["pixels"]["rate"] == found.facts["copies"]["features"]["rate"] == 1
+    assert sum(found.facts["copies"]["people"].values()) == len(left_out)
+
+
 def test_samples_that_are_copies_end_with_status_3(evaluated, tmp_path, monkeypatch, capsys):
     run, known, _ = evaluated
     train = known.people.real["train"].spread(COUNT)

@@ -140,12 +140,12 @@ def shrunk(images: np.ndarray, most: int = 128) -> np.ndarray:
         most: pixels a side.
 
     Returns:
-        (N, min(H, most), min(W, most)) float32, or the images.
+        (N, min(H, most), min(W, most), 1) float32, or the images.
     """
     if max(images.shape[1:3]) <= most:
         return images
     rows, columns = (_areas(np.linspace(0, size, min(size, most) + 1), size) for size in images.shape[1:3])
-    return _product(_product(rows, images[..., 0]), columns.T)
+    return _product(_product(rows, images[..., 0]), columns.T)[..., None]
 
 
 # ------------------------------------------------------------------------------------------------------------ alignment

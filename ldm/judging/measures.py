@@ -29,6 +29,7 @@ LEAST_PEOPLE = 4  # below which a distance's error cannot be told from person to
 LEAST = 50  # samples below which no distance is given: its own error would exceed it
 NOISY = (0, *faults.DEVIATIONS)  # of noise in latents, for `power`
 INDICES = 8  # slice indices at which faults are planted
+LOOKED_AT = 1500  # slices of a set whose texture is measured
 LEARNT = 1000  # slices of each kind that a classifier learns from at most
 PATCHES = (16, 32)  # pixels
 NEIGHBOURS = 5  # of precision, recall, density, coverage
@@ -72,6 +73,10 @@ class Slices:
         cases = cases[counts >= each]
         cases = cases[batches.evenly(len(cases), people)]
         return self.take(np.concatenate([rows_of(self, case, each, n) for n, case in enumerate(cases)]))
+
+    def some(self, most):
+        """Some slices of everybody who has as many, `most` in all, if there are more than that."""
+        return self if len(self) <= most else self.of_people(self.people, max(1, most // self.people))
 
     def take(self, rows):
         parts = {name: None if value is None else value[rows] for name, value in vars(self).items()}
@@ -407,7 +412,7 @@ def texture(samples, train, test, validate, decoded):
         return Measured({}, {}, "test people")
     mean = metrics.mean_images([(train.images, train.z)])
     sets = {"test people": test, "validation people": validate, "decoded": decoded, "samples": samples}
-    sets = {kind: slices for kind, slices in sets.items() if slices is not None}
+    sets = {kind: slices.some(LOOKED_AT) for kind, slices in sets.items() if slices is not None}
     measured = {
         kind: textures.measure(slices.images, metrics.mean_image_prediction(mean, slices.z))
         for kind, slices in sets.items()
@@ -506,7 +511,7 @@ def copies(samples, train, test, decoded, case_names):
     whose = [case_names[int(train.case[row])] for row in found.index[closest]]
     shown = {
         "distances": (found.distance, usual.distance),
-        "pairs": (samples.images[closest], partners, found.distance[closest], whose),
+        "pairs": (audit.shrunk(samples.images[closest], partners.shape[1]), partners, found.distance[closest], whose),
         "few": test.people < FEW,
     }
     return Measured({"copies": {**rates, "people": {case_names[case]: n for case, n in people.items() if n}}}, shown)

@@ -41,7 +41,7 @@ def guess(images, most=400):
         One of PLANES.
     """
     some = audit.shrunk(images[np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)], 64)
-    some = some[..., 0] if some.ndim == 4 else some
+    some = some[..., 0]
     mean = audit.framed(some.astype("float32")).mean(axis=0)  # heads lie one upon the other, wherever they were
     if np.corrcoef(mean.ravel(), mean[:, ::-1].ravel())[0, 1] < SYMMETRIC:
         return "sagittal"
