@@ -81,8 +81,9 @@ def resolved(*argv):
 
 def test_a_run_is_planned_where_minutes_are_given(tmp_path):
     run = ["--run", tmp_path / "run"]
-    for said in ([], ["--epochs", 3], ["--steps-per-epoch", 3], ["--data", "x.zip"], ["--preset", "oasis-256"]):
+    for said in (["--epochs", 3], ["--steps-per-epoch", 3], ["--views", 2], ["--preset", "oasis-256"]):
         assert resolved(*run, *said)["minutes"] is None
+    assert resolved(*run)["minutes"] == 10, "phantoms, where nobody says anything"
     settings = schema.merged(resolved(*run), {"minutes": 7.0})
     records.write(tmp_path / "run", "autoencoder", settings, {"splits": {}}, finished=False)
     assert resolved(*run)["minutes"] == 7

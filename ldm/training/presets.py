@@ -124,9 +124,10 @@ OASIS = merged(
 
 # Times and scores were measured on 2 CPU cores with bfloat16; docs/ has the commands.
 PRESETS = {
-    # 64x64 phantoms, latents 14x12x4 within the crop box: all stages in 8 to 20 minutes
+    # 64x64 phantoms, latents 14x12x4 within the crop box: as much as is learned in ten minutes, on whatever machine
     "phantom": {
         "data": None,
+        "minutes": 10.0,
         "image_size": 64,
         "autoencoder": {
             "crop": True,  # and one code per latent: with fewer channels diffusion learns more in its few minutes
