@@ -1,10 +1,12 @@
 """How a command line ends: with the status of its work, or with one sentence on stderr, never with a traceback.
 
     0 done    2 a mistake that the user can mend    130 interrupted (Ctrl-C)    143 terminated (as batch systems do)
+    141 nobody reads any more what is printed, as in `| head`: nothing is said then
 
 `train.py`, `predict.py` and `evaluate.py` call `from_the_start` first, `run` for their work, `load` for slow imports.
 """
 
+import atexit
 import contextlib
 import errno
 import importlib
@@ -61,9 +63,14 @@ def run(name, work, mistakes, hint=""):
             stream.reconfigure(errors="backslashreplace")
     try:
         with _signals_raise():
-            return work()
+            status = work()
+            sys.stdout.flush()  # here, not on the way out: there nothing could be done about it
+            return status
     except mistakes as mistake:
         said, status = str(mistake), 2
+    except BrokenPipeError:
+        _print_nowhere()
+        return 141
     except OSError as error:
         said, status = sentence(error), 2
     except KeyboardInterrupt as stop:
@@ -83,6 +90,8 @@ def sentence(error):
 def from_the_start(name):
     """Let a signal end the process with one line from now on: during imports an exception may be lost, or be shown.
 
+    And what is left to print on the way out, as after `--help`, may find that nobody reads any more.
+
     Returns:
         What the signals did before, as `load` puts it back.
     """
@@ -91,7 +100,20 @@ def from_the_start(name):
         os.write(_stderr, f"{name}: interrupted\n".encode())
         os._exit(128 + number)
 
+    atexit.register(_print_what_is_left)
     return _handle(end)
+
+
+def _print_what_is_left():
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _print_nowhere()
+
+
+def _print_nowhere():
+    """What is still to be printed would end in an error of its own when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load(name, module):

@@ -5,6 +5,7 @@ Who is interrupted, or finds the disk full, keeps the file of before. And a lock
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 LONGEST_NAME = 240  # bytes: file systems take 255, of which a temporary name needs some
@@ -30,11 +31,13 @@ def write_by(path, writer):
     two processes may write the same file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"~{os.getpid()}.{path.name}")
+    device = path.exists() and not path.is_file() and not path.is_dir()  # or a pipe: it gets the bytes, and stays
+    home = Path(tempfile.gettempdir()) if device else path.parent
+    home.mkdir(parents=True, exist_ok=True)
+    temporary = home / f"~{os.getpid()}.{path.name}"
     try:
         writer(temporary)
-        os.replace(temporary, path)
+        path.write_bytes(temporary.read_bytes()) if device else os.replace(temporary, path)
     except OSError as error:
         if error.errno and (error.filename is None or Path(error.filename) == temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error  # the name that its user knows
@@ -44,13 +47,19 @@ def write_by(path, writer):
 
 
 def check_folder(path):
-    """See that files can be written into a folder, or that it can be made; nothing is made.
+    """See that files can be written into a folder, or that it can be made; nothing stays.
 
     Raises:
         OSError: naming the part of the path that stands in the way.
     """
     there = next(part for part in (Path(path), *Path(path).absolute().parents) if part.exists())
     wrong = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+    if not wrong:
+        try:  # what is allowed need not be possible: nobody can make a file in /proc, nor on a full disk
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            wrong = errno.EROFS if error.errno == errno.ENOENT else error.errno or errno.EIO
     if wrong:
         raise OSError(wrong, os.strerror(wrong), str(there))
 

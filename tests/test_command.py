@@ -172,6 +172,37 @@ def test_a_signal_on_the_way_out_is_no_traceback_and_leaves_the_status():
     assert started.returncode == 3
 
 
+WORKS = {  # that print, and the status with which they end where nobody reads
+    "command.leave(command.run('x.py', lambda: [print(i) for i in range(10**6)] and 0, ()))": 141,
+    "command.leave(command.run('x.py', lambda: print('few') or time.sleep(0.5) or print('more') or 0, ()))": 141,
+    "command.from_the_start('x.py'); print('few'); time.sleep(0.5); raise SystemExit(0)": 0,  # as argparse's help
+}
+
+
+@posix
+@pytest.mark.parametrize("work, status", WORKS.items(), ids=["much", "little", "help"])
+def test_a_reader_who_goes_away_is_no_error(work, status):
+    started = process("-c", f"import command, sys, time; sys.stdout = open(1, 'w', closefd=False); {work}")
+    started.stdout.close()
+    assert (started.stderr.read(), started.wait(timeout=30)) == ("", status)
+    started.stderr.close()
+
+
+@posix
+@pytest.mark.parametrize("script", ["train.py", "predict.py", "evaluate.py"])
+def test_a_folder_that_takes_no_files_is_one_sentence_before_the_imports(script):
+    words = [f"--{'run' if script == 'train.py' else 'out'}", "/proc/x"]
+    given = ["--run", OLD, *words] if script != "train.py" else words
+    code = (
+        "import runpy, sys; sys.path.insert(0, '.'); sys.modules['tensorflow'] = sys.modules['keras'] = None; "
+        f"sys.argv = {[script, *map(str, given)]}; runpy.run_path({script!r}, run_name='__main__')"
+    )
+    started = process("-c", code)
+    out, said = started.communicate(timeout=60)
+    assert (out, started.returncode) == ("", 2)
+    assert said.startswith(f"{script}: /proc: ") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main])
 @pytest.mark.parametrize("named", ["file", "file/run", "file/deep/run"])
 def test_every_command_says_in_one_sentence_that_a_file_is_no_run(main, named, tmp_path, capsys):

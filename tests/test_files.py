@@ -93,3 +93,36 @@ def test_a_folder_that_cannot_be_is_found_before_the_work(tmp_path, monkeypatch)
     with pytest.raises(PermissionError) as found:
         files.check_folder(tmp_path / "new" / "folder")
     assert found.value.filename == str(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere there are no such folders and devices")
+def test_a_folder_that_takes_no_files_is_found_although_all_is_allowed_there():
+    """To root everything is allowed, and yet nobody makes a file in /proc."""
+    with pytest.raises(OSError) as found:
+        files.check_folder("/proc/a/b")
+    assert found.value.filename == "/proc" and found.value.errno in (errno.EROFS, errno.EACCES)
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
+    def full(dir):
+        raise OSError(errno.ENOSPC, "No space left on device", f"{dir}/tmp123")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError) as found:
+        files.check_folder(tmp_path / "new")
+    assert (found.value.errno, found.value.filename) == (errno.ENOSPC, str(tmp_path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere there are no pipes in folders")
+def test_what_is_no_file_gets_the_bytes_and_stays(tmp_path):
+    """A pipe or a device, such as /dev/full, whose place a file would take for good where everything is allowed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write(pipe, "all of it")
+    assert os.read(reader, 99) == b"all of it" and pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]
+    os.close(reader)
+    if Path("/dev/full").is_char_device() and not os.access("/dev", os.W_OK):
+        with pytest.raises(OSError) as found:
+            files.write("/dev/full", "text")
+        assert (found.value.errno, found.value.filename) == (errno.ENOSPC, "/dev/full")
