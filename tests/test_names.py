@@ -168,12 +168,145 @@ def people_of(found, volumes=False, **options):
         ("T1-weighted/{label}/p{p}_{z}.png", "p1", 2),
         ("p{p}_{z}_224.png", "p1", 0),
         ("CDR0{l}/1{p}_{z}.png", "11", 2),
+        ("{label}/p{p}_{z}_256_256.png", "p1", 2),
+        ("train_set/{label}/p{p}_{z}.png", "p1", 2),
+        ("imagesTr/p{p}_{z}.png", "p1", 0),
+        ("Train {label}/p{p}_{z}.png", "p1", 2),
+        ("T1_{label}/p{p}_{z}.png", "p1", 2),
+        ("T1_MPRAGE/{label}/p{p}_{z}.png", "p1", 2),
+        ("patient{p}slice{z}.png", "patient1", 0),
+        ("00{p}-S-029{p}/{z}.png", "001-S-0291", 0),
     ],
 )
 def test_people_and_labels_of_many_layouts(pattern, first, labels):
     found = [pattern.format(label=LABEL[p % 2], l=5 * (p % 2), p=p, z=z) for p in PEOPLE for z in (80, 81)]
     people, called = people_of(found)
     assert people[0] == first and len(people) == 4 and len(called) == labels
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "p{p}_scan{visit}_{z}.png",
+        "p{p}_m0{visit}_{z}.png",
+        "p{p}_201{visit}-01-0{p}_{z}.png",
+        "sub0{p}ses{visit}slice{z}.png",
+        "Patient{p}Visit{visit}Slice{z}.png",
+        "p00{p}_{visit}_{z}.png",
+        "patient_00{p}/{visit}/slice_{z}.png",
+        "00{p}/scan{visit}/{z}.png",
+        "00{p}/2019-01-0{visit}/{z}.png",
+        "00{p}_S_000{p}/MPRAGE/200{visit}-04-18_08_20_30.0/S13408/img_{z}.png",
+    ],
+)
+def test_two_visits_in_pictures_are_one_person(pattern):
+    found = [pattern.format(p=p, visit=visit, z=z) for p in PEOPLE for visit in (1, 2) for z in (80, 81)]
+    rows = names.understand(found, "here").rows
+    assert len({row.person for row in rows}) == 4 and len({(row.person, row.scan) for row in rows}) == 8
+    assert {row.z for row in rows} == {80, 81} and {row.label for row in rows} == {""}
+
+
+def test_numbers_below_sites_are_people():
+    """`site1_007` goes on in many ways, and 1 and 2 are two sites."""
+    found = [f"{site}{s}_{p:03d}_{z}.png" for site in ("site", "x") for s in (1, 2) for p in range(6) for z in (80, 81)]
+    assert len(people_of([name for name in found if name[0] == "s"])[0]) == 12
+    assert len(people_of([name for name in found if name[0] == "x"])[0]) == 12
+
+
+@pytest.mark.parametrize("pattern", ["p{p}/{z}.png", "{label}/{p}/slice_{z}.png"])
+def test_folders_of_one_digit_are_people_beside_those_of_two(pattern):
+    found = [pattern.format(label=LABEL[p % 2], p=p, z=z) for p in range(200) for z in (80, 81)]
+    assert len(people_of(found)[0]) == 200
+
+
+@pytest.mark.parametrize(
+    "mark", ["brightness_0.8", "shift_5_10", "rot-15", "Copy", "copy (2)", "shear_3", "contrast_1.1"]
+)
+def test_copies_are_scans_of_their_person(mark):
+    found = [f"p{p}_{z}{end}.png" for p in PEOPLE for z in (80, 81) for end in ("", f"_{mark}")]
+    rows = names.understand(found, "here").rows
+    assert {row.person for row in rows} == {"p1", "p2", "p3", "p4"} and {row.z for row in rows} == {80, 81}
+    assert people_of([f"{'Copy of ' * copy}p{p}_80.png" for p in PEOPLE for copy in (0, 1)])[0] == [
+        "p1",
+        "p2",
+        "p3",
+        "p4",
+    ]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *(
+            "p{p}_{z}Mask",
+            "p{p}_{z}_brainmask",
+            "p{p}_{z}_gt",
+            "p{p}_{z}_pve_1",
+            "GT/p{p}_{z}",
+            "ground truth/p{p}_{z}",
+        ),
+        *("label_maps/p{p}_{z}", "masks-train/p{p}_{z}", "SegmentationMasks/p{p}_{z}", "lesion_masks/p{p}_{z}"),
+    ],
+)
+def test_masks_under_many_names(mask):
+    found = [f"images/p{p}_{z}.png" for p in PEOPLE for z in (80, 81)]
+    masks = [f"{mask.format(p=p, z=z)}.png" for p in PEOPLE for z in (80, 81)]
+    listing = names.understand(found + masks, "here")
+    assert [row.entry for row in listing.rows] == found and [reason for reason, _ in listing.left_out] == ["masks"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("T1", "T1_ce"),
+        ("T1WI", "T2WI"),
+        ("T1", "T2FLAIR"),
+        ("T1", "FLAIR_T2"),
+        ("3DT1", "PD"),
+        ("T1", "MRA"),
+        ("T1", "ADC"),
+    ],
+)
+def test_of_many_contrasts_t1_is_used(one, other):
+    for pattern in ("p{p}_80_{c}.png", "p{p}_80_{c}.nii.gz", "{c}/p{p}_80.png"):
+        if not (other == "PD" and pattern[0] == "{"):  # as a folder it may be a diagnosis
+            found = [pattern.format(p=p, c=c) for p in PEOPLE for c in (one, other)]
+            rows = names.understand(found, "here", volumes=".nii" in pattern).rows
+            assert len(rows) == 4 and all(f"{one}/" in row.entry or f"{one}." in row.entry for row in rows), pattern
+
+
+def test_what_lies_beside_t1_and_says_no_contrast_is_left_out():
+    ends = ("T1w", "ce-gadolinium_T1w", "UNIT1", "inplaneT2", "inv-1_MP2RAGE")
+    found = [f"sub-0{p}/anat/sub-0{p}_{end}.nii.gz" for p in PEOPLE for end in ends]
+    found += [f"sub-0{p}/fmap/sub-0{p}_phasediff.nii.gz" for p in PEOPLE]
+    assert {row.entry[19:] for row in names.understand(found, "here", volumes=True).rows} == {"T1w.nii.gz"}
+    space = [f"sub-0{p}_space-MNI_T1w.nii.gz" for p in PEOPLE]  # no ce-
+    assert len(names.understand(space, "here", volumes=True, contrast="t1").rows) == 4
+
+
+def test_channels_are_contrasts():
+    """nnU-Net numbers them; where there is one only, or people are numbered so, nothing is left out."""
+    found = [f"imagesTr/BRATS_00{p}_000{c}.nii.gz" for p in PEOPLE for c in range(4)]
+    listing = names.understand(found + [f"labelsTr/BRATS_00{p}.nii.gz" for p in PEOPLE], "here", volumes=True)
+    assert [row.person for row in listing.rows] == [f"BRATS_00{p}" for p in PEOPLE]
+    assert listing.contrast == "0000" and {row.split for row in listing.rows} == {"train"}
+    assert len(people_of([f"hip_00{p}_0000.nii.gz" for p in PEOPLE], volumes=True)[0]) == 4
+    assert len(people_of([f"hip_1_000{p}.nii.gz" for p in (0, *PEOPLE)], volumes=True)[0]) == 5
+
+
+@pytest.mark.parametrize("train, test", [("train_set", "test_set"), ("imagesTr", "imagesTs"), ("trainset", "testset")])
+def test_splits_are_called_in_many_ways_and_what_is_beside_them_is_left_out(train, test):
+    found = [f"{train if p < 3 else test}/p{p}_{z}.png" for p in PEOPLE for z in (80, 81)]
+    listing = names.understand([*found, "holdout/p9_80.png", "holdout/p9_81.png"], "here")
+    assert [row.split for row in listing.rows] == ["train"] * 4 + ["test"] * 4 and not listing.rows[0].label
+    assert listing.left_out == [("in no folder of a split", ["holdout/p9_80.png", "holdout/p9_81.png"])]
+
+
+@pytest.mark.parametrize(("one", "other"), [("P1", "p1"), ("p01", "p1"), ("TCGA_01", "TCGA-01"), ("Sub-1", "sub01")])
+def test_one_person_written_in_two_ways_is_asked_about(one, other):
+    with pytest.raises(DataError, match="may be one person or two"):
+        people_of([f"{one}_80.png", f"{other}_81.png", "q2_80.png"])
+    assert len(people_of(["1_2_80.png", "12_80.png", "a1_80.png", "a-b_80.png", "ab_80.png"])[0]) == 5
 
 
 def test_scans_in_the_folder_of_their_person_count_anew():
@@ -247,12 +380,19 @@ def test_folders_and_names_of_masks_of_other_tools():
         "fold_01/{n}.png",
         "{label}/0000000{n}-aac5-4193-9e2a-7b16d6d5b5f2.jpg",
         "{label}/{n}d41d8cd98f00b204e9800998ecf8427.png",
+        "{label}_{n}.png",
     ],  # fmt: skip
 )
 def test_names_that_say_nobody_are_refused_with_a_way_out(pattern):
     found = [pattern.format(label=label, n=n) for label in LABEL for n in range(9)]
     with pytest.raises(DataError, match="--person REGEX.*--person each"):
         people_of(sorted(set(found)))
+
+
+def test_two_words_for_a_whole_class_say_nobody():
+    found = [f"{label}/Te-{label}{end}_{n:04d}.jpg" for label in LABEL for end in ("", "Tr") for n in range(9)]
+    with pytest.raises(DataError, match="--person each"):
+        people_of(found)
 
 
 def test_person_by_a_regular_expression():

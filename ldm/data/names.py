@@ -15,32 +15,24 @@ from typing import NamedTuple
 from ldm.data import archive, people, words
 
 SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("train", "training", "trainset", "tr"), "train"),
+    **dict.fromkeys(("validate", "validation", "valid", "val", "valset", "dev", "devset"), "validate"),
+    **dict.fromkeys(("test", "testing", "testset", "ts"), "test"),
 }
 STRAYS = 0.1  # up to this part of the pictures may say no person, and is left out; more, and all are refused
 
 OASIS_FOLDER = re.compile(r"keras_png_slices_(seg_)?(train|validate|test)$")
 OASIS_MASK = re.compile(r"seg_.*_slice_\d+")
-MASK_FOLDERS = words.MASK | {
-    "label",
-    "labels",
-    "labelstr",
-    "labelsts",
-    "roi",
-    "annotations",
-    "groundtruth",
-    "ground_truth",
-}
-ENDS_OF_MASKS = words.MASK - {"segmentation", "segmentations"}  # which end the names of whole data sets as well
+MASK_FOLDERS = set("label labels labelmaps roi rois gt annotations groundtruth truth truths manual".split())
+OF_MASKS = set("ground maps map brain lesion lesions tumor tumour tissue predicted".split())  # words beside these
 PLAIN_FOLDERS = set(  # say nothing
-    "images image imgs img imagestr imagests pictures slices data dataset png pngs jpg jpgs jpeg jpegs anat raw nifti "
-    "nii volumes mri scans axial coronal sagittal".split()
+    "images image imgs img pictures slices data dataset set png pngs jpg jpgs jpeg jpegs anat raw nifti nii volumes "
+    "mri scans axial coronal sagittal weighted only mprage spgr tse fse".split()
 )
 NO_LABEL = re.compile(r"(?:fold|part|batch|disc|disk)[_\- ]?\d+")
-WEIGHTED = re.compile(rf"({'|'.join(words.CONTRAST)})[_\- ]?(?:weighted|images?|slices|png|only)")
 NO_PERSON = set("cdr mmse grade stage class label group score site fold batch part cluster day month year".split())
+CHANNEL = re.compile(r"(.*\d.*)_(000\d)")
+HEAD = re.compile(r"(\D*\d[^\s_.\-]*)(?:[\s_.\-]+(.*))?")  # a name to its first number, and how it goes on
 SIDES = {64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448, 512, 1024}  # that pictures often have
 OFFER = (
     "say `--person REGEX` (a regular expression with the group (?P<person>...), and (?P<slice>...) if there is one) "
@@ -94,6 +86,7 @@ class _Folder(NamedTuple):
     mask: bool = False
     inside: tuple[str, ...] = ()  # other folders below that of the split, which may be labels or people
     above: tuple[str, ...] = ()  # other folders, if there is no split or they are above it
+    below: tuple[str, ...] = ()  # those of them that are inside the folder of the person
 
 
 class _Name(NamedTuple):
@@ -125,11 +118,14 @@ def understand(
     read = [name for name in read if not (name.folder.mask or (name.said.mask and not course))]
     if not read:
         _refuse_nothing(shown, names, masks)
+    if volumes:
+        read = _with_channels(read)
     read = _one_contrast(listing, read, contrast, shown)
     if person is not None:
         listing.rows = _by_rule(read, person, shown)
         used = ()
     else:
+        read = _with_shared_ends(listing, read)
         listing.rows, used = _by_names(listing, read, shown)
         # Tissue masks are those of the course archive; what others call a mask may be anything.
         tissue = [name for name in masks if course or OASIS_MASK.fullmatch(_stem(name.entry.rpartition("/")[2]))]
@@ -140,8 +136,16 @@ def understand(
         listing.rows = _with_labels(listing.rows, {name.entry: name.folder for name in read}, used)
     if listing.kind == "flat" and any(row.label for row in listing.rows):
         listing.kind = "class folders"
+    _leave_out_beside_splits(listing)
     people.check(listing.rows, shown, "volume" if listing.kind == "volumes" else "slice")
     return listing
+
+
+def _leave_out_beside_splits(listing: Listing) -> None:
+    """What is beside the folders train and test is neither: `holdout` must not be trained on."""
+    if {"train", "test"} <= {row.split for row in listing.rows}:
+        listing.leave_out("in no folder of a split", [row.entry for row in listing.rows if not row.split])
+        listing.rows = [row for row in listing.rows if row.split]
 
 
 def _read_all(names: list[str], shown: str, volumes: bool) -> tuple[Listing, list[_Name], bool]:
@@ -173,12 +177,57 @@ def _stem(file: str) -> str:
 
 
 def _without_size(read: list[_Name]) -> list[_Name]:
-    """`p1_80_224` and so on throughout: 224 is no slice but the side of the pictures."""
-    if len({name.said.z for name in read}) > 1 or len(read) < 2 or read[0].said.z not in SIDES:
+    """`p1_80_224` and `p1_80_224_224` throughout: 224 is no slice but the side of the pictures."""
+    side = read[0].said.z if read else None
+    if len({name.said.z for name in read}) > 1 or len(read) < 2 or side not in SIDES:
         return read
-    ending = re.compile(rf"(.*\d.*)[_\- ]{read[0].said.z}")
+    ending = re.compile(rf"(.*?\d.*?)(?:[_\- ]{side}){{1,2}}")
     stems = [ending.fullmatch(_stem(name.entry.rpartition("/")[2])) for name in read]
     return [n._replace(said=words.read(stem[1])) if stem else n for n, stem in zip(read, stems, strict=True)]
+
+
+def _with_channels(read: list[_Name]) -> list[_Name]:
+    """`BRATS_001_0000`, `BRATS_001_0001` of everybody, as nnU-Net numbers contrasts: they are no people."""
+    stems = [CHANNEL.fullmatch(_stem(name.entry.rpartition("/")[2])) for name in read]
+    if not all(stems):
+        return read
+    channels = collections.defaultdict(set)
+    for stem in stems:
+        channels[stem[1]].add(stem[2])
+    first = next(iter(channels.values()), set())
+    if "0000" not in first or len(first) < 2 or len(channels) < 2 or any(each != first for each in channels.values()):
+        return read
+    return [
+        n._replace(said=words.read(stem[1], sliced=False)._replace(contrast=stem[2]))
+        for n, stem in zip(read, stems, strict=True)
+    ]
+
+
+def _with_shared_ends(listing: Listing, read: list[_Name]) -> list[_Name]:
+    """`p1_scan1`, `p1_scan2`, `p2_scan1`, ...: where most people's names go on in several ways, all of which several
+    people have in common, how they go on is the scan. Whoever is taken for one person by that is in one split at least.
+    """
+    ends, heads = collections.defaultdict(set), collections.defaultdict(set)
+    for name in read:
+        if not name.said.sure and (found := HEAD.fullmatch(name.said.person)):
+            heads[found[1]].add(found[2] or "")
+            ends[found[2] or ""].add(found[1])
+    numbers = any(end.isdecimal() for end in ends)
+    complete = len(set(map(frozenset, heads.values()))) == 1
+    several = sum(len(each) > 1 for each in heads.values())
+    shared = len(ends) < len(heads) and all(len(each) > 1 for each in ends.values())
+    group = any(re.match(r"[a-z]*", head.lower())[0] in NO_PERSON for head in heads)
+    if group or not shared or 2 * several <= len(heads) or (numbers and not complete):
+        return read
+    out = []
+    for name in read:
+        if not name.said.sure and (found := HEAD.fullmatch(name.said.person)):
+            scan = "_".join(filter(None, (found[2], name.said.scan)))
+            name = name._replace(said=name.said._replace(person=found[1], scan=scan))
+        out.append(name)
+    some = sorted(filter(None, ends))[:2]
+    listing.notes.append(f"{' and '.join(map(repr, some))} in names are taken for scans of one person")
+    return out
 
 
 def _course_folder(path: str) -> _Folder:
@@ -188,29 +237,57 @@ def _course_folder(path: str) -> _Folder:
 
 def _read_folders(path: str) -> _Folder:
     """Gives each folder of a path its meaning."""
-    split, person, scan, contrast, mask, inside, above = "", "", [], "", False, [], []
+    split, person, scan, contrast, mask, inside, above, below = "", "", [], "", False, [], [], []
     for name in path.split("/") if path else ():
-        plain, said = name.lower(), words.read_folder(name)
-        if plain in SPLIT_FOLDERS:
-            split, above, inside = SPLIT_FOLDERS[plain], [*above, *inside], []
-        elif plain in MASK_FOLDERS:
-            mask = True
-        elif re.split(r"[_\- ]", plain)[-1] in ENDS_OF_MASKS:  # FSL_SEG
-            mask = True
-        elif plain in words.CONTRAST:
-            contrast = words.CONTRAST[plain]
-        elif said.sure:
+        said, found = words.read_folder(name), _read_folder(name)
+        mask |= found.mask
+        if found.split:
+            split, above, inside = found.split, [*above, *inside], []
+        if said.sure:
             person = person or said.person  # the outermost: people may be counted anew inside
             scan += [said.scan] if said.scan else []
         elif said.scan and not said.person:
             scan.append(said.scan)
-        elif weighted := WEIGHTED.fullmatch(plain):
-            contrast = words.CONTRAST[weighted[1]]
-        elif plain not in PLAIN_FOLDERS and not NO_LABEL.fullmatch(plain):
-            inside.append(name)
+        elif found.rest:
+            inside.append(found.rest)
+            below += [found.rest] if person else []
+        contrast = said.contrast or found.contrast or contrast
     if not split:
         above, inside = inside, []
-    return _Folder(split, person, "_".join(scan), contrast, mask, tuple(inside), tuple(above))
+    return _Folder(split, person, "_".join(scan), contrast, mask, tuple(inside), tuple(above), tuple(below))
+
+
+class _Said(NamedTuple):
+    """What the words of one folder's name say; `rest`: of which nothing is known, "" if it all is."""
+
+    split: str
+    contrast: str
+    mask: bool
+    rest: str
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_folder(name: str) -> _Said:
+    """`imagesTr`, `train_set`, `Train AD`, `T1-weighted`, `lesion_masks`, `FSL_SEG`: word by word."""
+    pieces = re.findall(r"[^\s_.\-]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name))
+    plain = [piece.lower() for piece in pieces]
+    ends = [SPLIT_FOLDERS[plain[i]] for i in (0, -1) if plain and plain[i] in SPLIT_FOLDERS]
+    split = ends[0] if len(set(ends)) == 1 else ""
+    contrast = next(filter(None, map(words.contrast, plain)), "")
+    masks = [bool(words.MASK.fullmatch(word)) for word in plain]
+    told = [
+        word in PLAIN_FOLDERS or bool(words.contrast(word)) or (split and (word in SPLIT_FOLDERS or word.isdecimal()))
+        for word in plain
+    ]
+    rest = [i for i in range(len(plain)) if not told[i]]
+    mask = any(masks[i] or plain[i] in MASK_FOLDERS for i in rest) and all(
+        masks[i] or plain[i] in MASK_FOLDERS | OF_MASKS for i in rest
+    )
+    # FSL_SEG; whole data sets are called segmentation as well
+    mask |= bool(masks) and masks[-1] and not plain[-1].startswith("segmentation")
+    if mask or not rest or NO_LABEL.fullmatch(name.lower()):
+        return _Said(split, contrast, mask, "")
+    return _Said(split, contrast, False, "_".join(pieces[i] for i in rest) if split or contrast else name)
 
 
 def _refuse_nothing(shown: str, names: list[str], masks: list[_Name]):
@@ -241,25 +318,32 @@ def _one_contrast(listing: Listing, read: list[_Name], wanted: str | None, shown
 
     counts = collections.Counter(of(name) for name in read)
     there = sorted(set(counts) - {""})
-    if there == ["pd"]:  # alone, it is as likely a diagnosis
+    if there and set(there) <= words.AT_THE_END:  # alone, it is as likely a diagnosis
         return read
-    wanted = words.CONTRAST.get(wanted.lower(), wanted.lower()) if wanted else None
+    wanted = (words.contrast(wanted) or wanted.lower()) if wanted else None
     if wanted and wanted not in there:
         raise archive.DataError(
             f"--contrast {wanted}: the names in {shown} say {' and '.join(there) or 'no contrast'}; leave it out or "
             "choose one of them."
         )
-    if not wanted and (len(there) < 2 and (not counts[""] or there in ([], ["t1"]))):
+    if not wanted and len(there) < 2 and not counts[""]:
         return read
     chosen = wanted or ("t1" if "t1" in there else "" if counts[""] else max(there, key=lambda name: counts[name]))
     kept = {chosen} if wanted else {chosen, ""}
     for other in there:
         if other not in kept:
             listing.leave_out(f"contrast {other}", [name.entry for name in read if of(name) == other])
-    if chosen:
+    beside = {_place(name) for name in read if of(name) == chosen and listing.kind == "volumes"}
+    unsaid = {name.entry for name in read if chosen and not of(name) and _place(name) in beside}
+    listing.leave_out(f"of no known contrast, beside {chosen} of the same person", sorted(unsaid))
+    if chosen and len(there) > 1:
         listing.contrast = chosen
         listing.notes.append(f"of the contrasts {', '.join(there)}, {chosen} is used (--contrast chooses another)")
-    return [name for name in read if of(name) in kept]
+    return [name for name in read if of(name) in kept and name.entry not in unsaid]
+
+
+def _place(name: _Name) -> tuple[str, str]:
+    return name.entry.rpartition("/")[0], name.said.person
 
 
 def _by_rule(read: list[_Name], rule: str, shown: str) -> list[Row]:
@@ -302,9 +386,9 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
     """Rows as the names say, and the names of folders that are people.
 
     A keyword or a known pattern says who it is; else a folder with two digits or more, if the file says nobody or the
-    same people in each of these folders; else the file. A word without digits that is alone in its folder is nobody.
+    same people in each of these folders; else the file. One or two words without digits for a whole folder are nobody.
     """
-    numbered = [_numbered_folder(name.folder) for name in read]
+    numbered = _numbered_folders(read)
     seen = collections.defaultdict(set)
     for name, folder in zip(read, numbered, strict=True):
         if folder and not name.said.sure and name.said.person:
@@ -332,12 +416,15 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
         elif (listing.kind == "volumes" and (name.folder.inside + name.folder.above)
               and (not said.person or (vague and len(said_in[said.person]) > 1))):  # fmt: skip
             # sub_a/t1.nii, bert/mri/brain.mgz
-            rows.append(_row(name, (name.folder.above + name.folder.inside)[-1], said.person))
+            chain = name.folder.above + name.folder.inside
+            rows.append(_row(name, next(filter(re.compile(r"\d").search, reversed(chain)), chain[-1]), said.person))
             used.add(rows[-1].person)
-        elif not said.person or (vague and len(members[path]) == 1 and sizes[path] > 1):
+        elif not said.person or (vague and len(members[path]) < 3 and sizes[path] > len(members[path])):
             nobody.append(name.entry)
         else:
             rows.append(_row(name))
+    rows, scans = _with_scan_folders(rows, read)
+    used |= scans
     strays = _strays(read, rows) if listing.kind != "volumes" else set()
     rows = [row for row in rows if row.entry not in strays]
     if not rows or len(nobody) > STRAYS * len(read):
@@ -349,13 +436,47 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
     return rows, used
 
 
-@functools.lru_cache(maxsize=4096)
-def _numbered_folder(folder: _Folder) -> str:
-    """The innermost folder that has two digits or more side by side, as `001` and `TCGA_01`, but not `fold_01`."""
-    for name in reversed(folder.above + folder.inside):
-        if re.search(r"\d\d", name) and re.match(r"[a-z]*", name.lower())[0] not in NO_PERSON:
-            return name
-    return ""
+def _with_scan_folders(rows: list[Row], read: list[_Name]) -> tuple[list[Row], set[str]]:
+    """`007/1/80.png`, `007/2019-01-01/80.png`: folders inside that of a person, of which most people have several, are
+    scans. Returns the rows and the names of these folders.
+    """
+    folders, inside, several = {name.entry: name.folder for name in read}, {}, collections.defaultdict(set)
+    for row in rows:
+        folder = folders[row.entry]
+        chain = folder.above + folder.inside
+        if folder.person:
+            inside[row.entry] = folder.below
+        elif row.person in chain:
+            inside[row.entry] = chain[len(chain) - chain[::-1].index(row.person) :]
+        if row.entry in inside:
+            several[row.person].add(inside[row.entry])
+    if 2 * sum(len(each) > 1 for each in several.values()) <= len(several):
+        return rows, set()
+    named = [
+        row._replace(scan="_".join(filter(None, (*inside.get(row.entry, ()), row.scan))))
+        if row.entry in inside
+        else row
+        for row in rows
+    ]
+    return named, {name for each in several.values() for chain in each for name in chain}
+
+
+def _numbered_folders(read: list[_Name]) -> list[str]:
+    """Of each name the innermost folder that has two digits or more side by side, as `001` and `TCGA_01`, or is called
+    as others that have (`p7` beside `p10`), but is no date and not `fold_01`; "" where there is none.
+    """
+    found, wide = {name.folder: "" for name in read}, set()
+    for folder in found:
+        wide |= {re.sub(r"\d+", "#", name) for name in folder.above + folder.inside if re.search(r"\d\d", name)}
+    for folder in found:
+        numbered = [
+            name
+            for name in folder.above + folder.inside
+            if re.sub(r"\d+", "#", name) in wide and re.match(r"[a-z]*", name.lower())[0] not in NO_PERSON
+        ]
+        dates = [name for name in numbered if words.DATE.fullmatch(name)]
+        found[folder] = ([name for name in numbered if name not in dates] or dates or [""])[-1]
+    return [found[name.folder] for name in read]
 
 
 def _strays(read: list[_Name], rows: list[Row]) -> set[str]:

@@ -1,6 +1,7 @@
 """People: what names must not say of them, who is whom by the table, and who goes into which split (`carve`)."""
 
 import collections
+import re
 
 import numpy as np
 
@@ -20,12 +21,12 @@ def check(rows: list, shown: str, what: str = "slice") -> None:
         what: a row is, "slice" or "volume".
 
     Raises:
-        DataError: naming two people whom a table would take for one (`1` beside `001`), two labels that differ in case
+        DataError: naming two people who may be one (`1` beside `001`, `P1` beside `p1`), two labels that differ in case
             only, one person in two splits, one scan under two labels, two files for one slice.
     """
     same: dict = {}
     for name in sorted({row.person for row in rows}):
-        other = same.setdefault(table.person(name), name)
+        other = same.setdefault(_spelled_alike(name), name)
         if other != name:
             raise archive.DataError(
                 f"--data {shown}: {other!r} and {name!r} may be one person or two; rename one, or say `--person REGEX`."
@@ -56,6 +57,13 @@ def check(rows: list, shown: str, what: str = "slice") -> None:
                 f"--data {shown}: {first.entry!r} and {row.entry!r} are the same {what} of {row.person}; remove one, "
                 "or say who is who with `--person REGEX`."
             )
+
+
+def _spelled_alike(name: str):
+    """What `p01`, `P1` and `p-1` have in common: they may be one person, written in several ways."""
+    plain = re.sub(r"[\W_]+", "-", str(table.person(name)).casefold())
+    plain = re.sub(r"\d+", lambda found: found[0].lstrip("0") or "0", plain)
+    return re.sub(r"(?<=[a-z])-(?=\d)", "", plain)
 
 
 def with_table(listing, store, path, shown: str, missing=()) -> tuple[tuple[str, ...], dict[str, dict]]:

@@ -1,9 +1,9 @@
 """Words: what one file or folder name says of itself: person, scan, slice, contrast, or that it is a mask.
 
-A name is cut into tokens at every `_`, `-`, `.` and blank. Some tokens are keywords wherever they stand (`sub`,
-`patient`; `ses`, `run`; `slice`, `z`; `t1`; `mask`), most of them with a value in the same token or the next. Picture
-sizes and marks of copies or augmentation are neither person nor slice. What is left is the person, but for the last
-number, which is the slice.
+A name is cut into tokens at every `_`, `-`, `.` and blank, and before a keyword with a number (`sub01run2`). Some
+tokens are keywords wherever they stand (`sub`, `patient`; `ses`, `run`; `slice`, `z`; `t1`; `mask`), most of them with
+a value in the same token or the next. Dates are scans. Picture sizes and marks of copies or augmentation are neither
+person nor slice. What is left is the person, but for the last number, which is the slice.
 
     sub-01_ses-02_T1w         person sub-01, scan ses-02, contrast t1
     OAS1_0028_MR1_mpr-3_100   person OAS1_0028, scan MR1_mpr-3, slice 100
@@ -16,16 +16,18 @@ import re
 from typing import NamedTuple
 
 KNOWN = re.compile(  # OASIS, ADNI, BraTS since 2023 (what follows is the visit), MIRIAD
-    r"(?<![A-Za-z0-9])(?:OAS[12]_\d{4}|OAS[34]\d{4}|\d{3}_S_\d{4,5}|BraTS-[A-Z]+-\d{5}|miriad_\d{3})(?![0-9])",
+    r"(?<![A-Za-z0-9])(?:OAS[12]_\d{4}|OAS[34]\d{4}|\d{3}[_-]S[_-]\d{4,5}|BraTS-[A-Z]+-\d{5}|miriad_\d{3})(?![0-9])",
     re.IGNORECASE,
 )
 LONI = re.compile(r"([A-Za-z]+_[A-Za-z0-9]+)_(?:MR|PT)_.*_\d{14,}_S\d+_I\d+")  # AIBL, PPMI: <study>_<person>_MR_...
 HASH = re.compile(
     r"(?=.*\d)[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=.*\d)(?=.*[a-f])[0-9a-f]{16,}", re.IGNORECASE
 )
-DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
+DATE = re.compile(  # and perhaps the time of day
+    r"(?<!\d)(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[-_T]\d\d([-_.:])\d\d\2\d\d(?:\.\d+)?)?(?!\d)"
+)
 NUMBERED = re.compile(r"(.*[_\- ])([0-9]{1,9})", re.DOTALL)
-TOKEN = re.compile(r"\([^()]*\)|[^\s_.,()\-]+")
 PARTS = re.compile(r"([a-z]*)(\d*)([a-z0-9]*)")  # of a token: a word, a number, and what comes after it
 PERSON = {"sub", "subj", "subject", "patient", "pat", "case", "person", "participant", "volunteer"}
 SCAN = {
@@ -45,20 +47,33 @@ SCAN = {
     "echo",
 }
 SLICE = {word: rank for rank, word in enumerate(("slice", "slices", "slc", "z", "img", "image"))}
+KEYWORD = "|".join(sorted(PERSON | SCAN | set(SLICE), key=len, reverse=True))
+TOKEN = re.compile(rf"{DATE.pattern}|\([^()]*\)|[^\s_.,()\-]+?(?=[\s_.,()\-]|$|(?<=\d)(?:{KEYWORD})\d)", re.IGNORECASE)
 COPY = set(
-    "copy copies kopie copia duplicate dup aug augmented augmentation flip flipped hflip vflip fliplr flipud mirror "
-    "mirrored rot rotate rotated rotation noise noisy blur blurred bright brightness gamma shift shifted zoom zoomed "
-    "crop cropped scale scaled elastic jitter resized resize".split()
+    "copy copies kopie copia of duplicate dup aug augmented augmentation flip flipped hflip vflip fliplr flipud mirror "
+    "mirrored rot rotate rotated rotation noise noisy gauss gaussian blur blurred sharpen sharpened bright brightness "
+    "contrast gamma clahe shift shifted translate translated shear sheared affine zoom zoomed crop cropped scale "
+    "scaled elastic jitter resized resize orig original".split()
 )
-MASK = set("seg segm segmentation segmentations mask masks msk dseg fseg probseg aseg aparc labelmap".split())
-MASK_AT_AN_END = {"label", "labels", "roi"}
-CONTRAST = {
-    **dict.fromkeys(("t1", "t1w", "t1n"), "t1"),
-    **dict.fromkeys(("t1c", "t1ce", "t1gd"), "t1c"),
-    **dict.fromkeys(("t2", "t2w"), "t2"),
-    **dict.fromkeys(("flair", "t2f"), "flair"),
-    **{word: word for word in ("pdw", "dwi", "swi", "bold", "asl", "t2star")},
+MASK = re.compile(r"(?:.*(?:mask|seg)s?|segm|segmentations?|msk|aparc|wmparc|labelmaps?)\d*")
+MASK_AT_AN_END = set(
+    "label labels roi gt groundtruth lesion lesions annotation manual pve csf gm wm ribbon filled".split()
+)
+CONTRASTS = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "t1": "(?:3d)?t1(?:wi?|n)?",
+        "t1c": r"t1(?:ce?|\+c|c\+|gd|post)",
+        "t2": "(?:3d|inplane)?t2(?:wi?)?",
+        "flair": "(?:3d)?(?:t2)?flair|t2f",
+        "pd": "pdw",
+        "t2star": r"t2(?:star|\*)w?",
+        "angio": "angio|mra|tof",
+        **{word: word for word in ("dwi", "dti", "adc", "swi", "bold", "asl", "func", "fmap", "perf")},
+    }.items()
 }
+ENHANCED = {"c", "ce", "gd", "gad", "post", "contrast", "enhanced"}  # after T1
+AT_THE_END = {"pd", "pet", "ct", "fa", "qsm"}  # contrasts, which may as well be a diagnosis or somebody's initials
 SIZE = re.compile(r"\d{2,4}x\d{2,4}(?:x\d{1,4})?(?:px)?|\d{2,4}px")
 ROBOFLOW = re.compile(r"_(?:png|jpe?g)\.rf\.[0-9a-f]+$")
 LONGEST = 9  # digits of a slice index; ten and more are dates or identifiers
@@ -73,6 +88,12 @@ class Words(NamedTuple):
     z: int | None = None
     contrast: str = ""
     mask: bool = False
+
+
+def contrast(token: str) -> str:
+    """What a token calls a contrast: `T1w` is t1; "" for other tokens."""
+    token = token.lower()
+    return next((name for name, pattern in CONTRASTS.items() if pattern.fullmatch(token)), "")
 
 
 def read(stem: str, sliced: bool = True) -> Words:
@@ -153,15 +174,34 @@ class _Reader:
                 self.role[i] = "size"
             elif DATE.fullmatch(text) and self._others_with_digits(i) > self.sliced:
                 self.role[i] = "scan"
-            elif text.startswith("(") or word in COPY:
+            elif named := contrast(text) or (text in AT_THE_END and i == len(self.text) - 1 and text):
+                self.role[i], self.contrast = "contrast", self._more_of(named)
+                if i + 1 < len(self.text) and named == "t1" and self.text[i + 1].lower() in ENHANCED:
+                    self.role[i + 1], self.contrast = "contrast", "t1c"
+            elif text.startswith("("):
                 self.role[i] = "copy"
-                if not text.startswith("(") and i + 1 in numbers and len(numbers) > 1:  # aug_3
-                    self.role[i + 1] = "copy"
-                    numbers.remove(i + 1)
-            elif text in CONTRAST or (text == "pd" and i == len(self.text) - 1):
-                self.role[i], self.contrast = "contrast", CONTRAST.get(text, text)
-            elif word in MASK or text.rpartition("+")[2] in MASK or (word in MASK_AT_AN_END and i in ends):
+            elif word in COPY:
+                self._copy(i, numbers)
+            elif MASK.fullmatch(text.rpartition("+")[2]) or (word in MASK_AT_AN_END and i in ends):
                 self.role[i], self.mask = "mask", True
+        if self.contrast == "t1" and re.search("(?:^|_)ce-", self.stem):  # as BIDS says it: ce-gadolinium_T1w
+            self.contrast = "t1c"
+
+    def _more_of(self, named: str) -> str:
+        """Of several contrasts the last one, but `FLAIR_T2` and `T2_FLAIR` are both FLAIR."""
+        return "flair" if {self.contrast, named} == {"flair", "t2"} else named
+
+    def _copy(self, i: int, numbers: set[int]) -> None:
+        """`aug_3`, and `shift_5_10` at the end: the numbers are the mark's, if the slice has another one."""
+        self.role[i], last = "copy", i
+        while last + 1 in numbers:
+            last += 1
+        taken = set(range(i + 1, (last if last == len(self.text) - 1 else i + 1) + 1)) & numbers
+        taken = taken if len(taken) < len(numbers) else {i + 1} & numbers
+        if len(taken) < len(numbers):
+            for k in taken:
+                self.role[k] = "copy"
+            numbers -= taken
 
     def _others_with_digits(self, i: int) -> int:
         return sum(any(map(str.isdigit, text)) for k, text in enumerate(self.text) if k != i and not self.role[k])
