@@ -28,13 +28,13 @@ if __name__ == "__main__":
     command.from_the_start("evaluate.py")
 
 import dataset
-from ldm import files
+from ldm import files, shapes
 from ldm.diffusion import samplers
 from ldm.drawing import comparison, pages, report
 from ldm.drawing import quiz as quiz_pages
 from ldm.judging import planes, quiz, schema
 from ldm.later import Later
-from ldm.training import distribution, runs
+from ldm.training import distribution, records, runs
 
 study = Later("study")  # it takes seconds to import
 
@@ -95,7 +95,7 @@ def work(flags):
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion", "autoencoder")
     out = Path(flags.out) if flags.out else run
     files.check_folder(out)
-    runs.records_of(run)  # refuses what is no run before TensorFlow is imported, which takes seconds,
+    records.all_of(run)  # refuses what is no run before TensorFlow is imported, which takes seconds,
     dataset.refuse_absent(flags.data or ())  # and likewise data that is not there
     command.load("evaluate.py", "study")
     print(f"{run}: {distribution.set_precision(flags.precision)}")
@@ -285,6 +285,7 @@ def compare(flags):
     """Do what `evaluate.py compare` says; returns the exit status."""
     if len(flags.runs) < 2:
         raise runs.RunError("compare takes two runs or more: name another one")
+    files.check_file(flags.out)
     reports = [read_report(name) for name in flags.runs]
     names = [Path(name.removesuffix(".json")).name for name in flags.runs]
     if len(set(names)) < len(names):
@@ -333,7 +334,7 @@ def score(flags):
     else:
         path = (runs.folder(flags.run) if flags.run else runs.newest("diffusion")) / "quiz_sheet.json"
     sheet = runs.load_json(path)
-    if sheet is None or not {"quiz", "sheet"} <= sheet.keys():
+    if sheet is None or shapes.problems(sheet, quiz.SHEET, "it"):
         raise runs.RunError(
             f"{path} is no answer sheet: `python evaluate.py --run R --quiz` writes a quiz and its sheet"
         )

@@ -18,7 +18,7 @@ from ldm.data import latents as stored_latents
 from ldm.data import masks
 from ldm.diffusion import guidance, samplers, schedules
 from ldm.later import tensorflow as tf
-from ldm.training import runs
+from ldm.training import records, runs
 
 PRIORS = ("transformer", "histogram", "normal")  # where latents may come from, beside the diffusion model
 
@@ -114,9 +114,12 @@ class Generator(FirstStage):
     def __init__(self, run):
         import modules  # noqa: F401  (registers the classes that a .keras file names)
 
-        model, record = runs.load_model(run / "diffusion.keras"), runs.record_of(run, "diffusion")
-        in_pixels = record["settings"]["first_stage"] == "none"
-        self._set(model, None if in_pixels else runs.load_first_stage(run), record)
+        model, record = records.load(run, "diffusion")
+        autoencoder = None
+        if record["settings"]["first_stage"] != "none":
+            autoencoder = records.load_first_stage(run)
+            records.refuse_strangers(run, {"autoencoder": records.of(run, "autoencoder"), "diffusion": record})
+        self._set(model, autoencoder, record)
 
     @classmethod
     def of(cls, model, autoencoder=None):

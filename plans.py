@@ -7,7 +7,7 @@ import tensorflow as tf
 import dataset
 import stages
 from ldm.data.latents import ranges
-from ldm.training import planning, prior, runs
+from ldm.training import planning, prior, records
 from ldm.training.settings import arguments, merged
 
 ENCODED = 64  # slices of a batch of the latents' stage
@@ -76,7 +76,7 @@ def subject(stage, run, settings, source, strategy):
             model = stages.make_diffusion(settings, labels, stages.covariate_sizes(columns), clip)
         batches = [stages.diffusion_batches(run, settings, source, columns, *split) for split in SPLITS]
     else:
-        first = runs.load_first_stage(run)
+        first = records.load_first_stage(run)
         with strategy.scope():
             options = {"num_labels": labels, "seed": settings["seed"], **arguments(settings, "CodePrior")}
             model = prior.CodePrior(first.num_codes, first.code_shape, **options)
@@ -89,7 +89,7 @@ def subject(stage, run, settings, source, strategy):
 
 def views(run, settings, source, left):
     """How many views of the training slices there is time to encode, at least one and at most as many as are set."""
-    first = runs.load_first_stage(run)
+    first = records.load_first_stage(run)
     plain = dataset.make_dataset(source, "train", settings["image_size"], ENCODED, training=False)
     encode, times, began = tf.function(first.encode, reduce_retracing=True), [], time.time()
     for batch in plain.take(4):

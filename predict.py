@@ -38,7 +38,7 @@ from ldm.data import volumes
 from ldm.diffusion import guidance, samplers
 from ldm.drawing import figures
 from ldm.later import Later, keras
-from ldm.training import distribution, runs
+from ldm.training import distribution, records, runs
 
 synthetic = Later("synthetic")  # it imports SciPy, and so do these
 anatomy, metrics = Later("ldm.judging.anatomy"), Later("ldm.judging.metrics")
@@ -209,11 +209,11 @@ def write_person(out, name, images, z, axis, voxel, fps):
 def prior(run, kind, wanted, sampling, pictures, temperature, top_k, top_p):
     """Latents that a simpler model than diffusion draws: what the first stage alone makes of a slice index."""
     refuse_pixels(run, f"prior {kind} draws latents")
-    first_stage = FirstStage(runs.load_first_stage(run))
-    record, options = runs.record_of(run, "autoencoder"), {}
+    first_stage = FirstStage(records.load_first_stage(run))
+    record, options = records.of(run, "autoencoder"), {}
     if kind == "transformer":  # it may have been trained with other labels than the first stage
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        options["prior"], record = runs.load_model(run / "prior.keras"), runs.record_of(run, "prior")
+        options["prior"], record = records.load(run, "prior")
     known = drawn_conditions(record["data"], wanted.z, wanted.label, count=wanted.count)
     latents = prior_latents(kind, run, first_stage, known, sampling.seed, **options)
     images = first_stage.decode(latents, known)
@@ -229,7 +229,7 @@ def refuse_pixels(run, what):
     Raises:
         RunError: if the run has none.
     """
-    if (runs.load_json(run / "diffusion.json") or {}).get("settings", {}).get("first_stage") == "none":
+    if (record := records.read(run, "diffusion")) and record["settings"]["first_stage"] == "none":
         raise runs.RunError(f"{what}, and {run} works in pixels, without one: leave it out, or name another --run")
 
 
@@ -352,8 +352,7 @@ def archive(run, wanted, sampling, pictures, coherence, voxel, reject_copies):
 def reconstruct(run, real, pictures):
     """Real slices through the first stage, beside the two predictors that know nothing of the slice."""
     refuse_pixels(run, "reconstruct goes through the first stage")
-    autoencoder = runs.load_model(run / "autoencoder.keras")
-    record = runs.record_of(run, "autoencoder")
+    autoencoder, record = records.load(run, "autoencoder")
     first_stage, source = FirstStage(autoencoder), dataset.open_recorded(record, real.data)
     if autoencoder.num_labels:
         source = source.with_labels_of(record["data"]["labels"])
@@ -426,7 +425,7 @@ def do(argv):
     if stage == "diffusion":  # before TensorFlow is imported, which takes seconds
         runs.refuse_missing(run / "diffusion.keras")
         if wanted := asked.get("wanted"):
-            known = runs.record_of(run, "diffusion")["data"]
+            known = records.of(run, "diffusion")["data"]
             drawn_conditions(known, wanted.z, wanted.label, wanted.conditions, wanted.count)
     dataset.refuse_absent(values.get("data") or ())
     command.load("predict.py", "modules")  # with TensorFlow; it registers the classes that a .keras file names

@@ -272,14 +272,14 @@ def reconstructions(shown):
 
 def encode_latents(run, settings, source, manifest):
     """Stage 2: images -> `latents/<split>.npz`, for the splits that training may see; see `ldm.data.latents`."""
-    autoencoder = runs.load_first_stage(run)
+    autoencoder = records.load_first_stage(run)
     records.write(run, "latents", settings, manifest, finished=False)
     masks, options = settings["diffusion"]["condition_on_mask"], {"seed": settings["seed"], "flip": settings["flip"]}
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
         arrays = encoded(autoencoder, source, split, views, masks, **options)
         if runs.is_chief():
             latents.write(run / "latents" / f"{split}.npz", **arrays)
-    epochs = runs.load_json(run / "autoencoder.json")["epochs"]
+    epochs = records.of(run, "autoencoder")["epochs"]
     records.write(run, "latents", settings, manifest, finished=True, epochs=epochs)
 
 
@@ -322,7 +322,7 @@ def encoded(autoencoder, source, split, views, masks, *, seed, flip):
 
 
 def renew_latents(run, settings, source, manifest, strategy, needed):
-    """Encode the latents again where what lies beside them is not what the next stage needs: labels, masks, codes.
+    """Encode the latents again where what lies beside them is not what the next stage needs: slices, masks, codes.
 
     Args:
         run, settings, source, manifest, strategy: as everywhere here.
@@ -336,12 +336,13 @@ def renew_latents(run, settings, source, manifest, strategy, needed):
         path = run / "latents" / f"{split}.npz"
         if not path.exists():
             raise runs.RunError(f"{path} is not there yet: run `python train.py latents --run {run.name}` first")
+        rows = source.select(split)
         with latents.opened(path) as file:
-            same = np.array_equal(file["label"], source.label[source.select(split)])
+            same = all(np.array_equal(file[name], getattr(source, name)[rows]) for name in ("z", "label", "case"))
             stale |= not same or any(name not in file for name in needed)
     distribution.wait_for_all(strategy)  # nobody writes before all have looked
     if stale:
-        print("latents: of an older first stage, with other labels, or without masks or codes; encoding again")
+        print("latents: of an older first stage, of other slices or labels, or without masks or codes; encoding again")
         encode_latents(run, settings, source, manifest)
         distribution.wait_for_all(strategy)
 
@@ -352,7 +353,7 @@ def renew_latents(run, settings, source, manifest, strategy, needed):
 def train_diffusion(run, settings, source, manifest, strategy, verbose=False):
     """Stage 3: latents, or pixels -> `diffusion.keras`, with averaged weights."""
     stage, in_pixels = with_steps(settings["diffusion"], source), settings["first_stage"] == "none"
-    autoencoder = None if in_pixels else runs.load_first_stage(run)
+    autoencoder = None if in_pixels else records.load_first_stage(run)
     columns = source.columns(stage["conditions"])
     records.write(run, "diffusion", settings, manifest, finished=False, columns=columns)
     if in_pixels:
@@ -490,7 +491,7 @@ def kid(run, source, size, samples, every):
 def train_prior(run, settings, source, manifest, strategy, verbose=False):
     """Instead of stage 3: codes -> `prior.keras`, which draws them one by one."""
     stage, seed = with_steps(settings["prior"], source), settings["seed"]
-    autoencoder = runs.load_first_stage(run)
+    autoencoder = records.load_first_stage(run)
     renew_latents(run, settings, source, manifest, strategy, ("codes",))
     records.write(run, "prior", settings, manifest, finished=False)
     keras.utils.set_random_seed(seed)
@@ -519,7 +520,9 @@ def train_prior(run, settings, source, manifest, strategy, verbose=False):
     histogram = histogram_bits(model, validation)
     train = functools.partial(slices, "train", True)
     fit(model, run, "prior", stage, train, validation, picture, averaged=True, verbose=verbose)
-    reached = min(row["val_bits"] for row in runs.read_history(run / "prior.csv"))
+    reached = min(
+        (row["val_bits"] for row in runs.read_history(run / "prior.csv") if "val_bits" in row), default=np.nan
+    )
     print(f"prior: {reached:.2f} bits per code of the validation people; the histogram per place: {histogram:.2f}")
     more = {"bits": reached, "histogram_bits": histogram}
     records.write(run, "prior", settings, manifest, finished=True, epochs=stage["epochs"], **more)

@@ -33,7 +33,7 @@ from ldm.data import latents, phantom, repeats
 from ldm.diffusion import samplers
 from ldm.judging import audit, measures, metrics, planes
 from ldm.judging.measures import Measured, Slices
-from ldm.training import runs
+from ldm.training import records
 
 MOST = 4_000  # slices of a split that are looked at in full size: 1 GB at 256 pixels
 
@@ -115,8 +115,8 @@ def open_people(run, data=None):
         RunError: if the folder is no run.
         DataError: if there are no training people, or the data is no good.
     """
-    records = runs.records_of(run)
-    record = list(records.values())[-1]
+    by_stage = records.all_of(run)
+    record = list(by_stage.values())[-1]
     source = dataset.open_recorded(record, data).with_labels_of(record["data"]["labels"])
     source.select("train")  # refuses if there is nobody: they are what everything is read against
     some, real = source.of_some(MOST), {}
@@ -124,7 +124,7 @@ def open_people(run, data=None):
         if np.any(source.split == split):
             found = dataset.read_split(some, split, record["settings"]["image_size"], cache_bytes=0)
             real[split] = Slices(metrics.to_unit(found.pop("image")), found["z"], found["label"], found["case"])
-    return People(run, records, source, some, real)
+    return People(run, by_stage, source, some, real)
 
 
 def everybody(people, describe=None):
@@ -215,7 +215,9 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
     images, seconds = np.empty((0, *people.real["train"].images.shape[1:]), "uint8"), 0.0
     if store.exists():
         with latents.opened(store) as file:
-            images, seconds = file["images"], float(file["seconds"])
+            shape, (images, seconds) = images.shape[1:], (file["images"], float(file["seconds"]))
+            if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) > count or not seconds >= 0:
+                raise ValueError(f"its images are of shape {images.shape} and type {images.dtype}")
     with tqdm(total=count, initial=len(images), desc="samples", unit="slice", leave=False, disable=None) as bar:
         for part in batches.parts(count - len(images)):
             began, first, number = time.time(), len(images), part.stop - part.start
@@ -273,7 +275,7 @@ def make(
     generator = Generator(run) if (run / "diffusion.keras").exists() else None
     first_stage, decoded, test = None, None, people.real.get("test")
     if not people.in_pixels:
-        first_stage = generator.autoencoder if generator else runs.load_first_stage(run)
+        first_stage = generator.autoencoder if generator else records.load_first_stage(run)
     if first_stage is not None and test is not None and "decoded" in needs:
         through = tf.function(first_stage.reconstruct, reduce_retracing=True)
         fake = batches.in_batches(through, 2 * test.images - 1, test.z, test.label)

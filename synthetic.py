@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import dataset
 from conditions import SWEEP, drawn_conditions
-from ldm import files, tissue
+from ldm import files, shapes, tissue
 from ldm.data import volumes
 from ldm.drawing import figures
 from ldm.judging import audit, metrics
@@ -35,6 +35,12 @@ COPIED = 0.1  # a person is drawn anew if more of its slices than this are copie
 TRIES = 10  # noises for one person, before it is said that this run copies
 STATEMENT = "synthetic: drawn by a diffusion model, the brain of nobody; for research and teaching, never for diagnosis"
 MET = ("KID", "KID's standard error", "precision", "recall")  # of report.json, in provenance.json
+RATE = {"rate": shapes.NUMBER, str: object}
+REPORT = {  # of a run, as far as it is told here
+    "distribution?": {"samples?": {str: shapes.NUMBER}, str: object},
+    "copies?": {"pixels?": RATE, "features?": RATE, str: object},
+    str: object,
+}
 
 
 def write(generator, run, out, wanted, draw):
@@ -68,13 +74,14 @@ def write(generator, run, out, wanted, draw):
     if out.exists():
         raise runs.RunError(f"{out} is there already: move it away, or name another --out")
     parts = out.with_name(f"{out.name}.parts")
+    report = read_report(run)
     begin(parts, {**wanted, "models": models_of(run)})
     suspicious = copies_of(generator) if wanted["reject_copies"] else lambda images: 0.0
     for case in tqdm(range(1, people + 1), desc=out.name, unit="person", disable=None):
         if not fact_file(parts, case).exists():
             draw_person(generator, parts, case, wanted, draw, suspicious)
     facts = [runs.load_json(fact_file(parts, case)) for case in range(1, people + 1)]
-    written = provenance(run, generator, wanted, facts, people * depth)
+    written = provenance(run, generator, wanted, facts, people * depth, report)
     (join_zip if out.suffix == ".zip" else join_volumes)(out, parts, facts, written)
     shutil.rmtree(parts)
     return written
@@ -256,9 +263,21 @@ def join_volumes(out, parts, facts, written):
     home.rename(out)
 
 
-def provenance(run, generator, wanted, facts, slices):
+def read_report(run):
+    """What the run's report found, {} without one.
+
+    Raises:
+        RunError: if it is damaged, which is to be known before people are drawn.
+    """
+    report = runs.load_json(run / "report.json") or {}
+    if said := shapes.problems(report, REPORT, "report.json"):
+        raise runs.RunError(f"{run}: {said[0]}: remove it, or let `python evaluate.py --run {run.name}` write it anew")
+    return report
+
+
+def provenance(run, generator, wanted, facts, slices, report):
     """Where a data set comes from: the run, what it was trained on, how it was drawn, what its report found."""
-    report, data, people = runs.load_json(run / "report.json") or {}, generator.record["data"], len(facts)
+    data, people = generator.record["data"], len(facts)
     samples, copies = report.get("distribution", {}).get("samples", {}), report.get("copies", {})
     met = {name: samples[name] for name in MET if name in samples}
     met |= {f"share of copies by {kind}": copies[kind]["rate"] for kind in ("pixels", "features") if kind in copies}

@@ -71,9 +71,9 @@ def resolve(flags):
     given = {word: value for word, value in vars(flags).items() if value is not None}
     schema.check_command(given)
     run = folder_of(flags)
-    base = None if flags.preset else schema.recorded(run)
+    base = None if flags.preset else records.settings_of(run)
     base = presets.of(flags.preset or "phantom") if base is None else base
-    if made := runs.load_json(run / "autoencoder.json"):  # what was found when training began stays so
+    if made := records.read(run, "autoencoder"):  # what was found when training began stays so
         found = {key: made["settings"]["autoencoder"].get(key) for key in ("crop_box", "kl_cycle_steps")}
         base = schema.merged(base, {"autoencoder": found})
     if flags.data and len(flags.data) == 1:

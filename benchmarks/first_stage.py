@@ -28,7 +28,7 @@ import modules
 from ldm import batches
 from ldm.drawing import charts
 from ldm.judging import metrics
-from ldm.training import callbacks, distribution, losses, runs
+from ldm.training import callbacks, distribution, losses, records, runs
 
 HERE = Path(__file__).parent
 
@@ -87,8 +87,7 @@ def through(autoencoder, images, z, label):
 
 def run_row(run, source):
     """One trained run: what it is, what it cost, how good it is."""
-    autoencoder = runs.load_model(run / "autoencoder.keras")
-    about = runs.load_json(run / "autoencoder.json")
+    autoencoder, about = records.load(run, "autoencoder")
     history = runs.read_history(run / "autoencoder.csv")
     real, z, label = split_of(source, "test", autoencoder.image_size)
     bits = getattr(autoencoder, "bits_per_slice", None)
@@ -150,11 +149,11 @@ def table(flags):
     """Scores of runs, trivial predictors beside them, and the rate/quality curve."""
     distribution.set_precision("auto")
     folders = [runs.folder(name) for name in flags.runs]
-    about = runs.load_json(folders[0] / "autoencoder.json")
+    about = records.of(folders[0], "autoencoder")
     source = dataset.open_recorded(about, flags.data)
     rows = kept_rows(flags.keep, source)
     for run in folders:
-        if runs.load_json(run / "autoencoder.json")["data"]["splits"] != about["data"]["splits"]:
+        if records.of(run, "autoencoder")["data"]["splits"] != about["data"]["splits"]:
             sys.exit(f"{run} was trained on other people than {folders[0]}: give runs of the same data and --seed")
         rows[run.name] = run_row(run, source)
     if flags.keep:

@@ -26,7 +26,7 @@ from conditions import drawn_conditions
 from generator import Generator
 from ldm import files
 from ldm.judging import metrics
-from ldm.training import runs
+from ldm.training import records, runs
 
 MOST_BYTES, LEAST_PSNR = 12 * 10**6, 40.0
 COPIED = ("autoencoder.json", "diffusion.json", "report.json", "report.html", "model_card.md")
@@ -68,7 +68,7 @@ def halved(data):
 
 def ship(run, out):
     """Write the folder; returns {name: number} of what it is."""
-    record = runs.load_json(run / "diffusion.json")
+    record = records.read(run, "diffusion")
     if record is None or record["settings"]["data"] is not None:
         raise runs.RunError(
             f"{run} was not trained on the phantoms of `python train.py`: nobody else's data is shipped"

@@ -13,6 +13,7 @@ Beside them, on the ground floor, what every wing uses:
     batches     many slices, some at a time
     tissue      the classes of a mask
     cropping    the part of the pictures that the networks see
+    shapes      what must stand in a JSON file
     later       libraries that take seconds to import, imported when they are first used
 
 A wing imports nothing of another one, and no circle is allowed (`tests/test_arrows.py`). `diffusion` and `nets` are

@@ -14,6 +14,7 @@ GROUND = {
     "ldm.batches",
     "ldm.tissue",
     "ldm.cropping",
+    "ldm.shapes",
     "ldm.later",
 }  # rooms that every other one may import
 
@@ -47,7 +48,8 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "features": {"dataset", "ldm.data.pixels"}
     | {f"ldm.training.{room}" for room in ("distribution", "losses", "optimizers", "runs")}
     | wing("nets"),
-    "generator": {"modules", "ldm.training.runs", "ldm.data.masks", "ldm.data.latents"} | wing("diffusion"),
+    "generator": {"modules", "ldm.training.runs", "ldm.training.records", "ldm.data.masks", "ldm.data.latents"}
+    | wing("diffusion"),
     "conditions": {"dataset", "ldm.data.table", "ldm.training.runs"},
     "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
     | wing("diffusion"),
@@ -58,15 +60,16 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
     "plans": {"dataset", "stages", "ldm.data.latents"} | wing("training"),
     "study": {"dataset", "modules", "features", "generator", "ldm.data.phantom", "ldm.data.latents"}
-    | {"ldm.training.runs", "ldm.data.repeats"}
-    | {"ldm.judging.measures", "ldm.judging.metrics", "ldm.judging.planes", "ldm.diffusion.samplers"},
+    | {"ldm.training.runs", "ldm.training.records", "ldm.data.repeats"}
+    | {f"ldm.judging.{room}" for room in ("audit", "measures", "metrics", "planes")}
+    | {"ldm.diffusion.samplers"},
     "synthetic": {"dataset", "conditions", "ldm.data.volumes", "ldm.drawing.figures", "ldm.training.runs"}
     | {"ldm.judging.audit", "ldm.judging.metrics"},
     "command": set(),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
     "app": {"command", "dataset", "generator", "page", "ldm.training.runs", "ldm.training.distribution"},
     "evaluate": {"command", "dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}
-    | {"ldm.training.runs", "ldm.training.distribution"}
+    | {"ldm.training.runs", "ldm.training.records", "ldm.training.distribution"}
     | {"ldm.judging.planes", "ldm.judging.schema", "ldm.judging.quiz", "ldm.drawing.comparison", "ldm.drawing.quiz"},
 }
 

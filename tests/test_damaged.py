@@ -1,17 +1,21 @@
 """Files of a run that are damaged, or another's: one sentence that names the file and the way out, nothing executed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import small_records
 
+import evaluate
+import modules  # noqa: F401  (registers the classes that a .keras file names)
 import predict
 from ldm.data import latents
 from ldm.data.archive import DataError
-from ldm.training import runs
+from ldm.training import records, runs
 
 OLD = Path(__file__).parent / "old_runs"
 RUN = OLD / "vqvae"
@@ -95,13 +99,121 @@ RECORDS = ["[1, 2]", "null", "3", '"words"', "{}", '{"settings": {}}', '{"settin
 def test_a_record_of_the_wrong_kind_is_one_sentence(content, tmp_path):
     path = tmp_path / "autoencoder.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
-    assert "give a new run a name with --run" in refusal(runs.RunError, path, lambda: runs.load_json(path))
+    assert "give a new run a name with --run" in refusal(
+        runs.RunError, path, lambda: records.read(tmp_path, "autoencoder")
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_is_one_sentence(damage, tmp_path):
     path = damaged(tmp_path / "diffusion.json", RUN / "diffusion.json", damage)
-    refusal(runs.RunError, path, lambda: runs.load_json(path))
+    refusal(runs.RunError, path, lambda: records.read(tmp_path, "diffusion"))
+
+
+WRONG = {  # place in a record -> what no stage wrote down there
+    "stage": ["prior", 3],
+    "finished": ["no", None, 1],
+    "epochs": [-1, "x", [1], float("inf")],
+    "versions": [3],
+    "settings.image_size": ["big", 0, 32.0, None],
+    "settings.first_stage": ["another", ...],
+    "settings.seed": [-1, "x", float("nan")],
+    "settings.data": [3],
+    "settings.diffusion": [None, [1]],
+    "settings.diffusion.width": [-1, float("inf")],
+    "settings.autoencoder.crop_box": [[1, 2], [0, 0, 99, 8], [0, 0, 0, 0], "box"],
+    "data.source": [None],
+    "data.z": [["a", "b"], [5], 3, None, [9, 3], [0, 10**15], [-5, 3], [0, float("nan")], ...],
+    "data.labels": [3, [1, 2], "AD", None, ["NC", "AD"], ["AD", "AD"], ...],
+    "data.splits": [[], {"train": 3}, None, ...],
+    "data.splits.train.cases": [3, [1]],
+    "data.columns": [[1], {"age": 3}, {"age": {"kind": "other"}}, {"age": {"kind": "number", "mean": 0.0}}],
+    "data.columns.age.std": [0, "x", float("nan")],
+}
+
+
+def with_value(content, place, value):
+    """A record that has another value in a place, or, with ..., no such key."""
+    content = json.loads(json.dumps(content))
+    *way, last = place.split(".")
+    inner = content
+    for name in way:
+        inner = inner[name]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return content
+
+
+@pytest.mark.parametrize("place", WRONG)
+def test_a_record_with_a_value_that_no_stage_wrote_is_one_sentence(place, tmp_path):
+    path, content = tmp_path / "diffusion.json", json.loads((RUN / "diffusion.json").read_text())
+    for value in WRONG[place]:
+        path.write_text(json.dumps(with_value(content, place, value)))
+        refusal(runs.RunError, path, lambda: records.read(tmp_path, "diffusion"))
+
+
+def test_records_of_two_runs_are_told_apart(tmp_path):
+    """By what every stage of a run sees: people, slices, and the shape of latents."""
+    small_records.write_record(tmp_path, "autoencoder")
+    small_records.write_record(tmp_path, "diffusion", data={"labels": []})  # it may be told other labels
+    assert list(records.all_of(tmp_path)) == ["autoencoder", "diffusion"]
+    for settings, data in ({}, {"z": [0, 99]}), ({}, {"splits": {}}), ({"image_size": 64}, {}):
+        splits = {"splits": small_records.manifest()["splits"] | {"test": {"people": 0, "images": 0, "cases": []}}}
+        small_records.write_record(tmp_path, "diffusion", settings, splits if "splits" in data else data)
+        with pytest.raises(runs.RunError, match=r"autoencoder.json and diffusion.json tell of other people, slices"):
+            records.all_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "place", "value", "said"),
+    [
+        ("autoencoder", "settings.first_stage", "vae", "as its kind, and autoencoder.json says vae"),
+        ("autoencoder", "settings.autoencoder.codes_per_latent", 1, "as its shape of latents"),
+        ("diffusion", "data.labels", ["AD"], "2 as its number of labels, and diffusion.json says 1"),
+        ("diffusion", "data.columns", {}, "as its columns"),
+        ("diffusion", "settings.autoencoder.crop_box", None, "as its shape of what is denoised"),
+        ("prior", "data.labels", [], "as its number of labels"),
+    ],
+)
+def test_a_model_and_the_record_of_another_run_are_told_apart(stage, place, value, said, tmp_path):
+    for name in (f"{stage}.keras", f"{stage}.json"):
+        shutil.copy(RUN / name, tmp_path)
+    records.load(tmp_path, stage)
+    content = records.read(RUN, stage)
+    (tmp_path / f"{stage}.json").write_text(json.dumps(with_value(content, place, value)))
+    with pytest.raises(runs.RunError, match=re.escape(said)):
+        records.load(tmp_path, stage)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_one_sentence(value, tmp_path):
+    model = tiny()
+    model.layers[0].bias.assign([value])
+    model.save(path := tmp_path / "features_0.keras")
+    assert "are no numbers" in refusal(runs.RunError, path, lambda: runs.load_model(path))
+    model.save_weights(path := tmp_path / "diffusion.last.weights.h5")
+    assert "are no numbers" in refusal(runs.RunError, path, lambda: runs.resume(tiny(), tmp_path, "diffusion", 5))
+
+
+@pytest.mark.parametrize("content", [b"epoch,\xe9\n0,1\n", b"epoch,loss\n0," + b"9" * 200_000], ids=["latin", "long"])
+def test_a_history_that_is_no_text_is_one_sentence(content, tmp_path):
+    path = tmp_path / "diffusion.csv"
+    path.write_bytes(content)
+    assert "remove it, and curves" in refusal(runs.RunError, path, lambda: runs.read_history(path))
+    path.write_text("epoch,loss\nnan,1\ninf,1\n2,1\n")
+    assert [row["epoch"] for row in runs.read_history(path)] == [2]
+
+
+@pytest.mark.parametrize("sheet", [3, {}, [3], [{"size": 8}], [{"size": "x", "drawn": "left", "z": 1}]])
+def test_a_damaged_answer_sheet_is_one_sentence(sheet, tmp_path, capsys):
+    path, answers = tmp_path / "quiz_sheet.json", tmp_path / "answers.json"
+    path.write_text(json.dumps({"quiz": "a", "sheet": sheet}))
+    answers.write_text(json.dumps({"quiz": "a", "answers": {"0": "left"}}))
+    assert evaluate.main(["score", str(answers), "--sheet", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{path} is no answer sheet" in said
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -129,9 +241,10 @@ def arrays(**others):
         {"case": np.array(["a"] * 4)},
         {"label": np.array([None] * 4)},  # pickled: reading it would execute what it says
         {"latents": np.zeros((4, 2, 2, 3))},
+        {"latents": np.full((1, 4, 2, 2, 3), np.nan, "float16")},
         {"case": np.zeros((4, 2), "int32")},
     ],
-    ids=["missing", "too few", "a number", "words", "pickled", "without views", "two numbers for one"],
+    ids=["missing", "too few", "a number", "words", "pickled", "without views", "no numbers", "two numbers for one"],
 )
 def test_latents_whose_arrays_do_not_belong_together_are_one_sentence(others, tmp_path):
     path = tmp_path / "train.npz"
@@ -149,7 +262,7 @@ def test_whole_files_are_read(tmp_path):
     """What the refusals above must not refuse."""
     np.savez(tmp_path / "train.npz", **arrays())
     assert latents.make_dataset(tmp_path / "train.npz", 2, True).element_spec["image"].shape == (2, 2, 2, 3)
-    assert json.loads((RUN / "diffusion.json").read_text()).keys() == runs.load_json(RUN / "diffusion.json").keys()
+    assert json.loads((RUN / "diffusion.json").read_text()).keys() == records.read(RUN, "diffusion").keys()
 
 
 def test_a_first_stage_without_its_record_is_refused(tmp_path, capsys):

@@ -3,7 +3,6 @@
 Most tests draw with a model whose answer is a formula; the tiny runs of `tests/old_runs` stand for real ones.
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -438,6 +437,6 @@ def test_a_run_is_known_by_its_record(latent, tmp_path):
     (tmp_path / "diffusion.keras").write_bytes((OLD / "vqvae" / "diffusion.keras").read_bytes())
     with pytest.raises(runs.RunError, match=r"diffusion\.json is not there: run `python train.py diffusion"):
         Generator(tmp_path)
-    (tmp_path / "diffusion.json").write_text(json.dumps({"settings": {"first_stage": "vqvae"}, "data": {}}))
+    (tmp_path / "diffusion.json").write_bytes((OLD / "vqvae" / "diffusion.json").read_bytes())
     with pytest.raises(runs.RunError, match="python train.py autoencoder"):
         Generator(tmp_path)

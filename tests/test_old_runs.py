@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import modules  # noqa: F401  (registers the classes that a .keras file names)
-from ldm.training import old_runs, runs
+from ldm.training import old_runs, records, runs
 
 OLD = Path(__file__).parent / "old_runs"
 
@@ -47,8 +47,8 @@ def test_a_prior_of_before_answers_as_it_did():
 
 
 def test_settings_of_before_have_todays_names():
-    settings = runs.load_json(OLD / "vqvae" / "diffusion.json")["settings"]
-    assert settings["autoencoder"]["crop_box"] == [4, 4, 24, 24] and "window" not in settings["autoencoder"]
+    settings = records.read(OLD / "vqvae", "diffusion")["settings"]
+    assert settings["autoencoder"]["crop_box"] == (4, 4, 24, 24) and "window" not in settings["autoencoder"]
 
 
 def test_a_file_of_today_is_left_alone(tmp_path):

@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import nibabel
 import numpy as np
 import pytest
+import small_records
 
 import conditions as room
 import dataset
@@ -18,7 +19,7 @@ from ldm import tissue as tissue_classes
 from ldm.data import phantom
 from ldm.diffusion import samplers
 from ldm.drawing import figures
-from ldm.training import runs
+from ldm.training import records, runs
 
 OLD = Path(__file__).parent / "old_runs"
 
@@ -452,11 +453,11 @@ def test_what_lies_between_two_noises_has_one_label_and_one_slice_index(home, tm
 def test_a_prior_is_told_the_labels_that_it_was_trained_with(monkeypatch, tmp_path):
     """The first stage may have been trained before there were labels."""
     for stage, labels in (("autoencoder", []), ("prior", ["AD", "NC"])):
-        (tmp_path / f"{stage}.json").write_text(json.dumps({"settings": {}, "data": {"labels": labels, "z": [0, 3]}}))
+        small_records.write_record(tmp_path, stage, data={"labels": labels})
     told = {}
     stage = SimpleNamespace(decode=lambda x, known: np.zeros((len(x), 8, 8, 1), "float32"), names_tissues=False)
-    monkeypatch.setattr(predict.runs, "load_first_stage", lambda run: None)
-    monkeypatch.setattr(predict.runs, "load_model", lambda path: path)
+    monkeypatch.setattr(predict.records, "load_first_stage", lambda run: None)
+    monkeypatch.setattr(predict.records, "load", lambda run, stage: (stage, records.of(run, stage)))
     monkeypatch.setattr(predict, "FirstStage", lambda model: stage)
     monkeypatch.setattr(
         predict, "prior_latents", lambda *words, **options: told.update(known=words[3], **options) or np.zeros((2, 4))
@@ -465,7 +466,7 @@ def test_a_prior_is_told_the_labels_that_it_was_trained_with(monkeypatch, tmp_pa
     _, values = predict_flags.parse([*line.split(), str(tmp_path)])
     predict.prior(tmp_path, **predict_flags.arguments(predict.prior, values))
     np.testing.assert_array_equal(told["known"]["label"], [1, 1])
-    assert told["prior"] == tmp_path / "prior.keras" and told["top_k"] == 7 and told["temperature"] == 0.5
+    assert told["prior"] == "prior" and told["top_k"] == 7 and told["temperature"] == 0.5
 
 
 def test_what_needs_a_first_stage_is_refused_in_pixels(home, capsys):

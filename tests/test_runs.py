@@ -15,13 +15,14 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import small_records
 import tensorflow as tf
 import tiny_models
 
 import dataset
 import modules
 from ldm import files
-from ldm.training import distribution, runs
+from ldm.training import distribution, records, runs
 from ldm.training.callbacks import Checkpoint, History
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,14 +240,14 @@ def test_a_history_is_read_whatever_interrupted_runs_leave_behind(tmp_path):
 def test_a_first_stage_still_in_training_is_not_for_use(tmp_path):
     model = modules.VQVAE(16, width=8)
     model.save(tmp_path / "autoencoder.keras")
-    record = {"settings": {}, "data": {}}
-    for stored in (None, {**record, "finished": False}):
-        if stored is not None:
-            runs.save_json(tmp_path / "autoencoder.json", stored)
+    with pytest.raises(runs.RunError, match="autoencoder.json is not there"):
+        records.load_first_stage(tmp_path)
+    for finished in ({}, {"finished": False}):
+        small_records.write_record(tmp_path, "autoencoder", {"image_size": 16}, **finished)
         with pytest.raises(runs.RunError, match="still in training"):
-            runs.load_first_stage(tmp_path)
-    runs.save_json(tmp_path / "autoencoder.json", {**record, "finished": True})
-    assert isinstance(runs.load_first_stage(tmp_path), modules.VQVAE)
+            records.load_first_stage(tmp_path)
+    small_records.write_record(tmp_path, "autoencoder", {"image_size": 16}, finished=True)
+    assert isinstance(records.load_first_stage(tmp_path), modules.VQVAE)
 
 
 def test_a_run_without_checkpoint_starts_at_0_with_an_empty_history(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 import pytest
+import small_records
 
 import modules
 import stages
@@ -271,7 +272,7 @@ def test_labels_count_where_a_stage_is_told_them():
 )
 def test_a_run_is_not_gone_on_with_under_other_settings(stage, over, named, tmp_path):
     before, now = schema.defaults(), schema.merged(schema.defaults(), over)
-    (tmp_path / f"{stage}.json").write_text(json.dumps({"settings": before, "data": {}}))
+    small_records.write_record(tmp_path, stage, before)
     records.refuse_change(tmp_path, stage, before)
     with pytest.raises(runs.RunError, match=f"its {stage} stage was begun with {named}: .* --run"):
         records.refuse_change(tmp_path, stage, now)
@@ -285,7 +286,7 @@ def test_a_run_of_before_is_gone_on_with(run):
     flags = argparse.Namespace(**vars(train.parser().parse_args(["--run", str(folder), "--epochs", "1"])))
     flags.stage = "diffusion" if run == "pixels" else "autoencoder"
     _, _, settings = train.resolve(flags)
-    stored = {path.stem: runs.load_json(path)["settings"] for path in folder.glob("*.json")}
+    stored = {path.stem: records.read(folder, path.stem)["settings"] for path in folder.glob("*.json")}
     own = {stage: values[stage] for stage, values in stored.items()}
     since = {  # options that there were not, at their defaults
         **{"person": None, "contrast": None, "init_from": None, "minutes": None},
@@ -309,15 +310,15 @@ def test_each_stage_knows_best_what_it_was_made_with(tmp_path):
     for stage, epochs, views in (("autoencoder", 5, 1), ("latents", 6, 2), ("diffusion", 7, 3)):
         group = {"epochs": epochs}
         stored = {"seed": epochs, "autoencoder": group, "latents": {"views": views}, "diffusion": group}
-        (tmp_path / f"{stage}.json").write_text(json.dumps({"settings": stored, "data": {}}))
-    settings = schema.recorded(tmp_path)
+        small_records.write_record(tmp_path, stage, stored)
+    settings = records.settings_of(tmp_path)
     assert [settings[stage]["epochs"] for stage in ("autoencoder", "diffusion", "prior")] == [5, 7, 20]
     assert settings["latents"]["views"] == 2 and settings["seed"] == 7
 
 
 def test_what_another_version_wrote_down_besides_is_left_out(tmp_path):
     stored = {"seed": 3, "shelf": 1, "diffusion": {"epochs": 2, "shelf": 1}}
-    (tmp_path / "diffusion.json").write_text(json.dumps({"settings": stored, "data": {}}))
-    settings = schema.recorded(tmp_path)
+    small_records.write_record(tmp_path, "diffusion", stored)
+    settings = records.settings_of(tmp_path)
     assert settings == schema.merged(schema.defaults(), {"seed": 3, "diffusion": {"epochs": 2}})
-    assert schema.recorded(tmp_path / "nothing") is None
+    assert records.settings_of(tmp_path / "nothing") is None

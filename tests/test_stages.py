@@ -14,7 +14,7 @@ import stages
 from ldm import tissue
 from ldm.data import pixels
 from ldm.data.masks import tissue_fractions
-from ldm.training import callbacks, presets, runs
+from ldm.training import callbacks, presets, records, runs
 from ldm.training import settings as schema
 
 OLD = Path(__file__).parent / "old_runs"
@@ -39,7 +39,7 @@ def first():
 
 @pytest.fixture(scope="module")
 def settings():
-    stored = schema.merged(schema.defaults(), runs.load_json(OLD / "vqvae" / "latents.json")["settings"])
+    stored = records.of(OLD / "vqvae", "latents")["settings"]
     diffusion = {"condition_on_mask": True, "conditions": ["age"], "batch_size": 12}
     return schema.merged(stored, {"latents": {"views": VIEWS}, "diffusion": diffusion, "seed": 3})
 

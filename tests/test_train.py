@@ -3,13 +3,13 @@ is, by preset, record and flags; exit statuses.
 """
 
 import functools
-import json
 import shutil
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_records
 
 import dataset
 import stages
@@ -127,21 +127,21 @@ def test_a_finished_run_refuses_other_people(tmp_path, phantoms, capsys):
 
 
 def test_a_stage_is_not_gone_on_with_under_another_table_of_people(tmp_path):
-    manifest, age = {"splits": {}}, {"age": {"kind": "number", "mean": 70.0, "std": 10.0}}
+    manifest, age = small_records.manifest(), {"age": {"kind": "number", "mean": 70.0, "std": 10.0}}
     for columns in (age, age):  # begun, and gone on with
         records.write(tmp_path, "diffusion", schema.defaults(), manifest, columns=columns)
-    stored = runs.load_json(tmp_path / "diffusion.json")
-    assert stored["data"] == {"splits": {}, "columns": age} and stored["stage"] == "diffusion"
+    stored = records.read(tmp_path, "diffusion")
+    assert stored["data"] == {**manifest, "columns": age} and stored["stage"] == "diffusion"
     with pytest.raises(runs.RunError, match="another table of people"):
         records.write(tmp_path, "diffusion", schema.defaults(), manifest, columns={"age": {**age["age"], "mean": 60.0}})
-    assert runs.load_json(tmp_path / "diffusion.json") == stored
+    assert records.read(tmp_path, "diffusion") == stored
 
 
 def test_what_was_found_when_training_began_stays_so(tmp_path):
     argv = ["--run", str(tmp_path), "--preset", "64-f8", "--autoencoder", "vae"]
     found = {"kl_cycle_steps": 70, "crop_box": [0, 0, 48, 48]}
     settings = schema.merged(resolved(*argv), {"autoencoder": found})
-    (tmp_path / "autoencoder.json").write_text(json.dumps({"settings": settings, "data": {}}))
+    small_records.write_record(tmp_path, "autoencoder", settings)
     resumed = resolved(*argv, "--epochs", 99)
     assert resumed["autoencoder"]["kl_cycle_steps"] == 70 and resumed["autoencoder"]["crop_box"] == (0, 0, 48, 48)
 
@@ -155,8 +155,8 @@ def test_a_run_refuses_to_become_another(tmp_path, phantoms, capsys):
     run = tmp_path / "run"
     settings = resolved("--run", run, "--image-size", 32, "--data", phantoms)
     run.mkdir()
-    stored = json.dumps({"settings": settings, "data": {}})
-    (run / "autoencoder.json").write_text(stored)
+    small_records.write_record(run, "autoencoder", settings)
+    stored = (run / "autoencoder.json").read_text()
     said = refusal(train.main, ["--run", str(run), "--num-codes", "7"], capsys)
     assert "--num-codes 1024, not 7" in said and "--run" in said
     assert (run / "autoencoder.json").read_text() == stored
@@ -167,29 +167,26 @@ def test_a_finished_first_stage_is_not_trained_further_under_its_diffusion_model
     argv = ["--run", str(run), "--image-size", "32", "--data", phantoms]
     settings = resolved(*argv)
     run.mkdir()
-    stored = {"settings": settings, "data": {}, "finished": True, "epochs": settings["autoencoder"]["epochs"]}
-    (run / "autoencoder.json").write_text(json.dumps(stored))
+    epochs = settings["autoencoder"]["epochs"]
+    small_records.write_record(run, "autoencoder", settings, finished=True, epochs=epochs)
     more = ["autoencoder", *argv, "--epochs", "99"]
     resolved(*more)  # nothing stands on it yet
     for stage in ("diffusion", "prior"):
-        (run / f"{stage}.json").write_text(json.dumps({"settings": settings, "data": {}}))
+        small_records.write_record(run, stage, settings)
         assert f"would change the latents under its {stage}" in refusal(train.main, more, capsys)
         (run / f"{stage}.json").unlink()
     resolved("diffusion", *argv, "--epochs", 99)
 
 
 def test_latents_are_those_of_the_first_stage_as_it_is(tmp_path):
-    first = {"epochs": 5, "finished": True, "settings": {}, "data": {}}
-    (tmp_path / "autoencoder.json").write_text(json.dumps(first))
+    small_records.write_record(tmp_path, "autoencoder", epochs=5, finished=True)
     (tmp_path / "latents").mkdir()
     for split in ("train", "validate"):
         (tmp_path / "latents" / f"{split}.npz").touch()
     for epochs, labels, finished in ((5, None, True), (4, None, False), (5, "other.csv", False)):
-        stored = {"epochs": epochs, "finished": True, "settings": {"labels": labels}, "data": {}}
-        (tmp_path / "latents.json").write_text(json.dumps(stored))
+        small_records.write_record(tmp_path, "latents", {"labels": labels}, epochs=epochs, finished=True)
         assert records.is_finished(tmp_path, "latents", {"labels": None}) == finished
-    stored["settings"]["labels"] = None
-    (tmp_path / "latents.json").write_text(json.dumps(stored))
+    small_records.write_record(tmp_path, "latents", epochs=5, finished=True)
     assert records.is_finished(tmp_path, "latents", {"labels": None})
     (tmp_path / "latents" / "train.npz").unlink()  # as one does with a damaged file
     assert not records.is_finished(tmp_path, "latents", {"labels": None})
@@ -203,7 +200,7 @@ def test_settings_come_from_preset_then_run_then_flags(tmp_path):
     only = settings("autoencoder", "--preset", "256-f8", "--epochs", "3")
     assert only["autoencoder"]["epochs"] == 3 and only["diffusion"]["epochs"] == preset["diffusion"]["epochs"]
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": only, "data": {}}))
+    small_records.write_record(tmp_path / "run", "autoencoder", only)
     assert settings("latents")["autoencoder"]["epochs"] == 3
     assert settings("latents", "--views", "3")["latents"]["views"] == 3
 
@@ -269,7 +266,7 @@ def test_without_a_preset_the_archive_decides_and_it_is_said_in_one_line(tmp_pat
 def test_a_run_that_is_gone_on_with_keeps_its_preset(tmp_path, capsys, phantoms):
     settings = resolved("--run", tmp_path / "run", "--preset", "256-f8")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "autoencoder.json").write_text(json.dumps({"settings": settings, "data": {}}))
+    small_records.write_record(tmp_path / "run", "autoencoder", settings)
     flags = train.parser().parse_args(["--run", str(tmp_path / "run"), "--data", str(phantoms)])
     assert train.chosen_preset(flags) is None and flags.preset is None
 
@@ -322,7 +319,7 @@ def test_the_crop_box_of_a_run_is_found_once_and_kept(tmp_path, phantoms):
     steps = -(-len(source.select("train")) // settings["autoencoder"]["batch_size"])
     assert found["kl_cycle_steps"] == settings["autoencoder"]["epochs"] * steps // 2
     kept = schema.merged(settings, {"autoencoder": {"crop_box": [1, 2, 32, 24], "kl_cycle_steps": 7}})
-    (tmp_path / "autoencoder.json").write_text(json.dumps({"settings": kept, "data": {}}))
+    small_records.write_record(tmp_path, "autoencoder", kept)
     again = resolved(*argv)
     assert stages.with_found(again, source) == again == kept and schema.latent_shape(again) == (8, 6, 8)
     with pytest.raises(runs.RunError, match="--multipliers with 3 levels do not fit 8x6"):
@@ -408,22 +405,27 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
     with pytest.raises(runs.RunError, match="train.py latents"):
         stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
     (tmp_path / "latents").mkdir()
-    record = {"finished": True, "settings": {}, "data": {}}
-    for stage, epochs in (("autoencoder", 5), ("latents", 5)):
-        (tmp_path / f"{stage}.json").write_text(json.dumps({**record, "epochs": epochs}))
+    for stage in ("autoencoder", "latents"):
+        small_records.write_record(tmp_path, stage, finished=True, epochs=5)
 
     def write(**more):
         for split in ("train", "validate"):
-            label = source.label[source.select(split)]
-            np.savez(tmp_path / "latents" / f"{split}.npz", **{"label": label, **more})
+            own = {name: getattr(source, name)[source.select(split)] for name in ("z", "label", "case")}
+            np.savez(tmp_path / "latents" / f"{split}.npz", **own | more)
 
-    for more, needed, times in (({}, (), 0), ({}, ("mask",), 1), ({"mask": 0}, ("mask",), 0), ({"label": 0}, (), 1)):
+    for more, needed, times in (
+        ({}, (), 0),
+        ({}, ("mask",), 1),
+        ({"mask": 0}, ("mask",), 0),
+        ({"label": 0}, (), 1),
+        ({"z": 0}, (), 1),
+    ):
         write(**more)
         encoded.clear()
         stages.renew_latents(tmp_path, {}, source, {}, strategy, needed)
         assert len(encoded) == times, (more, needed)
     write()
-    (tmp_path / "autoencoder.json").write_text(json.dumps({**record, "epochs": 6}))
+    small_records.write_record(tmp_path, "autoencoder", finished=True, epochs=6)
     stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
     assert len(encoded) == 2  # once above, and once because the first stage has been trained further
 
@@ -439,9 +441,9 @@ def test_a_run_is_trained_and_then_found_finished(tmp_path, phantoms, capsys, mo
     run = tmp_path / "run"
     argv = ["--data", phantoms, "--run", str(run), *TINY, *SHORT]
     assert train.main(argv) == 0 and len(asked) == 1
-    stored = runs.load_json(run / "diffusion.json")
+    stored = records.read(run, "diffusion")
     assert stored["finished"] and stored["epochs"] == 1 and stored["data"]["source"] == phantoms
-    assert schema.frozen(stored["settings"]) == resolved(*argv)  # and nothing else is left undone
+    assert stored["settings"] == resolved(*argv)  # and nothing else is left undone
     names = "diffusion.csv diffusion.json diffusion.keras diffusion.last.weights.h5 diffusion.png logs pictures".split()
     assert sorted(path.name for path in run.iterdir()) == [".lock", *names]
     assert (run / "pictures" / "diffusion_epoch_001.png").stat().st_size > 0

@@ -102,6 +102,8 @@ def read(path, *names):
             views = VIEWED.get(name, 0)
             if array.dtype.kind not in "iuf" or array.ndim != (views or 1) or array.shape[views > 0] != count:
                 raise ValueError(f"its {name} are of shape {array.shape} and type {array.dtype}")
+            if not large and array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"its {name} are no numbers")
     return arrays
 
 

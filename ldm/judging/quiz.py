@@ -16,6 +16,7 @@ stats = Later("scipy.stats")
 
 PAIRS = 40  # at each size
 SIDES = ("left", "right")
+SHEET = {"quiz": str, "sheet": [{"size": int, "drawn": str, "z": int}], str: object}  # of a file, see `ldm.shapes`
 
 
 def sizes(side):

@@ -1,19 +1,16 @@
 """What stands in `report.json`, and how its numbers of two runs are compared.
 
-    SHAPE        which keys there are, and what is under each
-    problems     what is not as SHAPE says
-    difference   one number of two runs, as well as it is known for people whom both were read against
-
-A shape is one of: NUMBER, int, str, bool, or object for anything; [shape] for a list; (shape, shape) for a list of two;
-{name: shape} for names that are fixed, of which one that ends in "?" may be missing; {str: shape} for any names.
+SHAPE        which keys there are, and what is under each, as `ldm.shapes` has it
+problems     what is not as SHAPE says
+difference   one number of two runs, as well as it is known for people whom both were read against
 """
-
-from numbers import Real
 
 import numpy as np
 
+from ldm import shapes
+from ldm.shapes import NUMBER
+
 FORMAT = 1  # goes up when numbers of another version can no longer be compared
-NUMBER = float  # None and NaN, which were not measured, are numbers too
 RATE = {"threshold": NUMBER, "rate": NUMBER, "interval": (NUMBER, NUMBER), "expected": NUMBER, "samples": int}
 PER_PERSON = {"value": NUMBER, "error": NUMBER, "left out": bool, "people": {str: NUMBER}}
 SHAPE = {
@@ -65,31 +62,9 @@ SHAPE = {
 }
 
 
-def problems(facts, shape=SHAPE, where="report.json"):
-    """Sentences on what in `facts`, as they come out of a JSON file, has not the shape; none where all is well."""
-    if shape is NUMBER:
-        fits = facts is None or isinstance(facts, Real) and not isinstance(facts, bool)
-        return [] if fits else [f"{where} is no number"]
-    if isinstance(shape, type):
-        fits = isinstance(facts, shape) and (shape is not int or not isinstance(facts, bool))
-        return [] if fits else [f"{where} is no {shape.__name__}"]
-    if isinstance(shape, list | tuple):
-        if not isinstance(facts, list | tuple):
-            return [f"{where} is no list"]
-        if isinstance(shape, tuple) and len(facts) != len(shape):
-            return [f"{where} has {len(facts)} values, not {len(shape)}"]
-        each = shape if isinstance(shape, tuple) else shape * len(facts)
-        return [
-            said for i, (a, b) in enumerate(zip(facts, each, strict=True)) for said in problems(a, b, f"{where}[{i}]")
-        ]
-    if not isinstance(facts, dict):
-        return [f"{where} is no mapping"]
-    if str in shape:
-        return [said for name, value in facts.items() for said in problems(value, shape[str], f"{where}: {name}")]
-    known = {name.removesuffix("?"): part for name, part in shape.items()}
-    said = [f"{where} lacks {name}" for name in shape if name[-1] != "?" and name not in facts]
-    said += [f"{where} has {name}, which nothing should have" for name in facts if name not in known]
-    return said + [s for name in facts if name in known for s in problems(facts[name], known[name], f"{where}: {name}")]
+def problems(facts):
+    """Sentences on what in `facts`, as they come out of a JSON file, is not as SHAPE says; none where all is well."""
+    return shapes.problems(facts, SHAPE, "report.json")
 
 
 def difference(one, other):

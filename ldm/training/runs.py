@@ -19,10 +19,13 @@ import contextlib
 import csv
 import errno
 import json
+import math
 import os
 import platform
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 from ldm import files
 from ldm.later import keras
@@ -39,6 +42,7 @@ TENSORFLOW_SAYS = {  # of files
     "FailedPreconditionError": errno.ENOTDIR,
     "NotFoundError": errno.ENOENT,
 }
+NO_HISTORY = "put its copy back, or remove it, and curves and best epoch count from where training goes on"
 LAST_SEED = 2_000_000_000  # tensors hold seeds as int32, and to some a number is added
 
 
@@ -147,47 +151,19 @@ def save_json(path, content):
 
 
 def load_json(path):
-    """The content of a JSON file, or None where there is no such file; settings with today's names.
+    """The content of a JSON file, a dictionary, or None where there is no such file.
 
     Raises:
-        RunError: if it is damaged, or not what a run writes down.
+        RunError: if it is damaged, or holds something else.
     """
     path = Path(path)
     if not path.exists():
         return None
     with unreadable(path, "put its copy back, or give a new run a name with --run"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        needed = ("settings", "data") if path.stem in STAGES else ()
-        if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in needed):
+        if not isinstance(content, dict):
             raise ValueError("no record that a run writes down")
-    if "settings" in content:
-        content["settings"] = old_runs.modern_settings(content["settings"])
     return content
-
-
-def record_of(run, stage):
-    """What a finished stage wrote down of itself.
-
-    Raises:
-        RunError: if it is not there, or damaged.
-    """
-    record = load_json(run / f"{stage}.json")
-    if record is None:
-        again = f"run `python train.py {stage} --run {run.name}`, which writes it again"
-        raise RunError(f"{run / stage}.json is not there: {again}")
-    return record
-
-
-def records_of(run):
-    """{stage: what the run wrote down of it}, of the stages that it has begun.
-
-    Raises:
-        RunError: if it has none, so that the folder is no run; as `load_json`.
-    """
-    found = {stage: record for stage in STAGES if (record := load_json(run / f"{stage}.json"))}
-    if not found:
-        raise RunError(f"{run} is no run: train one with `python train.py --run {run.name}`")
-    return found
 
 
 @contextlib.contextmanager
@@ -221,6 +197,7 @@ def load_model(path):
         model = keras.saving.load_model(today, compile=False, safe_mode=True)
         if type(model).__name__ not in KINDS.get(path.stem, (type(model).__name__,)):
             raise ValueError(f"it holds a {type(model).__name__}")
+        refuse_no_numbers(model.weights)
     return model
 
 
@@ -234,6 +211,13 @@ def refuse_missing(path):
         raise RunError(f"{path} is not there yet: run `python train.py {path.stem} --run {path.parent.name}` first")
 
 
+def refuse_no_numbers(weights):
+    """Raises ValueError where a weight is NaN or infinite: no training writes that down, and no picture comes of it."""
+    for weight in weights:
+        if not np.all(np.isfinite(keras.ops.convert_to_numpy(weight))):
+            raise ValueError(f"its weights {weight.path} are no numbers")
+
+
 @contextlib.contextmanager
 def of_today(path, modern):
     """The path of a file, or, where its contents with today's names are given, of a temporary one that holds them."""
@@ -244,20 +228,6 @@ def of_today(path, modern):
         renamed = Path(folder) / path.name
         renamed.write_bytes(modern)
         yield renamed
-
-
-def load_first_stage(run):
-    """The first stage of a run, trained to its end: only then are its latents measured.
-
-    Raises:
-        RunError: if it is not there, or still in training.
-    """
-    model = load_model(run / "autoencoder.keras")
-    if not (load_json(run / "autoencoder.json") or {}).get("finished"):
-        raise RunError(
-            f"{run}: its first stage is still in training: run `python train.py autoencoder --run {run.name}`"
-        )
-    return model
 
 
 def versions():
@@ -333,17 +303,20 @@ def read_history(path):
 
     Returns:
         A row per epoch, in their order, {column: float} without what is no number; empty if there is no file.
+
+    Raises:
+        RunError: if it is no text.
     """
     if not Path(path).exists():
         return []
     rows = {}
-    with open(path, newline="") as file:
+    with unreadable(path, NO_HISTORY), open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             numbers = {}
             for column, cell in row.items():
                 with contextlib.suppress(TypeError, ValueError):
                     numbers[column] = float(cell)
-            if "epoch" in numbers:
+            if math.isfinite(numbers.get("epoch", math.nan)):
                 rows[numbers["epoch"]] = numbers
     return [rows[epoch] for epoch in sorted(rows)]
 
@@ -367,13 +340,17 @@ def resume(model, run, stage, steps_per_epoch):
     way_out = "put its copy back, or remove it, and the stage begins anew"
     with unreadable(path, way_out), of_today(path, old_runs.modern_weights(path)) as today:
         model.load_weights(today)
-    counts = [
-        model.optimizer.iterations,
-        *([model.optimizer.skipped] if getattr(model.optimizer, "scaled", False) else []),
-    ]
-    epochs = sum(int(keras.ops.convert_to_numpy(count)) for count in counts) // steps_per_epoch
+        refuse_no_numbers(model.variables)
+        counts = [
+            model.optimizer.iterations,
+            *([model.optimizer.skipped] if getattr(model.optimizer, "scaled", False) else []),
+        ]
+        epochs = sum(int(keras.ops.convert_to_numpy(count)) for count in counts) // steps_per_epoch
+        if epochs < 0:
+            raise ValueError("it counts fewer steps than none")
     if history.exists():
-        lines = history.read_text().splitlines(keepends=True)[: 1 + epochs]
+        with unreadable(history, NO_HISTORY):
+            lines = history.read_text(encoding="utf-8").splitlines(keepends=True)[: 1 + epochs]
         if is_chief():
             files.write(history, "".join(lines))
     return epochs

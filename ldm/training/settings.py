@@ -283,21 +283,6 @@ def known(values):
     return found
 
 
-def recorded(run):
-    """The settings of a run so far, each stage's own as it wrote them down; None for a run without a stage.
-
-    What an older version did not write down was its default; what is no setting any more is left out.
-    """
-    records = {stage: runs.load_json(run / f"{stage}.json") for stage in runs.STAGES}
-    records = {stage: known(record["settings"]) for stage, record in records.items() if record}
-    if not records:
-        return None
-    settings = defaults()
-    for values in records.values():
-        settings = merged(settings, values)
-    return merged(settings, {stage: values[stage] for stage, values in records.items() if stage in values})
-
-
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
 
