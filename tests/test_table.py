@@ -12,6 +12,24 @@ def test_the_unknown_is_left_out_however_it_is_written():
     assert table.read(text) == {"age": {3: "70"}, "sex": {3: "F"}}
 
 
+@pytest.mark.parametrize("cell", ["#NA", "NA.", "n.a.", "--", "\u2013", "<null>", "nil", "not available", "\u00a0"])
+def test_the_unknown_is_told_by_its_letters(cell):
+    assert table.read(f"case,age\n1,61\n2,{cell}\n".encode()) == {"age": {1: "61"}}
+
+
+@pytest.mark.parametrize("cell", ["90+", ">89", '"61,5"', "5%", "1e999", "inf", "6_1", "#DIV/0!"])
+def test_what_is_no_number_beside_numbers_is_refused_by_its_cells(cell):
+    with pytest.raises(ValueError, match="numbers in the column 'age', but also .* of case 2"):
+        table.read(f"case,age\n1,61\n2,{cell}\n3,{'70' * (cell == 'inf')}\n".encode())
+    assert table.read(b"case,site\n1,4\n2,Rome\n3,Oslo\n")["site"][2] == "Rome"
+
+
+def test_columns_without_a_name_say_nothing_and_doubled_ones_are_refused():
+    assert table.read(b"case,age,,\n1,61,,\n") == {"age": {1: "61"}}
+    with pytest.raises(ValueError, match="column 'Age' twice"):
+        table.read(b"case,age,Age\n1,2,3\n")
+
+
 def test_a_person_is_the_same_with_and_without_zeros_or_a_word_in_front():
     assert [table.person(name) for name in ("1", "001", "sub-01", " ann ", "1a")] == [1, 1, 1, "ann", "1a"]
     assert table.read("\ufeffcase,age\n001,70\n1,70\n sub-02 ,71\n".encode()) == {"age": {1: "70", 2: "71"}}

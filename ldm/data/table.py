@@ -10,10 +10,11 @@ import numpy as np
 
 from ldm.data import archive, words
 
-UNKNOWN = ("", "?", "-", ".", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "unknown", "missing")
+UNKNOWN = ("", "na", "nan", "null", "nil", "none", "unknown", "missing", "notavailable")  # letters and digits of a cell
 PERSON_WORD = re.compile(rf"(?:{'|'.join(sorted(words.PERSON))})[-_ ]?(?=\d)", re.IGNORECASE)
 MOST_COLUMNS = 1000
-MIXED = 0.4  # a column with fewer texts than this part of its cells, beside numbers, is meant to be numbers
+MIXED = 0.4  # a column with fewer texts than this part of its cells, beside numbers, is meant to be numbers;
+SPOILED = 0.5  # and one with texts in up to this part, if there are digits in them
 
 
 def person(name: str):
@@ -50,9 +51,10 @@ def read(data: bytes, missing=()) -> dict[str, dict]:
         raise ValueError(f"has {len(names):,} columns (limit {MOST_COLUMNS}); keep those that say something of people")
     if "case" not in names or len(names) < 2:
         raise ValueError("needs a column case and another, such as label, separated by commas")
-    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+    plain = [name.casefold() for name in names]
+    if twice := [name for place, name in enumerate(names) if name and name.casefold() in plain[:place]]:
         raise ValueError(f"has the column {twice[0]!r} twice; keep one")
-    found = {name: {} for name in names if name != "case"}
+    found = {name: {} for name in names if name not in ("", "case")}
     links = "slice" in found and "person" in found
     rows = {}
     for line in lines:
@@ -66,7 +68,7 @@ def read(data: bytes, missing=()) -> dict[str, dict]:
         if rows.setdefault(who, row) != row:
             raise ValueError(f"has two rows for case {who} that disagree; keep one")
         for name, value in row.items():
-            if not _is_missing(value, missing):
+            if name and not _is_missing(value, missing):
                 found[name][who] = value
     for name, column in found.items():
         if not (name == "person" or (name == "slice" and links)):
@@ -96,8 +98,10 @@ def _check_column(name: str, column: dict) -> None:
     Raises:
         ValueError: naming the cells.
     """
-    texts = {who: value for who, value in column.items() if not _is_number(value)}
-    if texts and len(texts) < MIXED * len(column) and name != "label":
+    texts = {who: value for who, value in column.items() if not np.isfinite(_number(value))}
+    spoiled = any(char.isdigit() for value in texts.values() for char in value)
+    few = len(texts) < MIXED * len(column) or (spoiled and len(texts) <= SPOILED * len(column))
+    if texts and few and name != "label":
         some = ", ".join(f"{value!r} of case {who}" for who, value in list(texts.items())[:3])
         raise ValueError(
             f"has numbers in the column {name!r}, but also {some}; write numbers, or leave the cells empty"
@@ -110,7 +114,7 @@ def _check_column(name: str, column: dict) -> None:
 
 def _is_missing(value: str, missing) -> bool:
     same = (value.lower() == text.strip().lower() or _number(value) == _number(text) for text in missing)
-    return value.lower() in UNKNOWN or any(same)
+    return re.sub(r"[\W_]", "", value.lower()) in UNKNOWN or any(same)
 
 
 def _number(value: str) -> float:
@@ -123,7 +127,7 @@ def _is_number(value: str) -> bool:
         float(value)
     except ValueError:
         return False
-    return True
+    return "_" not in value  # Python takes 6_1 for 61
 
 
 def by_person(columns: dict[str, dict], people: dict, shown) -> dict[str, dict]:
