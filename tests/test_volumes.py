@@ -67,3 +67,14 @@ def test_real_volumes():
     images = take(make_dataset(source, "train", 128, 32, False), 9)
     middle = images[len(images) // 2]["image"]
     assert (middle[:, :4, :4] == -1).all() and middle.max() > 0.8 and 0.1 < (middle > -1).mean() < 0.6
+
+
+def test_the_background_is_black_under_noise_as_well():
+    """A head scaled to mean 0 and an offset of 1,000, with noise around it or without: black where no head is."""
+    place = np.indices((24, 24, 24)) - 11.5
+    radius = np.sqrt((place**2).sum(0))
+    head = np.where(radius < 9, 4 - radius, 0.0)
+    noise = np.random.default_rng(0).normal(0, 0.005, head.shape)
+    for values in (head, head + noise, 100 * head + 1000 + noise):
+        grey = volumes._grey(values.astype("float32"))
+        assert (grey[radius > 9] == 0).mean() > 0.95 and (grey[radius < 8.9] > volumes.DARK).mean() > 0.95

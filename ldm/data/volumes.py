@@ -23,6 +23,7 @@ WHITE = 99.8  # percentile of a volume's positive voxels that becomes white
 DARK = 12  # grey levels up to this do not count as brain
 MIN_AREA = 0.15  # slices with less brain than this part of the fullest slice are left out
 BELOW = 0.05  # so many of the voxels that are not background below it: it is no zero of a scale
+NOISE = 0.01  # of the range of a volume, which values of its background stay within
 MAX_VOXELS = 2**29  # of a volume, unless somebody says otherwise
 INTERCEPT = slice(116, 120)  # of a NIfTI-1 header
 MEMORY = 2**30  # bytes of decoded volumes that are kept
@@ -255,21 +256,33 @@ def _open(path: Path, notes: list[str], most: int):
 def _grey(voxels: np.ndarray) -> np.ndarray:
     """Grey levels of a volume, uint8.
 
-    The background is the value that most of the border has, else 0. Voxels are scaled from there to the WHITE-th
-    percentile of those above. If many lie below the background (as in volumes scaled to mean 0), all that is not
-    background is scaled from its lowest to its highest percentile instead, and nothing of it becomes black.
+    The background is the value that most of the border has, exactly or but for noise (see `_background`), else 0.
+    Voxels are scaled from there to the WHITE-th percentile of those above. If many lie below the background (as in
+    volumes scaled to mean 0), all that is not background is scaled from its lowest to its highest percentile instead,
+    and nothing of it becomes black.
     """
-    border = np.concatenate([side.ravel() for axis in range(3) for side in np.take(voxels, [0, -1], axis)], axis=None)
-    values, counts = np.unique(border, return_counts=True)
-    background = values[counts.argmax()] if counts.max() > len(border) / 2 else 0.0
-    inside = voxels[voxels != background]
+    background, noise = _background(voxels)
+    inside = voxels[np.abs(voxels - background) > noise]
     if inside.size and (inside < background).mean() > BELOW:
         black, white = np.percentile(inside, (100 - WHITE, WHITE))
         light = DARK + 1 + (254 - DARK) * np.clip((voxels - black) / max(white - black, 1e-30), 0.0, 1.0)
-        return np.where(voxels == background, 0, np.rint(light)).astype(np.uint8)
+        return np.where(np.abs(voxels - background) <= noise, 0, np.rint(light)).astype(np.uint8)
     above = inside[inside > background] - background
     white = np.percentile(above, WHITE) if above.size else 1.0
     return np.rint(np.clip((voxels - background) / white, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _background(voxels: np.ndarray) -> tuple[float, float]:
+    """(value, how far noise goes from it) of what lies around a head."""
+    border = np.concatenate([side.ravel() for axis in range(3) for side in np.take(voxels, [0, -1], axis)], axis=None)
+    values, counts = np.unique(border, return_counts=True)
+    if counts.max() > len(border) / 2:
+        return float(values[counts.argmax()]), 0.0
+    middle = float(np.median(border))
+    away = np.abs(border - middle)
+    low, high = np.percentile(voxels, (100 - WHITE, WHITE))
+    near = away[away <= NOISE * (high - low)]
+    return (middle, float(near.max())) if len(near) > len(border) / 2 else (0.0, 0.0)
 
 
 def squared(slices: np.ndarray, height: float, width: float) -> np.ndarray:
