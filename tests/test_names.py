@@ -420,6 +420,13 @@ def test_strays_and_masks_are_left_out():
     }
 
 
+def test_files_of_types_that_are_not_read_are_said():
+    found = [f"p{p}_{z}.png" for p in PEOPLE for z in (80, 81)]
+    assert names.understand([*found, "p9_80.tif", "a.txt"], "here").left_out == [
+        ("of a type that is not read", ["p9_80.tif"])
+    ]
+
+
 def test_dev_is_a_validation_split(tmp_path):
     image = encode(brain(0))
     people = {"train": (1, 2), "dev": (3,), "test": (4,)}

@@ -34,6 +34,7 @@ NO_PERSON = set("cdr mmse grade stage class label group score site fold batch pa
 CHANNEL = re.compile(r"(.*\d.*)_(000\d)")
 HEAD = re.compile(r"(\D*\d[^\s_.\-]*)(?:[\s_.\-]+(.*))?")  # a name to its first number, and how it goes on
 SIDES = {64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448, 512, 1024}  # that pictures often have
+UNREAD = tuple(".tif .tiff .bmp .gif .webp .jp2 .npy .npz .mat .h5 .mha .mhd .nrrd .mnc .nii .nii.gz".split())
 OFFER = (
     "say `--person REGEX` (a regular expression with the group (?P<person>...), and (?P<slice>...) if there is one) "
     "or `--person each` to take every slice for itself"
@@ -154,6 +155,9 @@ def _read_all(names: list[str], shown: str, volumes: bool) -> tuple[Listing, lis
     if volumes:
         _refuse_twins(sorted(found), shown)
     listing = Listing("volumes" if volumes else "flat", [])
+    listing.leave_out(
+        "of a type that is not read", sorted(name for name in {*names} - {*found} if name.lower().endswith(UNREAD))
+    )
     folders: dict[str, _Folder] = {}
     course = not volumes and any(map(OASIS_FOLDER.search, {name.rpartition("/")[0] for name in found}))
     if course:
@@ -320,10 +324,10 @@ def _one_contrast(listing: Listing, read: list[_Name], wanted: str | None, shown
     there = sorted(set(counts) - {""})
     if there and set(there) <= words.AT_THE_END:  # alone, it is as likely a diagnosis
         return read
-    wanted = (words.contrast(wanted) or wanted.lower()) if wanted else None
+    asked, wanted = wanted, (words.contrast(wanted) or wanted.lower()) if wanted else None
     if wanted and wanted not in there:
         raise archive.DataError(
-            f"--contrast {wanted}: the names in {shown} say {' and '.join(there) or 'no contrast'}; leave it out or "
+            f"--contrast {asked}: the names in {shown} say {' and '.join(there) or 'no contrast'}; leave it out or "
             "choose one of them."
         )
     if not wanted and len(there) < 2 and not counts[""]:
