@@ -10,7 +10,8 @@ from small_archives import THREE, brain, encode, oasis_entries, take, undecodabl
 
 import dataset
 from dataset import DataError, data_errors, make_dataset, open_source
-from ldm.data.pixels import augment
+from ldm.data import archive
+from ldm.data.pixels import augment, is_cut_off
 
 
 def one_picture(tmp_path, data, size, suffix="png"):
@@ -258,3 +259,22 @@ def test_the_crop_box_holds_what_training_slices_show(tmp_path, size, step, expe
         entries[f"keras_png_slices_{split}/case_{case:03d}_slice_0.nii.png"] = encode(pixels)
     source = dataset.open_source(write(tmp_path / "a.zip", entries))
     assert dataset.brain_box(source, size, step) == expected
+
+
+def test_half_a_progressive_jpeg_is_cut_off():
+    """It shows the whole picture, in few waves: nothing of it is grey."""
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 60, (64, 64), dtype=np.uint8)
+    Image.fromarray(brain(0, 64) // 2 + noise).save(stream, "JPEG", progressive=True, quality=92)
+    whole = stream.getvalue()
+    assert not is_cut_off(whole)
+    assert all(is_cut_off(whole[: int(part * len(whole))] + b"\xff\xd9") for part in (0.5, 0.8, 0.95))
+
+
+def test_pixels_are_bounded_with_their_channels():
+    """16-bit RGBA of 5,000 x 5,000 pixels takes 200 MB; as 8-bit grey it takes 25 MB."""
+    head = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + b"IHDR" + 2 * (5000).to_bytes(4, "big")
+    with pytest.raises(ValueError, match="declares 5000 x 5000 pixels of 8 bytes"):
+        archive.probe(head + bytes((16, 6)) + bytes(30))
+    with pytest.raises(ValueError, match="PNG"):
+        archive.probe(head + bytes((8, 0)) + bytes(30))

@@ -26,7 +26,8 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".dcm")  # .hdr: A
 MAX_ENTRY_BYTES = 64 * 2**20  # a slice is some 20 kB; an entry that declares more than this is an accident or an attack
 MAX_TABLE_BYTES = 16 * 2**20  # a table of people has some bytes for each; more is an accident or an attack
 MAX_SIDE = 8192  # pixels; checked in the header, before a decoder allocates width x height,
-MAX_PIXELS = 2**25  # as is their product
+MAX_PIXELS = 2**25  # as is their product,
+MAX_DECODED = 2**26  # and bytes in all channels
 MAX_RATIO = 2000  # deflate cannot exceed ~1032 : 1, so anything beyond has a forged directory
 
 # What a decoder has to be told about an image, as returned by `probe`.
@@ -282,7 +283,7 @@ def _probe_png(data: bytes) -> int:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise ValueError("is a truncated PNG")
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    _check_side(width, height)
+    _check_side(width, height, {0: 1, 4: 2, 6: 4}.get(colour, 3) * (1 + (depth == 16)))
     place = len(PNG_SIGNATURE)
     alpha = colour in (4, 6)
     while True:
@@ -326,15 +327,18 @@ def _probe_jpeg(data: bytes) -> int:
         # Start-of-frame markers hold the dimensions: C0..CF, without the tables C4, C8 and CC.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, place + 3)
-            _check_side(width, height)
+            _check_side(width, height, data[place + 7] if place + 7 < len(data) else 1)
             framed = True
         scanned |= marker == 0xDA
         place += struct.unpack_from(">H", data, place)[0]
     raise ValueError("is a truncated or damaged JPEG")
 
 
-def _check_side(width: int, height: int) -> None:
+def _check_side(width: int, height: int, channels: int) -> None:
+    """Raises ValueError for too many pixels; `channels` in bytes for each."""
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
         raise ValueError(f"declares {width} x {height} pixels (limit {MAX_SIDE} a side)")
     if width * height > MAX_PIXELS:
         raise ValueError(f"declares {width} x {height} pixels (limit {MAX_PIXELS:,} in all)")
+    if width * height * channels > MAX_DECODED:
+        raise ValueError(f"declares {width} x {height} pixels of {channels} bytes (limit {MAX_DECODED:,} bytes in all)")

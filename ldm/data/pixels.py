@@ -69,15 +69,19 @@ def decode(data, code, shape):
     )
 
 
+PROGRESSIVE = b"\xff\xc2"  # the marker of its frame
+
+
 def is_cut_off(data: bytes) -> bool:
     """Whether a JPEG ends before its pixels do, although it has an end marker.
 
     A decoder paints what is missing grey. That alone may be a picture of a grey corner; so other bytes are put before
-    the end marker: a decoder that still needed pixels takes them, one that had all passes over them.
+    the end marker: a decoder that still needed pixels takes them, one that had all passes over them. A progressive
+    JPEG comes in several passes over the whole picture, so half of one shows no grey.
     """
     with contextlib.suppress(OSError, SyntaxError):  # other damage is found by others
         image = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
-        if (image[-8:, -8:] != MISSING).any():
+        if (image[-8:, -8:] != MISSING).any() and PROGRESSIVE not in data:
             return False
         end = data.rindex(b"\xff\xd9")
         noise = np.random.default_rng(0).integers(0, 255, 4096, dtype=np.uint8).tobytes()
