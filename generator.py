@@ -313,16 +313,23 @@ def prior_latents(kind, run, first_stage, conditions, seed=0, prior=None, **opti
         options: of its `sample`: "temperature", "top_k", "top_p".
 
     Raises:
-        RunError: if the training latents are not there yet, or `top_k` is more than there are codes.
+        RunError: if the training latents are not there yet, the prior draws codes of another first stage, or `top_k`
+            is more than there are of them.
     """
     if kind == "normal":
         return first_stage.noise(seed, len(conditions["z"]))
     if kind == "histogram":
         return histogram_latents(run, conditions["z"], seed)
+    first = first_stage.autoencoder
+    if (prior.num_codes, tuple(prior.code_shape)) != (first.num_codes, tuple(first.code_shape)):
+        raise runs.RunError(
+            f"{run}: prior.keras draws codes of another first stage: put the copy of the right one back, or run "
+            f"`python train.py prior --run {run.name}` after removing prior.*"
+        )
     if options.get("top_k", 0) > prior.num_codes:
         raise runs.RunError(f"--top-k {options['top_k']}: there are {prior.num_codes} codes; 0 takes all of them")
     codes = prior.sample(conditions["z"], conditions["label"], seed=seed, **options)
-    return np.asarray(first_stage.autoencoder.latents_of(codes))
+    return np.asarray(first.latents_of(codes))
 
 
 def histogram_latents(run, z, seed):
