@@ -40,9 +40,9 @@ KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slice
 MEASURED = 4000  # training slices, spread over the people, from which statistics of latents and codes are taken
 SHOWN, SHOWN_CALLS = 8, 20  # slices in the picture of an epoch, network calls for each
 # Strength of augmentation for what the second stage learns to draw (`pixels.augment`): turned and shifted a little, but
-# no head larger or brighter than it is. With all of it at 0.4, brains came out 1.2 standard deviations too large. Turned
-# and shifted at 0.4, people's own slices differ from the mean image by 1.43 times their power at 32 pixels, and what was
-# learned from them by 1.55; at 0.2 it is 1.11.
+# no head larger or brighter than it is: with all of it at 0.4, brains came out 1.2 deviations too large. Turned
+# and shifted at 0.4, people's own slices differ from the mean image with 1.43 times their power at 32 pixels, and what
+# was learned from them with 1.55; at 0.2 it is 1.11.
 GENTLY = (0.2, 0.0)
 OVERFIT_SLICES, OVERFIT_SECONDS, OVERFIT_STEPS = 8, 25, 400  # per replica; per stage
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}

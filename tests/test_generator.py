@@ -429,7 +429,13 @@ def test_latents_of_the_transformer_are_those_of_its_codes(latent):
         room.prior_latents("transformer", None, latent, conditions, prior=prior, top_k=99)
     for shape, codes in (((2, 2), prior.num_codes), (prior.code_shape, prior.num_codes + 1)):
         with pytest.raises(runs.RunError, match="prior.keras draws codes of another first stage"):
-            room.prior_latents("transformer", OLD / "vqvae", latent, conditions, prior=SimpleNamespace(code_shape=shape, num_codes=codes))
+            room.prior_latents(
+                "transformer",
+                OLD / "vqvae",
+                latent,
+                conditions,
+                prior=SimpleNamespace(code_shape=shape, num_codes=codes),
+            )
     np.testing.assert_array_equal(room.prior_latents("normal", None, latent, conditions, 3), latent.noise(3, 2))
 
 

@@ -4,10 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
+import dataset
 import train
 from ldm.training import planning, records, runs
 from ldm.training import settings as schema
 from ldm.training.planning import Budget, Speed, Stopwatch, plan
+
+NOBODY = {  # what a run says of its data
+    **{"source": "x.zip", "kind": "oasis", "images": 0, "labels": [], "z": [0, 0]},
+    "splits": {split: {"people": 0, "images": 0, "cases": []} for split in dataset.SPLITS},
+}
 
 
 class Clock:
@@ -43,13 +49,13 @@ def test_too_little_time_is_refused_with_what_is_needed():
 def test_the_stages_share_the_minutes_and_what_earlier_ones_left_over():
     clock, stages = Clock(), runs.STAGES[:3]
     budget = Budget(10, stages, clock=clock)
-    assert [budget.left(stage) for stage in stages] == pytest.approx([270.0, 300.0, 600.0])
-    clock.now += 200.0  # the first stage took less than its 270 seconds
+    assert [budget.left(stage) for stage in stages] == pytest.approx([240.0, 270.0, 600.0])
+    clock.now += 200.0  # the first stage took less than its 240 seconds
     assert budget.left("diffusion") == pytest.approx(400.0)
     assert Budget(10, ("diffusion",), clock=clock).left("diffusion") == pytest.approx(600.0)
     # gone on with: the first stage's share is spent, whenever that was; what passed since the command began counts
     later = Budget(10, stages, finished=("autoencoder",), began=clock.now - 5.0, clock=clock)
-    assert later.left("diffusion") == pytest.approx(600.0 - 270.0 - 5.0)
+    assert later.left("diffusion") == pytest.approx(600.0 - 240.0 - 5.0)
 
 
 def test_the_stopwatch_leaves_the_first_batch_of_each_out_and_stops_when_it_has_seen_enough():
@@ -83,9 +89,9 @@ def test_a_run_is_planned_where_minutes_are_given(tmp_path):
     run = ["--run", tmp_path / "run"]
     for said in (["--epochs", 3], ["--steps-per-epoch", 3], ["--views", 2], ["--preset", "oasis-256"]):
         assert resolved(*run, *said)["minutes"] is None
-    assert resolved(*run)["minutes"] == 10, "phantoms, where nobody says anything"
+    assert resolved(*run)["minutes"] == 9.5, "phantoms, where nobody says anything"
     settings = schema.merged(resolved(*run), {"minutes": 7.0})
-    records.write(tmp_path / "run", "autoencoder", settings, {"splits": {}}, finished=False)
+    records.write(tmp_path / "run", "autoencoder", settings, NOBODY, finished=False)
     assert resolved(*run)["minutes"] == 7
     assert resolved(*run, "--epochs", 3)["minutes"] is None, "who says what it plans does without"
     assert resolved(*run, "--data", "x.zip", "--minutes", 7)["minutes"] == 7
@@ -94,14 +100,13 @@ def test_a_run_is_planned_where_minutes_are_given(tmp_path):
 
 
 def test_a_plan_is_kept_by_whoever_goes_on_with_the_run(tmp_path):
-    manifest = {"splits": {}}
     plan = {"epochs": 7, "steps_per_epoch": 31, "planned": True}
     for said in ([], ["--preset", "phantom"], ["--minutes", 10]):
         settings = schema.merged(
             resolved("--run", tmp_path / "run"), {"autoencoder": plan, "latents": {"views": 1, "planned": True}}
         )
         for stage in ("autoencoder", "latents"):
-            records.write(tmp_path / "run", stage, settings, manifest, finished=stage == "autoencoder", epochs=7)
+            records.write(tmp_path / "run", stage, settings, NOBODY, finished=stage == "autoencoder", epochs=7)
         again = resolved("--run", tmp_path / "run", *said)
         assert {key: again["autoencoder"][key] for key in plan} == plan
         assert again["latents"]["views"] == 1 and not again["diffusion"]["planned"]

@@ -451,8 +451,9 @@ def near_identical(
     """Pairs of pictures that are the same slice, compressed, brightened, resized, shifted or slightly turned.
 
     Hashes find candidates; of the ALIKE most alike for each picture of the smaller set, those whose distance in the
-    sense of `nearest` is small enough are confirmed. Mirror images are not looked for. By default neighbouring slices of one person are not flagged: the distance of those of OASIS
-    people is at least 0.006, while copies stay below 0.003. With 0.02 some are: somebody is in both sets.
+    sense of `nearest` is small enough are confirmed. Mirror images are not looked for. By default neighbouring slices
+    of one person are not flagged: the distance of those of OASIS people is at least 0.006; copies stay below 0.003.
+    With 0.02 some are: somebody is in both sets.
 
     Args:
         a: images, (N, H, W) or (N, H, W, 1), in [0, 1].

@@ -15,7 +15,7 @@ import keras
 
 from ldm.training import runs
 
-SHARES = {"autoencoder": 0.45, "latents": 0.05, "diffusion": 0.5, "prior": 0.5}  # of the stages that run
+SHARES = {"autoencoder": 0.4, "latents": 0.05, "diffusion": 0.55, "prior": 0.55}  # of the stages that run
 VALIDATION = 0.1  # most of an epoch that its end may take: validation, picture, checkpoint
 SAVING = 1.5  # seconds that checkpoints and curves of an epoch take
 PROBE = 4.0  # seconds of steps that are timed, and of validation
