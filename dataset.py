@@ -419,7 +419,7 @@ def make_dataset(
         seed: of order and augmentation. Element n of the training stream is a function of (seed, n) alone.
         start_step: batches to skip; nothing is read for them.
         augment: how strongly training slices are augmented, 0 = not at all (`strength` of `ldm.data.pixels.augment`).
-        flip: whether they are mirrored left to right at random, too.
+        flip: whether they are mirrored left to right at random, whatever `augment` is.
         masks: whether tissue masks come along.
         most: without training, at most so many slices, evenly spread over people and slice indices; None: all.
         cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory (so are its
@@ -472,7 +472,7 @@ def make_dataset(
         if masks:
             mask = tf.numpy_function(classes, [place], tf.int32)
             mask = tf.ensure_shape(mask, [full, image_size, image_size])
-        if training and augment:
+        if training and (augment or flip):
             seeds = tf.stack([tf.fill(tf.shape(n), tf.constant(seed, tf.int64)), n], axis=-1)
             image = pixels.augment(image, seeds, flip, mask, augment)
             image, mask = image if masks else (image, None)

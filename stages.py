@@ -202,6 +202,7 @@ def first_stage_batches(settings, source, split, training, start_step=0):
     stage, size = settings["autoencoder"], settings["image_size"]
     options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"], "start_step": start_step}
     options["most"] = settings["validation_slices"] if split == "validate" else None if training else MEASURED
+    options["augment"] = stage["augment"]
     return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
 
 

@@ -194,6 +194,17 @@ def test_augment_mirrors_about_the_middle(monkeypatch):
     np.testing.assert_allclose(found[1], found[0][:, :, ::-1], atol=1e-5)
 
 
+def test_with_no_strength_slices_are_mirrored_to_the_pixel_and_no_more():
+    images = np.random.default_rng(0).uniform(-1, 1, (200, 12, 12, 1)).astype("float32")
+    masks = (images[..., 0] > 0).astype("int32")
+    changed, moved = augment(images, seeds(200), flip=True, masks=masks, strength=0.0)
+    mirrored = np.array([not np.array_equal(*pair) for pair in zip(images, changed, strict=True)])
+    assert 70 < mirrored.sum() < 130
+    np.testing.assert_array_equal(changed, np.where(mirrored[:, None, None, None], images[:, :, ::-1], images))
+    np.testing.assert_array_equal(moved, np.where(mirrored[:, None, None], masks[:, :, ::-1], masks))
+    np.testing.assert_array_equal(augment(images, seeds(200), strength=0.0), images)
+
+
 def test_augment_flips_half_when_asked():
     images = np.repeat(disc(), 200, axis=0)
     half = slice(0, 32)

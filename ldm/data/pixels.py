@@ -133,7 +133,9 @@ def augment(images, seeds, flip: bool = False, masks=None, strength=1.0):
 
     Bilinear interpolation blurs: over all sub-pixel shifts it keeps (2 + cos w) / 3 of the power at frequency w, that
     is, a third of the finest detail, and a generator would learn the blur. The filter before it, with the response
-    1 + 2 a (1 - cos w) and a such that the power at w = pi / 2 comes out as it went in, undoes this on average.
+    1 + 2 a (1 - cos w) and a such that the power at w = pi / 2 comes out as it went in, undoes this on average. It
+    cannot give back the hard outline of a skull-stripped brain: by that, changed slices are told from others. With
+    a strength of 0 slices are mirrored at most, pixel by pixel.
 
     Args:
         images: (B, H, W, 1) float32 in [-1, 1].
@@ -153,6 +155,10 @@ def augment(images, seeds, flip: bool = False, masks=None, strength=1.0):
     )
     *changes, mirror = tf.unstack(rearrange(draws, "b k -> k b"), num=7)
     pose, look = strength if isinstance(strength, tuple) else (strength, strength)
+    if not pose and not look:
+        mirrored = (mirror < 0) & flip
+        images = tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images)
+        return images if masks is None else (images, tf.where(mirrored[:, None, None], tf.reverse(masks, [2]), masks))
     turn, zoom, right, down, bend, gain = map(operator.mul, (pose, look, pose, pose, look, look), changes)
     height, width = tf.shape(images)[1], tf.shape(images)[2]
     centre_x, centre_y = tf.cast(width - 1, tf.float32) / 2, tf.cast(height - 1, tf.float32) / 2

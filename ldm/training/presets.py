@@ -159,6 +159,7 @@ PRESETS = {
                 "adversarial_weight": 0.3,
                 "texture_weight": 0.03,
                 "latent_noise": 0.3,
+                "augment": 0.0,
                 "epochs": 8,
                 "steps_per_epoch": 400,
                 "learning_rate": 4e-4,

@@ -146,6 +146,8 @@ OPTIONS = (
            needs="--autoencoder vae", feeds="VAE"),
     Option("autoencoder", "freeze_encoder", False, bool, "train the decoder alone, so that latents stay what they are",
            needs="--init-from"),
+    Option("autoencoder", "augment", 1.0, float, "how strongly training slices are turned, scaled, moved, brightened; "
+           "0: not at all, which keeps their outlines hard", bounds="[0, 1]", needs=FIRST),
     Option("autoencoder", "condition_on_z", True, bool, "tell it the slice index", needs=FIRST, feeds="VQVAE VAE"),
     Option("autoencoder", "condition_on_label", False, bool, "tell it the label", needs=FIRST),
     Option("autoencoder", "segment", False, bool, "let it name tissues, from their masks", needs=FIRST),
