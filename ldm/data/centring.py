@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from ldm.data import archive
+from ldm.later import Later
 from ldm.later import tensorflow as tf
 
-HEAD = 0.16  # what is brighter than this part of a scan's white belongs to the head,
-FEW = 2  # if a row or a column has at least so many such pixels in one of the slices
+ndimage = Later("scipy.ndimage")
+
+HEAD = 0.16  # of what is brighter than this part of a scan's white, the largest piece is the head
 
 
 def offset(source, scan: int) -> tuple[float, float]:
@@ -59,16 +61,19 @@ def moved(image, shift):
 
 
 def _middle(slices):
-    """(down, right) of the middle of what is bright in slices of one shape, in parts of the longer side."""
+    """(down, right) of the middle of the head in slices, (H, W) each, in parts of the longer side."""
     white = max(float(np.percentile(image, 99)) for image in slices)
-    rows, columns = (
-        np.flatnonzero(np.any([(image > HEAD * white).sum(axis) >= FEW for image in slices], axis=0)) for axis in (1, 0)
-    )
-    height, width = slices[0].shape
-    if not white or not len(rows) or not len(columns):
+    side = max(max(image.shape) for image in slices)
+    bright = np.zeros((side, side), bool)
+    for image in slices:
+        top, left = ((side - length) // 2 for length in image.shape)
+        bright[top : top + image.shape[0], left : left + image.shape[1]] |= image > HEAD * white
+    parts, count = ndimage.label(bright)
+    if not white or not count:
         return 0.0, 0.0
-    side = max(height, width)
-    return (rows[0] + rows[-1] + 1 - height) / 2 / side, (columns[0] + columns[-1] + 1 - width) / 2 / side
+    head = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    rows, columns = (np.flatnonzero(head.any(axis)) for axis in (1, 0))
+    return (rows[0] + rows[-1] + 1 - side) / 2 / side, (columns[0] + columns[-1] + 1 - side) / 2 / side
 
 
 def _grey(source, name):
