@@ -276,7 +276,7 @@ def opened(generator, path, axis):
     """
     data, settings = generator.record["data"], generator.record["settings"]
     try:
-        images, places = single.read(path, settings["image_size"], axis, settings.get("center", False))
+        images, places = single.read(path, settings["image_size"], axis, settings["center"])
     except DataError as error:
         raise DataError(str(error).replace(str(path), Path(path).name)) from error
     if len(images) > MOST["brought"]:

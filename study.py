@@ -285,7 +285,8 @@ def make(
         indices = np.unique(test.z)
         noisy = with_noise(first_stage, test.at(indices[batches.evenly(len(indices), measures.INDICES)]), seed)
     bits = getattr(first_stage, "bits_per_slice", None)
-    of_all = everybody(people) if "everybody" in needs and "features" not in needs else {}
+    described_later = generator is not None and {"samples", "features"} <= set(needs)
+    of_all = everybody(people) if "everybody" in needs and not described_later else {}
     common = {"seed": seed, "noisy": noisy, "plane": plane, "everybody": of_all}
     if generator is None or "samples" not in needs:
         return Study(people, decoded, bits, **common)

@@ -401,6 +401,16 @@ def test_of_a_large_archive_whole_people_are_looked_at_and_copies_searched_among
     assert sum(found.facts["copies"]["people"].values()) == len(left_out)
 
 
+def test_leaks_are_searched_among_all_where_there_is_no_diffusion_model_yet(evaluated, tmp_path, monkeypatch):
+    run, whole, _ = evaluated
+    shutil.copy(run / "diffusion.json", tmp_path)
+    monkeypatch.setattr(study, "MOST", len(whole.people.real["train"]) // 2)
+    known = study.make(tmp_path)
+    assert known.samples is None and known.people.some is not known.people.source
+    for split, slices in study.all_people(known).items():
+        np.testing.assert_array_equal(slices.case, whole.people.real[split].case)
+
+
 def test_samples_that_are_copies_end_with_status_3(evaluated, tmp_path, monkeypatch, capsys):
     run, known, _ = evaluated
     train = known.people.real["train"].spread(COUNT)
