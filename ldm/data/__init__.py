@@ -6,6 +6,7 @@ From bytes to what a network sees, in reading order:
     volumes   NIfTI, MGZ and Analyze volumes, and DICOM series, as stacks of slices
     dicom     the series in a folder of DICOM files
     words     what one file or folder name says of itself
+    folders   what the folders above a file say of it
     names     what the names of an archive say together: person, scan, slice, label, split; what is left out
     people    what names must not say; who goes into a split that is missing
     table     what labels.csv says of people

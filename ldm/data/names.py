@@ -1,35 +1,21 @@
 """Names: who is in an archive. Which person, scan, slice, label and split each name speaks of, and what is left out
 and why (`understand`).
 
-What one name says of itself is read in `ldm.data.words`. Here names are seen together: a folder is a split, a person, a
-label or nothing; who nobody can tell apart is refused; nothing is guessed where two people could become one, or one
-person two.
+What one name says of itself is read in `ldm.data.words`, what its folders say in `ldm.data.folders`. Here names are
+seen together: a folder is a split, a person, a label or nothing; who nobody can tell apart is refused; nothing is
+guessed where two people could become one, or one person two.
 """
 
 import collections
 import dataclasses
-import functools
 import re
 from typing import NamedTuple
 
-from ldm.data import archive, people, words
+from ldm.data import archive, folders, people, words
 
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training", "trainset", "tr"), "train"),
-    **dict.fromkeys(("validate", "validation", "valid", "val", "valset", "dev", "devset"), "validate"),
-    **dict.fromkeys(("test", "testing", "testset", "ts"), "test"),
-}
 STRAYS = 0.1  # up to this part of the pictures may say no person, and is left out; more, and all are refused
 
-OASIS_FOLDER = re.compile(r"keras_png_slices_(seg_)?(train|validate|test)$")
 OASIS_MASK = re.compile(r"seg_.*_slice_\d+")
-MASK_FOLDERS = set("label labels labelmaps roi rois gt annotations groundtruth truth truths manual".split())
-OF_MASKS = set("ground maps map brain lesion lesions tumor tumour tissue predicted".split())  # words beside these
-PLAIN_FOLDERS = set(  # say nothing
-    "images image imgs img pictures slices data dataset set png pngs jpg jpgs jpeg jpegs anat raw nifti nii volumes "
-    "mri scans axial coronal sagittal weighted only mprage spgr tse fse".split()
-)
-NO_LABEL = re.compile(r"(?:fold|part|batch|disc|disk)[_\- ]?\d+")
 NO_PERSON = set("cdr mmse grade stage class label group score site fold batch part cluster day month year".split())
 CHANNEL = re.compile(r"(.*\d.*)_(000\d)")
 HEAD = re.compile(r"(\D*\d[^\s_.\-]*)(?:[\s_.\-]+(.*))?")  # a name to its first number, and how it goes on
@@ -77,24 +63,11 @@ class Listing:
             self.left_out.append((reason, names))
 
 
-class _Folder(NamedTuple):
-    """What the folders above a file say."""
-
-    split: str = ""
-    person: str = ""  # by a keyword or a known pattern
-    scan: str = ""
-    contrast: str = ""
-    mask: bool = False
-    inside: tuple[str, ...] = ()  # other folders below that of the split, which may be labels or people
-    above: tuple[str, ...] = ()  # other folders, if there is no split or they are above it
-    below: tuple[str, ...] = ()  # those of them that are inside the folder of the person
-
-
 class _Name(NamedTuple):
     """What one name says, and its folders."""
 
     entry: str
-    folder: _Folder
+    folder: folders.Folder
     said: words.Words
 
 
@@ -158,19 +131,19 @@ def _read_all(names: list[str], shown: str, volumes: bool) -> tuple[Listing, lis
     listing.leave_out(
         "of a type that is not read", sorted(name for name in {*names} - {*found} if name.lower().endswith(UNREAD))
     )
-    folders: dict[str, _Folder] = {}
-    course = not volumes and any(map(OASIS_FOLDER.search, {name.rpartition("/")[0] for name in found}))
+    paths: dict[str, folders.Folder] = {}
+    course = not volumes and any(map(folders.OASIS_FOLDER.search, {name.rpartition("/")[0] for name in found}))
     if course:
         listing.kind = "oasis"
-        inside = [name for name in found if OASIS_FOLDER.search(name.rpartition("/")[0])]
+        inside = [name for name in found if folders.OASIS_FOLDER.search(name.rpartition("/")[0])]
         listing.leave_out("beside the folders of slices", sorted(set(found) - set(inside)))
         found = inside
     read = []
     for entry in found:
         path, _, file = entry.rpartition("/")
-        if path not in folders:
-            folders[path] = _course_folder(path) if course else _read_folders(path)
-        read.append(_Name(entry, folders[path], words.read(_stem(file), not volumes)))
+        if path not in paths:
+            paths[path] = folders.read_course(path) if course else folders.read(path)
+        read.append(_Name(entry, paths[path], words.read(_stem(file), not volumes)))
     return listing, read if volumes else _without_size(read), course
 
 
@@ -232,66 +205,6 @@ def _with_shared_ends(listing: Listing, read: list[_Name]) -> list[_Name]:
     some = sorted(filter(None, ends))[:2]
     listing.notes.append(f"{' and '.join(map(repr, some))} in names are taken for scans of one person")
     return out
-
-
-def _course_folder(path: str) -> _Folder:
-    found = OASIS_FOLDER.search(path)
-    return _Folder(split=found[2], mask=bool(found[1]))
-
-
-def _read_folders(path: str) -> _Folder:
-    """Gives each folder of a path its meaning."""
-    split, person, scan, contrast, mask, inside, above, below = "", "", [], "", False, [], [], []
-    for name in path.split("/") if path else ():
-        said, found = words.read_folder(name), _read_folder(name)
-        mask |= found.mask
-        if found.split:
-            split, above, inside = found.split, [*above, *inside], []
-        if said.sure:
-            person = person or said.person  # the outermost: people may be counted anew inside
-            scan += [said.scan] if said.scan else []
-        elif said.scan and not said.person:
-            scan.append(said.scan)
-        elif found.rest:
-            inside.append(found.rest)
-            below += [found.rest] if person else []
-        contrast = said.contrast or found.contrast or contrast
-    if not split:
-        above, inside = inside, []
-    return _Folder(split, person, "_".join(scan), contrast, mask, tuple(inside), tuple(above), tuple(below))
-
-
-class _Said(NamedTuple):
-    """What the words of one folder's name say; `rest`: of which nothing is known, "" if it all is."""
-
-    split: str
-    contrast: str
-    mask: bool
-    rest: str
-
-
-@functools.lru_cache(maxsize=4096)
-def _read_folder(name: str) -> _Said:
-    """`imagesTr`, `train_set`, `Train AD`, `T1-weighted`, `lesion_masks`, `FSL_SEG`: word by word."""
-    pieces = re.findall(r"[^\s_.\-]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name))
-    plain = [piece.lower() for piece in pieces]
-    ends = [SPLIT_FOLDERS[plain[i]] for i in (0, -1) if plain and plain[i] in SPLIT_FOLDERS]
-    split = ends[0] if len(set(ends)) == 1 else ""
-    contrast = next(filter(None, map(words.contrast, plain)), "")
-    masks = [bool(words.MASK.fullmatch(word)) for word in plain]
-    told = [
-        word in PLAIN_FOLDERS or bool(words.contrast(word)) or (split and (word in SPLIT_FOLDERS or word.isdecimal()))
-        for word in plain
-    ]
-    rest = [i for i in range(len(plain)) if not told[i]]
-    mask = any(masks[i] or plain[i] in MASK_FOLDERS for i in rest) and all(
-        masks[i] or plain[i] in MASK_FOLDERS | OF_MASKS for i in rest
-    )
-    # FSL_SEG; whole data sets are called segmentation as well
-    mask |= bool(masks) and masks[-1] and not plain[-1].startswith("segmentation")
-    if mask or not rest or NO_LABEL.fullmatch(name.lower()):
-        return _Said(split, contrast, mask, "")
-    return _Said(split, contrast, False, "_".join(pieces[i] for i in rest) if split or contrast else name)
 
 
 def _refuse_nothing(shown: str, names: list[str], masks: list[_Name]):
@@ -397,7 +310,7 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
     for name, folder in zip(read, numbered, strict=True):
         if folder and not name.said.sure and name.said.person:
             seen[name.said.person].add(folder)
-    recur = any(len(folders) > 1 for folders in seen.values())
+    recur = any(len(found) > 1 for found in seen.values())
     said_in = collections.defaultdict(set)  # of volumes: bert/mri/brain.mgz and others of that name
     for name in read if listing.kind == "volumes" else ():
         said_in[name.said.person].add(name.folder.above + name.folder.inside)
@@ -444,9 +357,9 @@ def _with_scan_folders(rows: list[Row], read: list[_Name]) -> tuple[list[Row], s
     """`007/1/80.png`, `007/2019-01-01/80.png`: folders inside that of a person, of which most people have several, are
     scans. Returns the rows and the names of these folders.
     """
-    folders, inside, several = {name.entry: name.folder for name in read}, {}, collections.defaultdict(set)
+    said, inside, several = {name.entry: name.folder for name in read}, {}, collections.defaultdict(set)
     for row in rows:
-        folder = folders[row.entry]
+        folder = said[row.entry]
         chain = folder.above + folder.inside
         if folder.person:
             inside[row.entry] = folder.below
@@ -500,13 +413,13 @@ def _strays(read: list[_Name], rows: list[Row]) -> set[str]:
     return found if len(found) <= max(STRAYS * len(read), 2) and 2 * len(found) < len(read) else set()
 
 
-def _with_labels(rows: list[Row], folders: dict[str, _Folder], used: set[str]) -> list[Row]:
+def _with_labels(rows: list[Row], said: dict[str, folders.Folder], used: set[str]) -> list[Row]:
     """The label of each row: its innermost folder that is no split and no person, if such folders hold several people.
 
     A folder above the split is a label only if there are two of them at least.
     """
-    inside = [[name for name in folders[row.entry].inside if name not in used] for row in rows]
-    above = [[name for name in folders[row.entry].above if name not in used] for row in rows]
+    inside = [[name for name in said[row.entry].inside if name not in used] for row in rows]
+    above = [[name for name in said[row.entry].above if name not in used] for row in rows]
     for chains, least in ((inside, 1), (above, 2)):
         longer = {tuple(chain[:length]) for chain in chains for length in range(len(chain))}
         chains = [[] if tuple(chain) in longer else chain for chain in chains]  # a folder of labels is none
