@@ -218,6 +218,13 @@ def announce(stage, run, settings, source, replicas, precision):
     return models
 
 
+def show(settings, todo):
+    """Print the settings: a line for those of the whole run, and one for each stage to do."""
+    whole = {key: value for key, value in settings.items() if key not in runs.STAGES}
+    for title, group in (("settings", whole), *((stage, settings[stage]) for stage in todo)):
+        print(f"{title}: {json.dumps(group)}")
+
+
 def work(flags):
     """Do what the flags say; returns the exit status."""
     files.check_folder(folder_of(flags))
@@ -227,7 +234,7 @@ def work(flags):
     refuse_uneven(flags.replicas or 1, todo, settings)
     source = opened or open_data(settings, flags.dry_run)
     if source is None:
-        print(json.dumps(settings, indent=2))
+        show(settings, todo)
         return 0
     records.refuse_missing(settings, source)
     command.load("train.py", "stages")  # from here on TensorFlow is needed
@@ -249,7 +256,7 @@ def work(flags):
     del models
     if flags.dry_run:
         print("\n".join(people.describe(source)))
-        print(json.dumps(settings, indent=2))
+        show(settings, todo)
         return 0
     if flags.self_test:
         return overfit(flags.stage, settings, source, strategy)

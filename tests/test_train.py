@@ -3,6 +3,7 @@ is, by preset, record and flags; exit statuses.
 """
 
 import functools
+import json
 import shutil
 import types
 from pathlib import Path
@@ -350,6 +351,9 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
     assert train.main(argv) == 0
     said = capsys.readouterr().out
     assert "32x32" in said and "train/validate/test" in said and not run.exists()
+    assert len(said.splitlines()) < 25, "what was found is not to scroll away"
+    *_, latents, diffusion = (line.split(": ", 1) for line in said.splitlines())
+    assert [latents[0], diffusion[0]] == ["latents", "diffusion"] and json.loads(diffusion[1])["attention"] == [4]
 
 
 def test_names_without_people_need_a_word_of_the_user(tmp_path, capsys):
