@@ -7,7 +7,7 @@ import tensorflow as tf
 import dataset
 import stages
 from ldm.data.latents import ranges
-from ldm.training import planning, prior, records
+from ldm.training import planning, prior, records, runs
 from ldm.training.settings import arguments, merged
 
 ENCODED = 64  # slices of a batch of the latents' stage
@@ -28,6 +28,11 @@ def planned(stage, run, settings, source, strategy, left):
     made_of = {"latents": "autoencoder.keras", "diffusion": "latents/train.npz", "prior": "latents/train.npz"}
     if settings["first_stage"] != "none" and stage in made_of and not (run / made_of[stage]).exists():
         return settings  # the stage itself will say what is missing
+    if left <= 0 and stage != "latents":  # these take a view where there is no time for more
+        raise runs.RunError(
+            f"--minutes was over before the {stage} stage began, by {-left / 60:.1f}: give more of them, "
+            "or --epochs and --steps-per-epoch"
+        )
     print(f"{stage}: timing a few steps, to plan for {left / 60:.1f} minutes", flush=True)
     began = time.time()
     if stage == "latents":
