@@ -68,8 +68,8 @@ def write(generator, run, out, wanted, draw):
     if people < len(dataset.SPLITS):
         least = depth * (len(dataset.SPLITS) - 1) + 1
         raise runs.RunError(
-            f"--count {wanted['count']} makes fewer people than there are splits, with {depth} slices each: give "
-            f"{least} or more"
+            f"--count {wanted['count']}: people have {depth} slices each, so that makes {people} of the "
+            f"{len(dataset.SPLITS)} that {', '.join(dataset.SPLITS)} need: give {least} or more"
         )
     if out.exists():
         raise runs.RunError(f"{out} is there already: move it away, or name another --out")
