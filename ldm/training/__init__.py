@@ -4,6 +4,7 @@ In the order of a training:
 
     settings       every setting of a run, declared once: flags, defaults, bounds, what may change, models' arguments
     presets        settings to start from
+    systems        presets again: the course systems that this project descends from
     records        what a stage writes down of itself, and what may be made of a run that has such records
     losses         what training minimises and watches: comparisons of images, a GAN's terms, annealing
     distribution   what a train_step needs to be right on several replicas

@@ -1,6 +1,7 @@
 """What a run can start from: the presets, which stand over the defaults of `ldm.training.settings`."""
 
 from ldm.training.settings import defaults, merged, unknown_keys
+from ldm.training.systems import SYSTEMS
 
 
 def of(name):
@@ -197,6 +198,7 @@ PRESETS = {
     # slices of 64, 128, 256 pixels; latents of a fourth, an eighth, a sixteenth of that
     **{f"{size}-f{factor}": _sized(size, factor) for size in (64, 128, 256) for factor in (4, 8, 16)},
     **{f"{size}-pixels": _in_pixels(size) for size in (64, 128)},
+    **SYSTEMS,
 }
 
 
