@@ -36,7 +36,7 @@ def train_and_judge(system, flags):
     trained = folder / "systems_trained"  # written last, so that an interrupted training is gone on with
     if not trained.exists():
         labels = ["--labels", flags.labels] if flags.labels else []
-        begin = [] if folder.exists() else ["--preset", system, "--data", flags.data, *labels]
+        begin = [] if any(folder.glob("*.json")) else ["--preset", system, "--data", flags.data, *labels]
         command("train.py", *begin, "--run", run, "--minutes", flags.minutes)
         trained.touch()
     report = folder / "report_part.json"

@@ -164,3 +164,47 @@ def test_networks_and_samplers_run_on_jax_without_tensorflow():
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert len(re.findall(r"^ratio ", out.stdout, re.MULTILINE)) == 3
+
+
+def test_systems_are_trained_once_judged_and_set_side_by_side(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import systems
+
+    def level(auc):
+        return {"AUC": auc, "error": 0.1, "seeds": 0.1}
+
+    report = {
+        "about": {"image size": 64},
+        "texture": {
+            "power at 5.6 pixels": {"samples": {"mean": 0.812}, "people": {"mean": 1.0}},
+            "Euler number of bright white matter": {"samples": {"mean": 6.04}, "people": {"mean": 4.81}},
+        },
+        "scales": {"pixels": [32, 64], "sets": {"samples": {"levels": [level(0.52), level(0.67)]}}},
+        "anatomy": {"distance": {"samples": {"mean": 0.34}}},
+    }
+    ran, killed = [], [True]
+
+    def command(script, *words):
+        run = tmp_path / words[words.index("--run") + 1]
+        ran.append((script, *words))
+        if script == "train.py":
+            run.mkdir(exist_ok=True)
+            (run / "diffusion.json").write_text("{}")
+            if killed:
+                killed.pop()
+                raise SystemExit(143)
+        if script == "evaluate.py":
+            (run / "report_part.json").write_text(json.dumps(report))
+
+    monkeypatch.setattr(systems.runs, "ROOT", tmp_path)
+    monkeypatch.setattr(systems, "command", command)
+    words = ["64-f4", "--data", "x.zip", "--minutes", "2"]
+    with pytest.raises(SystemExit):
+        systems.main(words)
+    systems.main(words)
+    assert [done[0] for done in ran] == ["train.py", "train.py", "predict.py", "evaluate.py"]
+    assert "--preset" in ran[0] and "--preset" not in ran[1]  # what was begun is gone on with
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "| `64-f4` | 64 | none | 0.81 | 6.0 (4.8) | 0.34 | 0.52 | 0.67 |  |"
+    systems.main(words)
+    assert len(ran) == 4 and capsys.readouterr().out.splitlines()[-1] == line
