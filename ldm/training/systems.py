@@ -2,9 +2,9 @@
 
 What makes a system is kept: sizes of latents and networks, codes, losses, schedule, what is predicted, learning rates,
 batches, epochs, no augmentation. It runs on this project's networks and steps, so what was wrong there is mended:
-people are split, not slices; the discriminator's weight is bounded and its real and drawn batches are of one size; no
-code dies; x_0 is thresholded when sampling; the average of the weights is what draws; the learning rate warms up and
-decays. `benchmarks/systems.py` trains each for equal minutes, docs/course-systems.md shows what came out.
+no test person trains anything; the discriminator's terms are balanced; latents have unit variance; no code dies; x_0 is
+thresholded when sampling; the average of the weights is what draws; the learning rate warms up and decays.
+`benchmarks/systems.py` trains each for equal minutes, docs/course-systems.md shows what came out.
 """
 
 # The process of all of them but one: 1,000 steps with beta from 1e-4 to 0.02, and a network that says the noise.
