@@ -27,6 +27,10 @@ from ldm.data.words import Words
         ("case_ann_b_slice_3", "ann_b", "", 3),
         ("patient_007_axial_12", "patient_007", "axial", 12),
         ("patient007_visit2_z12", "patient007", "visit2", 12),
+        ("HCA6002231_V1_MR_80", "HCA6002231_V1_MR", "", 80),
+        ("p1_MR_2_80", "p1", "MR_2", 80),
+        ("p1_img80", "p1", "", 80),
+        ("img1_80", "", "", 1),
         ("slice_080", "", "", 80),
         ("img_0001", "", "", 1),
         ("12", "", "", 12),
@@ -62,14 +66,29 @@ def test_names_that_differ_in_their_number_only_are_read_alike():
             assert words.read(name) == words._Reader(name, sliced=True).words(), name
 
 
-@pytest.mark.parametrize("stem", ["p1_80_mask", "p1_80_seg", "mask_p1_80", "seg_001_slice_2", "p1_80_label", "a_dseg"])
+@pytest.mark.parametrize(
+    "stem", ["p1_80_mask", "p1_80_seg", "mask_p1_80", "seg_001_slice_2", "p1_80_label", "a_dseg", "wmh", "ground_truth"]
+)
 def test_masks(stem):
     assert words.read(stem).mask
-    assert not words.read("masked_p1_80").mask and not words.read("p1_label-AD_80").mask
+    assert (
+        not words.read("WMH001_80").mask
+        and not words.read("masked_p1_80").mask
+        and not words.read("p1_label-AD_80").mask
+    )
 
 
 @pytest.mark.parametrize(
-    ("stem", "contrast"), [("a_T1w", "t1"), ("b_t1ce", "t1c"), ("c_FLAIR", "flair"), ("d_PD", "pd")]
+    ("stem", "contrast"),
+    [
+        ("a_T1w", "t1"),
+        ("b_t1ce", "t1c"),
+        ("c_FLAIR", "flair"),
+        ("d_PD", "pd"),
+        ("e_T1wCE", "t1c"),
+        ("f_AXT1", "t1"),
+        ("g_sagT2", "t2"),
+    ],
 )
 def test_contrasts(stem, contrast):
     assert words.read(stem, sliced=False) == Words(stem[0], contrast=contrast)

@@ -57,15 +57,15 @@ COPY = set(
 )
 MASK = re.compile(r"(?:.*(?:mask|seg)s?|segm|segmentations?|msk|aparc|wmparc|labelmaps?)\d*")
 MASK_AT_AN_END = set(
-    "label labels roi gt groundtruth lesion lesions annotation manual pve csf gm wm ribbon filled".split()
+    "label labels roi gt groundtruth truth lesion lesions annotation manual pve csf gm wm ribbon filled".split()
 )
 CONTRASTS = {
     name: re.compile(pattern)
     for name, pattern in {
-        "t1": "(?:3d)?t1(?:wi?|n)?",
-        "t1c": r"t1(?:ce?|\+c|c\+|gd|post)",
-        "t2": "(?:3d|inplane)?t2(?:wi?)?",
-        "flair": "(?:3d)?(?:t2)?flair|t2f",
+        "t1": "(?:3d|ax|cor|sag)?t1(?:wi?|n|pre)?",
+        "t1c": r"(?:3d|ax|cor|sag)?t1w?(?:ce?|\+c|c\+|gd|post)",
+        "t2": "(?:3d|ax|cor|sag|inplane)?t2(?:wi?)?",
+        "flair": "(?:3d|ax|cor|sag)?(?:t2)?flair|t2f",
         "pd": "pdw",
         "t2star": r"t2(?:star|\*)w?",
         "angio": "angio|mra|tof",
@@ -182,7 +182,7 @@ class _Reader:
                 self.role[i] = "copy"
             elif word in COPY:
                 self._copy(i, numbers)
-            elif MASK.fullmatch(text.rpartition("+")[2]) or (word in MASK_AT_AN_END and i in ends):
+            elif MASK.fullmatch(text.rpartition("+")[2]) or ((word in MASK_AT_AN_END or text == "wmh") and i in ends):
                 self.role[i], self.mask = "mask", True
         if self.contrast == "t1" and re.search("(?:^|_)ce-", self.stem):  # as BIDS says it: ce-gadolinium_T1w
             self.contrast = "t1c"
@@ -215,7 +215,9 @@ class _Reader:
                 self.role[i] = role
             elif i + 1 < len(self.text) and not self.role[i + 1]:
                 bound = self.stem[self.spans[i][1] : self.spans[i + 1][0]] == "-"
-                if bound or self.number(i + 1):
+                last = self.sliced and not any(map(self.number, range(i + 2, len(self.text))))
+                # `p1_MR_80` is slice 80 of a magnetic resonance image
+                if bound or (self.number(i + 1) and not (last and self.word(i) == "mr")):
                     self.role[i] = self.role[i + 1] = role
 
     def _slice_keywords(self):
@@ -290,7 +292,10 @@ class _Reader:
             chosen = self.free()
             if "slice" in self.role:  # what stands before the slice; after it, if nothing does
                 place = self.role.index("slice")
-                chosen = [i for i in chosen if i < place] or chosen
+                before = [i for i in chosen if i < place]
+                # `img1_80`: is 80 the slice of person 1, or is it the other way round?
+                unclear = self.word(place) in ("img", "image") and all(map(self.number, chosen))
+                chosen = before or ([] if unclear else chosen)
             others = ("scan", "copy")
         taken = set(chosen)
         rest = [i for i, role in enumerate(self.role) if role in others and i not in taken]
