@@ -294,6 +294,71 @@ def test_channels_are_contrasts():
     assert len(people_of([f"hip_1_000{p}.nii.gz" for p in (0, *PEOPLE)], volumes=True)[0]) == 5
 
 
+@pytest.mark.parametrize("other", ["targets", "predictions", "overlay", "gradcam"])
+@pytest.mark.parametrize("form", ["{kind}/p{p}_{z}.png", "p00{p}/{kind}/{z}.png", "train/{kind}/AD/p{p}_{z}.png"])
+def test_what_is_made_of_images_is_left_out_beside_them(form, other):
+    found = [form.format(kind="images", p=p, z=z) for p in PEOPLE for z in (80, 81)]
+    made = [form.format(kind=other, p=p, z=z) for p in PEOPLE[:2] for z in (80, 81)]
+    listing = names.understand([*found, *made], "here")
+    assert [row.entry for row in listing.rows] == found and len({row.person for row in listing.rows}) == 4
+    assert listing.left_out == [("beside images of the same names", made)]
+
+
+def test_visits_beside_images_are_slices():
+    found = [f"p0{p}/{kind}/{z}.png" for p in PEOPLE for kind in ("images", "visit2") for z in (80, 81)]
+    assert len(names.understand(found, "here").rows) == 16
+
+
+@pytest.mark.parametrize(
+    ("folder", "split", "label"),
+    [
+        ("MICCAI_BraTS2020_TrainingData", "train", ""),
+        ("singlecoil_val", "validate", ""),
+        ("oasis_test_png", "test", ""),
+        ("OAS2_RAW_PART1", "", ""),
+        ("{label}_part1", "", "{label}"),
+        ("train_{label}", "train", "{label}"),
+    ],
+)
+def test_folders_are_read_word_by_word(folder, split, label):
+    found = [f"{folder}/p{p}_{z}.png".format(label=LABEL[p % 2]) for p in PEOPLE for z in (80, 81)]
+    rows = names.understand(found, "here").rows
+    assert {row.split for row in rows} == {split}
+    assert [row.label for row in rows] == [label.format(label=LABEL[p % 2]) for p in PEOPLE for _ in (80, 81)]
+
+
+def test_folders_inside_those_of_people_are_no_labels():
+    found = [f"training/{p}/pre/reg_T1.nii.gz" for p in PEOPLE]
+    assert people_of(found, volumes=True) == (["1", "2", "3", "4"], [])
+    scan = "AIBL/{p}/MPRAGE/201{v}-01-21_13_00_00.0/AIBL_{p}_MR_MPRAGE_Br_201{v}0121130000_S{v}_I{v}.nii"
+    found = [scan.format(p=p, v=v) for p in PEOPLE for v in (1, 2)]
+    assert people_of(found, volumes=True) == (["AIBL_1", "AIBL_2", "AIBL_3", "AIBL_4"], [])
+
+
+def test_channels_of_pictures_are_contrasts():
+    found = [f"imagesTr/p00{p}_0{z}_000{c}.png" for p in PEOPLE for z in (80, 81) for c in (0, 1)]
+    for several in (found, found[::2]):
+        rows = names.understand(several, "here").rows
+        assert [row.entry for row in rows] == found[::2] and [row.z for row in rows] == [80, 81] * 4
+        assert [row.person for row in rows[::2]] == ["p001", "p002", "p003", "p004"]
+    assert len(people_of([f"hip_00{p}_0000.png" for p in PEOPLE])[0]) == 4  # everybody's first slice
+
+
+def test_volumes_that_tools_made_of_others_are_left_out():
+    found = [f"p0{p}_T1.nii" for p in PEOPLE]
+    made = [f"{prefix}p0{p}_T1.nii" for p in PEOPLE for prefix in ("c1", "mwp2", "w", "y_")]
+    listing = names.understand([*found, *made], "here", volumes=True)
+    assert [row.entry for row in listing.rows] == found and listing.left_out == [("made of another volume", made)]
+    assert len(people_of(["ann1.nii", "mann1.nii", *found], volumes=True)[0]) == 6  # one name is no rule
+
+
+def test_folders_of_sizes_are_nobody():
+    found = [f"{side}/p{p}_{z}.png" for side in (256, 128) for p in PEOPLE for z in (80, 81)]
+    assert len(people_of(found[:8])[0]) == 4
+    with pytest.raises(DataError, match="p1 is labelled 256 and 128"):
+        people_of(found)
+
+
 @pytest.mark.parametrize("train, test", [("train_set", "test_set"), ("imagesTr", "imagesTs"), ("trainset", "testset")])
 def test_splits_are_called_in_many_ways_and_what_is_beside_them_is_left_out(train, test):
     found = [f"{train if p < 3 else test}/p{p}_{z}.png" for p in PEOPLE for z in (80, 81)]
@@ -381,6 +446,7 @@ def test_folders_and_names_of_masks_of_other_tools():
         "{label}/0000000{n}-aac5-4193-9e2a-7b16d6d5b5f2.jpg",
         "{label}/{n}d41d8cd98f00b204e9800998ecf8427.png",
         "{label}_{n}.png",
+        "images/img{n}_80.png",
     ],  # fmt: skip
 )
 def test_names_that_say_nobody_are_refused_with_a_way_out(pattern):

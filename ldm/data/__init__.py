@@ -8,6 +8,7 @@ From bytes to what a network sees, in reading order:
     words     what one file or folder name says of itself
     folders   what the folders above a file say of it
     names     what the names of an archive say together: person, scan, slice, label, split; what is left out
+    visits    which names are scans of one person
     people    what names must not say; who goes into a split that is missing
     table     what labels.csv says of people
     pixels    a picture decoded, fitted to a square, augmented

@@ -22,7 +22,8 @@ PLAIN_FOLDERS = set(  # say nothing
     "images image imgs img pictures slices data dataset set png pngs jpg jpgs jpeg jpegs anat raw nifti nii volumes "
     "mri scans axial coronal sagittal weighted only mprage spgr tse fse".split()
 )
-NO_LABEL = re.compile(r"(?:fold|part|batch|disc|disk)[_\- ]?\d+")
+NO_LABEL = re.compile(r"(?:^|[_\- ])(?:fold|part|batch|disc|disk)[_\- ]?\d+$", re.IGNORECASE)
+NO_PERSON = set("cdr mmse grade stage class label group score site fold batch part cluster day month year".split())
 
 
 class Folder(NamedTuple):
@@ -50,13 +51,13 @@ def read(path: str) -> Folder:
         said, found = words.read_folder(name), _read_one(name)
         mask |= found.mask
         if found.split:
-            split, above, inside = found.split, [*above, *inside], []
+            split, above, inside = found.split, [*above, *inside, *filter(None, [found.rest])], []
         if said.sure:
             person = person or said.person  # the outermost: people may be counted anew inside
             scan += [said.scan] if said.scan else []
         elif said.scan and not said.person:
             scan.append(said.scan)
-        elif found.rest:
+        elif found.rest and not found.split:
             inside.append(found.rest)
             below += [found.rest] if person else []
         contrast = said.contrast or found.contrast or contrast
@@ -76,10 +77,12 @@ class _Said(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _read_one(name: str) -> _Said:
-    """`imagesTr`, `train_set`, `Train AD`, `T1-weighted`, `lesion_masks`, `FSL_SEG`: word by word."""
+    """`imagesTr`, `BraTS_TrainingData`, `Train AD`, `T1-weighted`, `lesion_masks`, `FSL_SEG`: word by word."""
+    name = NO_LABEL.sub("", name)
     pieces = re.findall(r"[^\s_.\-]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name))
     plain = [piece.lower() for piece in pieces]
-    ends = [SPLIT_FOLDERS[plain[i]] for i in (0, -1) if plain and plain[i] in SPLIT_FOLDERS]
+    last = next((word for word in reversed(plain) if word not in PLAIN_FOLDERS), "")
+    ends = [SPLIT_FOLDERS[word] for word in (*plain[:1], last) if word in SPLIT_FOLDERS]
     split = ends[0] if len(set(ends)) == 1 else ""
     contrast = next(filter(None, map(words.contrast, plain)), "")
     masks = [bool(words.MASK.fullmatch(word)) for word in plain]
@@ -93,6 +96,6 @@ def _read_one(name: str) -> _Said:
     )
     # FSL_SEG; whole data sets are called segmentation as well
     mask |= bool(masks) and masks[-1] and not plain[-1].startswith("segmentation")
-    if mask or not rest or NO_LABEL.fullmatch(name.lower()):
+    if mask or not rest:
         return _Said(split, contrast, mask, "")
     return _Said(split, contrast, False, "_".join(pieces[i] for i in rest) if split or contrast else name)

@@ -11,14 +11,14 @@ import dataclasses
 import re
 from typing import NamedTuple
 
-from ldm.data import archive, folders, people, words
+from ldm.data import archive, folders, people, visits, words
 
 STRAYS = 0.1  # up to this part of the pictures may say no person, and is left out; more, and all are refused
 
 OASIS_MASK = re.compile(r"seg_.*_slice_\d+")
-NO_PERSON = set("cdr mmse grade stage class label group score site fold batch part cluster day month year".split())
+PICTURES = set("image images img imgs picture pictures input inputs".split())
 CHANNEL = re.compile(r"(.*\d.*)_(000\d)")
-HEAD = re.compile(r"(\D*\d[^\s_.\-]*)(?:[\s_.\-]+(.*))?")  # a name to its first number, and how it goes on
+TOOL = re.compile("i?y_|[mwrsau]{0,3}[cp][0-6]|[mwrsau]{1,4}")  # prefixes of SPM and CAT12
 SIDES = {64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448, 512, 1024}  # that pictures often have
 UNREAD = tuple(".tif .tiff .bmp .gif .webp .jp2 .npy .npz .mat .h5 .mha .mhd .nrrd .mnc .nii .nii.gz".split())
 OFFER = (
@@ -92,14 +92,13 @@ def understand(
     read = [name for name in read if not (name.folder.mask or (name.said.mask and not course))]
     if not read:
         _refuse_nothing(shown, names, masks)
-    if volumes:
-        read = _with_channels(read)
+    read = _with_channels(read, volumes)
     read = _one_contrast(listing, read, contrast, shown)
     if person is not None:
         listing.rows = _by_rule(read, person, shown)
         used = ()
     else:
-        read = _with_shared_ends(listing, read)
+        read = (_without_what_tools_made if volumes else _without_what_is_beside_images)(listing, read)
         listing.rows, used = _by_names(listing, read, shown)
         # Tissue masks are those of the course archive; what others call a mask may be anything.
         tissue = [name for name in masks if course or OASIS_MASK.fullmatch(_stem(name.entry.rpartition("/")[2]))]
@@ -163,8 +162,47 @@ def _without_size(read: list[_Name]) -> list[_Name]:
     return [n._replace(said=words.read(stem[1])) if stem else n for n, stem in zip(read, stems, strict=True)]
 
 
-def _with_channels(read: list[_Name]) -> list[_Name]:
-    """`BRATS_001_0000`, `BRATS_001_0001` of everybody, as nnU-Net numbers contrasts: they are no people."""
+def _without_what_is_beside_images(listing: Listing, read: list[_Name]) -> list[_Name]:
+    """`p1/targets/80.png` beside `p1/images/80.png`: targets, predictions, overlays, ... are made of images of the same
+    name, and are no slices.
+    """
+    paths = {name.entry.rpartition("/")[0] for name in read}
+    if not any(part.lower() in PICTURES for path in paths for part in path.split("/")):
+        return read
+    images, others = set(), collections.defaultdict(list)
+    for name in read:
+        parts = [*name.entry.split("/")[:-1], _stem(name.entry.rpartition("/")[2])]
+        for k, part in enumerate(parts[:-1]):
+            place = (*parts[:k], "", *parts[k + 1 :])
+            if part.lower() in PICTURES:
+                images.add(place)
+            elif not any(map(str.isdigit, part)):
+                others["/".join(parts[: k + 1])].append(place)
+    made = {folder for folder, places in others.items() if not images.isdisjoint(places)}
+    inside = {path for path in paths if any(f"{path}/"[:i] in made for i, char in enumerate(f"{path}/") if char == "/")}
+    out = [name.entry for name in read if name.entry.rpartition("/")[0] in inside]
+    listing.leave_out("beside images of the same names", out)
+    return [name for name in read if name.entry.rpartition("/")[0] not in inside]
+
+
+def _without_what_tools_made(listing: Listing, read: list[_Name]) -> list[_Name]:
+    """`c1p01`, `mwp01`, ... beside `p01`: SPM names what it makes of a volume as that, with a prefix."""
+    stems = [_stem(name.entry.rpartition("/")[2]) for name in read]
+    there, made = {*stems}, collections.defaultdict(set)
+    for stem in stems:
+        for end in range(1, 7):
+            if stem[end:] in there and TOOL.fullmatch(stem[:end]):
+                made[stem[:end]].add(stem)
+    all_made = set().union(*made.values())
+    usual = set().union(*(each for each in made.values() if 2 * len(each) >= len(there - all_made)))
+    listing.leave_out("made of another volume", [n.entry for n, stem in zip(read, stems, strict=True) if stem in usual])
+    return [name for name, stem in zip(read, stems, strict=True) if stem not in usual]
+
+
+def _with_channels(read: list[_Name], volumes: bool) -> list[_Name]:
+    """`BRATS_001_0000`, `BRATS_001_0001` of everybody, as nnU-Net numbers contrasts: they are no people, and no slices
+    (`p1_080_0000`).
+    """
     stems = [CHANNEL.fullmatch(_stem(name.entry.rpartition("/")[2])) for name in read]
     if not all(stems):
         return read
@@ -172,39 +210,17 @@ def _with_channels(read: list[_Name]) -> list[_Name]:
     for stem in stems:
         channels[stem[1]].add(stem[2])
     first = next(iter(channels.values()), set())
-    if "0000" not in first or len(first) < 2 or len(channels) < 2 or any(each != first for each in channels.values()):
+    if (
+        "0000" not in first
+        or len(first) < 1 + volumes
+        or len(channels) < 2
+        or any(c != first for c in channels.values())
+    ):
         return read
-    return [
-        n._replace(said=words.read(stem[1], sliced=False)._replace(contrast=stem[2]))
-        for n, stem in zip(read, stems, strict=True)
-    ]
-
-
-def _with_shared_ends(listing: Listing, read: list[_Name]) -> list[_Name]:
-    """`p1_scan1`, `p1_scan2`, `p2_scan1`, ...: where most people's names go on in several ways, all of which several
-    people have in common, how they go on is the scan. Whoever is taken for one person by that is in one split at least.
-    """
-    ends, heads = collections.defaultdict(set), collections.defaultdict(set)
-    for name in read:
-        if not name.said.sure and (found := HEAD.fullmatch(name.said.person)):
-            heads[found[1]].add(found[2] or "")
-            ends[found[2] or ""].add(found[1])
-    numbers = any(end.isdecimal() for end in ends)
-    complete = len(set(map(frozenset, heads.values()))) == 1
-    several = sum(len(each) > 1 for each in heads.values())
-    shared = len(ends) < len(heads) and all(len(each) > 1 for each in ends.values())
-    group = any(re.match(r"[a-z]*", head.lower())[0] in NO_PERSON for head in heads)
-    if group or not shared or 2 * several <= len(heads) or (numbers and not complete):
-        return read
-    out = []
-    for name in read:
-        if not name.said.sure and (found := HEAD.fullmatch(name.said.person)):
-            scan = "_".join(filter(None, (found[2], name.said.scan)))
-            name = name._replace(said=name.said._replace(person=found[1], scan=scan))
-        out.append(name)
-    some = sorted(filter(None, ends))[:2]
-    listing.notes.append(f"{' and '.join(map(repr, some))} in names are taken for scans of one person")
-    return out
+    said = [words.read(stem[1], not volumes)._replace(contrast=stem[2] * (len(first) > 1)) for stem in stems]
+    if not volumes and not all(any(map(str.isdigit, each.person)) for each in said):
+        return read  # `hip_001_0000`: somebody's first slice
+    return [name._replace(said=each) for name, each in zip(read, said, strict=True)]
 
 
 def _refuse_nothing(shown: str, names: list[str], masks: list[_Name]):
@@ -318,10 +334,11 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
     for name in read:
         members[name.entry.rpartition("/")[0]].add(name.said.person)
     sizes = collections.Counter(name.entry.rpartition("/")[0] for name in read)
-    rows, nobody, used = [], [], set()
+    rows, nobody, used, sure = [], [], set(), set()
     for name, folder in zip(read, numbered, strict=True):
         said, path = name.said, name.entry.rpartition("/")[0]
         vague = not any(map(str.isdigit, said.person))
+        sure |= {name.entry} if name.folder.person or said.sure else set()
         if name.folder.person:
             other = "" if vague or said.person == name.folder.person else said.person
             rows.append(_row(name, name.folder.person, other))
@@ -329,7 +346,11 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
             rows.append(_row(name))
         elif folder and (vague or recur):
             used.add(folder)
-            rows.append(_row(name, folder, said.person))
+            own = words.read_folder(folder)  # p01_20190101
+            dated = bool(own.scan) and any(map(str.isdigit, own.person))
+            rows.append(
+                _row(name, own.person if dated else folder, "_".join(filter(None, (own.scan * dated, said.person))))
+            )
         elif (listing.kind == "volumes" and (name.folder.inside + name.folder.above)
               and (not said.person or (vague and len(said_in[said.person]) > 1))):  # fmt: skip
             # sub_a/t1.nii, bert/mri/brain.mgz
@@ -340,7 +361,9 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
             nobody.append(name.entry)
         else:
             rows.append(_row(name))
-    rows, scans = _with_scan_folders(rows, read)
+    inside = {name.entry: name.folder for name in read}
+    rows, scans = visits.by_folders(rows, inside, shown if listing.kind != "volumes" else "")
+    rows = visits.by_ends(rows, sure, listing.notes)
     used |= scans
     strays = _strays(read, rows) if listing.kind != "volumes" else set()
     rows = [row for row in rows if row.entry not in strays]
@@ -353,31 +376,6 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
     return rows, used
 
 
-def _with_scan_folders(rows: list[Row], read: list[_Name]) -> tuple[list[Row], set[str]]:
-    """`007/1/80.png`, `007/2019-01-01/80.png`: folders inside that of a person, of which most people have several, are
-    scans. Returns the rows and the names of these folders.
-    """
-    said, inside, several = {name.entry: name.folder for name in read}, {}, collections.defaultdict(set)
-    for row in rows:
-        folder = said[row.entry]
-        chain = folder.above + folder.inside
-        if folder.person:
-            inside[row.entry] = folder.below
-        elif row.person in chain:
-            inside[row.entry] = chain[len(chain) - chain[::-1].index(row.person) :]
-        if row.entry in inside:
-            several[row.person].add(inside[row.entry])
-    if 2 * sum(len(each) > 1 for each in several.values()) <= len(several):
-        return rows, set()
-    named = [
-        row._replace(scan="_".join(filter(None, (*inside.get(row.entry, ()), row.scan))))
-        if row.entry in inside
-        else row
-        for row in rows
-    ]
-    return named, {name for each in several.values() for chain in each for name in chain}
-
-
 def _numbered_folders(read: list[_Name]) -> list[str]:
     """Of each name the innermost folder that has two digits or more side by side, as `001` and `TCGA_01`, or is called
     as others that have (`p7` beside `p10`), but is no date and not `fold_01`; "" where there is none.
@@ -385,14 +383,18 @@ def _numbered_folders(read: list[_Name]) -> list[str]:
     found, wide = {name.folder: "" for name in read}, set()
     for folder in found:
         wide |= {re.sub(r"\d+", "#", name) for name in folder.above + folder.inside if re.search(r"\d\d", name)}
+    sides = {name for folder in found for name in folder.above + folder.inside if name.isdecimal() and len(name) > 1}
+    sides = sides if all(int(name) in SIDES for name in sides) else set()  # `256/` beside `128/`
     for folder in found:
         numbered = [
             name
             for name in folder.above + folder.inside
-            if re.sub(r"\d+", "#", name) in wide and re.match(r"[a-z]*", name.lower())[0] not in NO_PERSON
+            if name not in sides
+            and re.sub(r"\d+", "#", name) in wide
+            and re.match(r"[a-z]*", name.lower())[0] not in folders.NO_PERSON
         ]
-        dates = [name for name in numbered if words.DATE.fullmatch(name)]
-        found[folder] = ([name for name in numbered if name not in dates] or dates or [""])[-1]
+        scans = [name for name in numbered if visits.is_scan(name)]
+        found[folder] = ([name for name in numbered if name not in scans] or scans or [""])[-1]
     return [found[name.folder] for name in read]
 
 
@@ -418,8 +420,15 @@ def _with_labels(rows: list[Row], said: dict[str, folders.Folder], used: set[str
 
     A folder above the split is a label only if there are two of them at least.
     """
-    inside = [[name for name in said[row.entry].inside if name not in used] for row in rows]
-    above = [[name for name in said[row.entry].above if name not in used] for row in rows]
+
+    def outer(chain, below):
+        """The folders outside that of the person; no dates."""
+        chain = chain[: len(chain) - len(below)] if below and chain[-len(below) :] == below else chain
+        end = next((place for place, name in enumerate(chain) if name in used), len(chain))
+        return [name for name in chain[:end] if not words.DATE.fullmatch(name)]
+
+    inside = [outer(said[row.entry].inside, said[row.entry].below) for row in rows]
+    above = [outer(said[row.entry].above, said[row.entry].below) for row in rows]
     for chains, least in ((inside, 1), (above, 2)):
         longer = {tuple(chain[:length]) for chain in chains for length in range(len(chain))}
         chains = [[] if tuple(chain) in longer else chain for chain in chains]  # a folder of labels is none
