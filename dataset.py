@@ -298,10 +298,11 @@ def open_recorded(about: dict, data=None) -> Source:
     """
     settings = about["settings"]
     own = settings["data"] or about["data"]["source"]
+    if data is None and not settings["data"] and Path(own) == phantom.STAND_IN:
+        phantom.stand_in()  # a model that came along has learned from them elsewhere
     named = data[0] if isinstance(data, list) and len(data) == 1 else data
-    same = data is None or named == own
-    options = {name: settings.get(name) for name in ("labels", "person", "missing")} if same else {}
-    options |= {name: settings.get(name) for name in ("contrast", "center")}
+    its_own = ("labels", "person", "missing") if data is None or named == own else ()
+    options = {name: settings.get(name) for name in (*its_own, "contrast", "center")}
     return open_source(data or own, seed=settings["seed"], axis=settings["axis"], **options)
 
 

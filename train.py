@@ -25,7 +25,7 @@ import numpy as np
 
 import dataset
 from ldm import files
-from ldm.data import people
+from ldm.data import people, phantom
 from ldm.later import Later
 from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
@@ -34,7 +34,6 @@ stages, plans = Later("stages"), Later("plans")  # they take seconds to import
 planning = Later("ldm.training.planning")
 BEGAN = time.time()
 
-PHANTOM, PHANTOM_PEOPLE = Path("dataset/phantom.zip"), 96
 OPENED = ("seed", "axis", "labels", "person", "contrast", "missing", "center")  # settings that say how data is read
 
 
@@ -183,14 +182,11 @@ def chosen_preset(flags):
 
 def open_data(settings, dry_run=False):
     """The source of slices, drawing the phantoms first where no data is named; None in a dry run without them."""
-    if settings["data"] is None and not PHANTOM.exists():
-        if dry_run:
-            print(f"no --data given: would draw {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
-            return None
-        print(f"no --data given: drawing {PHANTOM_PEOPLE} phantom brains into {PHANTOM}")
-        dataset.write_phantoms(PHANTOM, people=PHANTOM_PEOPLE)
+    if settings["data"] is None and dry_run and not phantom.STAND_IN.exists():
+        print(f"no --data given: would draw {phantom.STAND_IN_PEOPLE} phantom brains into {phantom.STAND_IN}")
+        return None
     read = {name: settings[name] for name in OPENED}
-    return dataset.open_source(PHANTOM if settings["data"] is None else settings["data"], **read)
+    return dataset.open_source(phantom.stand_in() if settings["data"] is None else settings["data"], **read)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dataset
 import train
+from ldm.data import phantom
 from ldm.training import runs
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,18 @@ def test_what_is_too_large_or_of_other_data_is_not_shipped(ship, run, tmp_path, 
     with pytest.raises(runs.RunError, match="nobody else's data"):
         ship.ship(run, tmp_path / "phantom")
     assert not (tmp_path / "phantom").exists()
+
+
+def test_its_phantoms_are_drawn_where_real_slices_are_asked_for(tmp_path, monkeypatch, capsys):
+    about = json.loads((ROOT / "checkpoint" / "phantom" / "diffusion.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(phantom, "STAND_IN_PEOPLE", 3)
+    assert len(dataset.open_recorded(about).entries) == 96
+    assert f"drawing 3 phantom brains into {phantom.STAND_IN}" in capsys.readouterr().out
+    phantom.STAND_IN.unlink()
+    about["settings"]["data"] = str(phantom.STAND_IN)  # somebody's own of that name is not made up
+    with pytest.raises(dataset.DataError, match="does not exist"):
+        dataset.open_recorded(about)
 
 
 def test_training_never_writes_into_what_was_shipped(tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ import small_records
 import dataset
 import stages
 import train
+from ldm.data import phantom
 from ldm.drawing import figures
 from ldm.training import distribution, presets, records, runs
 from ldm.training import settings as schema
@@ -341,7 +342,7 @@ def test_latents_are_measured_over_so_many_slices_at_most_that_training_sees(tmp
 
 
 def test_a_dry_run_draws_no_phantoms(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "PHANTOM", tmp_path / "phantom.zip")
+    monkeypatch.setattr(phantom, "STAND_IN", tmp_path / "phantom.zip")
     assert train.main(["--dry-run", "--run", str(tmp_path / "run")]) == 0
     assert list(tmp_path.iterdir()) == []
     assert "would draw 96 phantom brains" in capsys.readouterr().out

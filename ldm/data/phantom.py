@@ -14,6 +14,7 @@ How a slice comes about, in the order of the file:
     _acquire   fractions -> T1 intensities, bias field, blur, Rician noise
     slices     the function that draws them
     write      a zip of them
+    stand_in   the zip that stands in where no data is named
 
 Shapes are signed distances in millimetres, positive inside. All of them are functions of (x, y, z), so neighbouring
 slices fit together as in a volume. x runs to the image's right, y towards the forehead (up in the image), z upwards.
@@ -40,6 +41,7 @@ from ldm.later import Later
 ndimage = Later("scipy.ndimage")
 
 MOST_PEOPLE, LARGEST = 100_000, 2048  # people of an archive, pixels a side
+STAND_IN, STAND_IN_PEOPLE = Path("dataset/phantom.zip"), 96  # where no data is named
 SLICES = 32
 LABELS = ("AD", "NC")  # label 0 = AD, 1 = NC: the order of sorted class folders
 
@@ -452,6 +454,14 @@ def write(out, people: int, image_size: int = 256, seed: int = 0) -> None:
         raise archive.DataError(f"--out {out} cannot be written ({error.strerror}).") from error
     except ValueError as error:
         raise archive.DataError(f"--image-size {image_size} does not suit phantoms: {error}.") from error
+
+
+def stand_in() -> Path:
+    """The zip of phantoms that stands in where no data is named, drawn first if it is not there yet."""
+    if not STAND_IN.exists():
+        print(f"no --data given: drawing {STAND_IN_PEOPLE} phantom brains into {STAND_IN}", flush=True)
+        write(STAND_IN, STAND_IN_PEOPLE)
+    return STAND_IN
 
 
 def _write_zip(path, shown, people, image_size, seed):
