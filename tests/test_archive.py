@@ -1,7 +1,9 @@
 """Bytes in: what is damaged, forged or no picture is named in one sentence, and nothing more is read than declared."""
 
+import io
 import json
 import os
+import re
 import struct
 import time
 import tracemalloc
@@ -10,10 +12,31 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_archives import THREE, brain, encode, oasis_entries, refuse, take, volume, write
 
 import dataset
 from dataset import DataError, data_errors, make_dataset, open_source
+from ldm.data import archive
+
+
+def test_a_progressive_jpeg_that_is_cut_between_two_scans_is_told():
+    """A decoder takes what is left for a whole picture, and says nothing."""
+    noise = np.random.default_rng(0).integers(0, 99, (64, 64, 3), dtype=np.uint8)
+    for pixels, scans in ((noise, 10), (noise[..., 0], 6)):
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "JPEG", progressive=True, quality=90)
+        whole = stream.getvalue()
+        starts = [found.start() for found in re.finditer(b"\xff\xda", whole)]
+        assert len(starts) == scans and archive.probe(whole) == archive.JPEG
+        for start in starts[1:]:
+            cut = whole[:start] + b"\xff\xd9"
+            assert np.asarray(Image.open(io.BytesIO(cut))).shape == pixels.shape
+            with pytest.raises(ValueError, match="is a truncated or damaged JPEG"):
+                archive.probe(cut)
+        for end in range(len(whole)):
+            with pytest.raises(ValueError):
+                archive.probe(whole[:end])
 
 
 @pytest.fixture

@@ -309,8 +309,13 @@ def _probe_png(data: bytes) -> int:
 
 
 def _probe_jpeg(data: bytes) -> int:
-    """Goes from marker to marker, to the end marker; some writers leave bytes behind it."""
+    """Goes from marker to marker, to the end marker; some writers leave bytes behind it.
+
+    A progressive JPEG comes in several scans, each of which says which bits of which coefficients it brings. One that
+    was cut off between two of them is whole to a decoder, if blurred, but some coefficients lack their last bits.
+    """
     place, framed, scanned = 2, False, False
+    missing: dict[int, set[int]] = {}  # component of a progressive JPEG -> coefficients whose last bit has not come
     while True:
         # Between a scan and the next marker lie its pixels, in which FF 00 and FF D0 ... D7 are no markers.
         found = JPEG_MARKER.search(data, place) if scanned else JPEG_MARKER.match(data, place)
@@ -318,7 +323,7 @@ def _probe_jpeg(data: bytes) -> int:
             break
         marker = found[1][0]
         if marker == 0xD9:
-            if framed and scanned:
+            if framed and scanned and not any(missing.values()):
                 return JPEG
             break
         place = found.end()
@@ -327,9 +332,17 @@ def _probe_jpeg(data: bytes) -> int:
         # Start-of-frame markers hold the dimensions: C0..CF, without the tables C4, C8 and CC.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, place + 3)
-            _check_side(width, height, data[place + 7] if place + 7 < len(data) else 1)
+            channels = data[place + 7] if place + 7 < len(data) else 1
+            _check_side(width, height, channels)
             framed = True
-        scanned |= marker == 0xDA
+            if marker in (0xC2, 0xCA):  # progressive
+                missing = {name: set(range(64)) for name in data[place + 8 : place + 8 + 3 * channels : 3]}
+        if marker == 0xDA:
+            scanned = True
+            end = place + 3 + 2 * data[place + 2]
+            first, last, bits = (*data[end : end + 3], 0, 0, 1)[:3]
+            for name in data[place + 3 : end : 2] if bits & 15 == 0 else ():
+                missing.get(name, set()).difference_update(range(first, last + 1))
         place += struct.unpack_from(">H", data, place)[0]
     raise ValueError("is a truncated or damaged JPEG")
 
