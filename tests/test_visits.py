@@ -63,7 +63,10 @@ def test_the_first_word_may_be_the_visit():
     found = [f"baseline_p0{p}_{z}.png" for p in PEOPLE for z in (80, 81)]
     _, people, scans = read([*found, "followup_p03_80.png"])
     assert people == [f"p0{p}" for p in PEOPLE] and scans == 9
+    _, people, scans = read([f"V{visit}_S0{p}_{z}.png" for p in PEOPLE for visit in (1, 2) for z in (80, 81)])
+    assert people == [f"S0{p}" for p in PEOPLE] and scans == 16
     assert read([f"scan_0{p}_80.png" for p in PEOPLE])[1][0] == "scan_01"
+    assert read([f"m0{p}_v{visit}_80.png" for p in PEOPLE for visit in (1, 2)])[1][0] == "m01"
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ NUMBERED = re.compile(r"(?:m|v|tp|fu|wk|week|scan|visit|se|ser|series|st|study)[
 YEAR = re.compile(r"(?:19|20)\d\d")
 
 
-def is_scan(folder: str) -> bool:
-    """Whether a folder's name says a date or a visit: `2019-01-01`, `m12`, `followup`."""
-    return bool(words.DATE.fullmatch(folder) or NUMBERED.fullmatch(folder) or VISIT.search(folder))
+def is_scan(name: str) -> bool:
+    """Whether the name of a folder, or a word, says a date or a visit: `2019-01-01`, `m12`, `followup`."""
+    return bool(words.DATE.fullmatch(name) or NUMBERED.fullmatch(name) or VISIT.search(name))
 
 
 def by_ends(rows: list, sure: set[str], notes: list[str]) -> list:
@@ -47,15 +47,17 @@ def by_ends(rows: list, sure: set[str], notes: list[str]) -> list:
 
 
 def _without_first_words(rows: list, sure: set[str], notes: list[str]) -> list:
-    """`baseline_p01`, `followup_p01`: the first word is the scan."""
+    """`baseline_p01`, `followup_p01`, or `V1_S01`, `V2_S01`: the first word is the scan, where there are fewer of them
+    than of what comes after it.
+    """
     names = {row.person for row in rows if row.entry not in sure}
-    found = {name: re.fullmatch(r"([A-Za-z]+)[\s_.\-]+(.*\d.*)", name, re.DOTALL) for name in names}
-    found = {name: said for name, said in found.items() if said and VISIT.match(said[1])}
-    first = sorted({said[1] for said in found.values()})
-    if len(first) < 2:
+    found = {name: re.fullmatch(r"([A-Za-z]+\d*)[\s_.\-]+(.*\d.*)", name, re.DOTALL) for name in names}
+    found = {name: said.groups() for name, said in found.items() if said and is_scan(said[1])}
+    first, rest = (sorted(set(each)) for each in zip(*found.values(), strict=True)) if found else ((), ())
+    if not 1 < len(first) < len(rest):
         return rows
     notes.append(f"{first[0]!r} and {first[1]!r} in names are taken for scans of one person")
-    return [_split(row, "", found[row.person][2], found[row.person][1]) if row.person in found else row for row in rows]
+    return [_split(row, "", *reversed(found[row.person])) if row.person in found else row for row in rows]
 
 
 def _are_scans(heads: dict[str, set], ends: dict[str, set]) -> bool:
