@@ -211,7 +211,7 @@ def test_settings_come_from_preset_then_run_then_flags(tmp_path):
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
     (tmp_path / "autoencoder.keras").touch()  # of the run over whose encoder a preset may sharpen the decoder
-    start = ("--init-from", tmp_path) if preset == "oasis-256-sharp" else ()
+    start = ("--init-from", tmp_path) if preset.endswith("-sharp") else ()
     settings = resolved("--run", tmp_path / "run", "--preset", preset, *start)
     size, factor = settings["image_size"], settings["autoencoder"]["downsampling"]
     if settings["first_stage"] == "none":

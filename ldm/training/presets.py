@@ -97,6 +97,23 @@ def _on_cards(width, latent_channels, batch_size, steps, epochs):
     )
 
 
+def _sharpened(epochs):
+    """What makes a decoder sharp over a frozen encoder: a discriminator, the texture loss, slices as they are."""
+    return {
+        "autoencoder": {
+            "freeze_encoder": True,
+            "gan": True,
+            "adversarial_weight": 0.3,
+            "texture_weight": 0.03,
+            "latent_noise": 0.3,
+            "augment": 0.0,
+            "epochs": epochs,
+            "steps_per_epoch": 400,
+            "learning_rate": 4e-4,
+        }
+    }
+
+
 # An OASIS-like archive at 256x256, latents 24x20x4 within the crop box. Four channels of a KL-VAE are learned sooner
 # than the eight of the VQ-VAE of 256-f8, which show as much. Noise on them in training makes the decoder forgive what
 # diffusion gets wrong, and spreads what it must know over all of them.
@@ -119,6 +136,32 @@ OASIS = merged(
             "epochs": 32,
             "steps_per_epoch": 170,
             "learning_rate": 4e-4,
+        },
+    },
+)
+
+# The same for archives of many thousand slices, whose epochs would take hours: they end after so many steps. Such
+# archives are rarely registered.
+LARGE = merged(
+    _sized(256, 8),
+    {
+        "first_stage": "vae",
+        "center": True,
+        "autoencoder": {
+            "kl_weight": 1e-6,
+            "kl_cycles": 0,
+            "latent_noise": 0.4,
+            "epochs": 28,
+            "steps_per_epoch": 600,
+        },
+        "latents": {"views": 1},
+        "diffusion": {
+            "attention": [32, 16, 8],
+            "batch_size": 16,
+            "learning_rate": 4e-4,
+            "epochs": 60,
+            "steps_per_epoch": 250,
+            "patience": 8,
         },
     },
 )
@@ -149,48 +192,11 @@ PRESETS = {
         },
     },
     "oasis-256": OASIS,
-    # the same with a decoder that is sharpened by a discriminator, over the encoder of a finished `oasis-256` run:
+    # the second of each: with a decoder that is sharpened over the encoder of a finished run of the first,
     # `train.py autoencoder --preset oasis-256 --run A`, then `train.py --preset oasis-256-sharp --init-from A --run B`
-    "oasis-256-sharp": merged(
-        OASIS,
-        {
-            "autoencoder": {
-                "freeze_encoder": True,
-                "gan": True,
-                "adversarial_weight": 0.3,
-                "texture_weight": 0.03,
-                "latent_noise": 0.3,
-                "augment": 0.0,
-                "epochs": 8,
-                "steps_per_epoch": 400,
-                "learning_rate": 4e-4,
-            },
-        },
-    ),
-    # the same for archives of many thousand slices, whose epochs would take hours: they end after so many steps
-    "large-256": merged(
-        _sized(256, 8),
-        {
-            "first_stage": "vae",
-            "center": True,
-            "autoencoder": {
-                "kl_weight": 1e-6,
-                "kl_cycles": 0,
-                "latent_noise": 0.4,
-                "epochs": 28,
-                "steps_per_epoch": 600,
-            },
-            "latents": {"views": 1},
-            "diffusion": {
-                "attention": [32, 16, 8],
-                "batch_size": 16,
-                "learning_rate": 4e-4,
-                "epochs": 60,
-                "steps_per_epoch": 250,
-                "patience": 8,
-            },
-        },
-    ),
+    "oasis-256-sharp": merged(OASIS, _sharpened(epochs=8)),
+    "large-256": LARGE,
+    "large-256-sharp": merged(LARGE, _sharpened(epochs=5)),
     # one T4 or card like it (16 GB), one of 24 to 80 GB, several of these. Not yet run.
     "t4-256": _on_cards(width=64, latent_channels=4, batch_size=32, steps=500, epochs=60),
     "card-256": _on_cards(width=128, latent_channels=8, batch_size=64, steps=500, epochs=120),
@@ -202,7 +208,7 @@ PRESETS = {
 }
 
 
-LARGE, T4 = 12_000, 20.0  # training slices from which an archive is large; GiB of memory that a T4 has less of
+MANY, T4 = 12_000, 20.0  # training slices from which an archive is large; GiB of memory that a T4 has less of
 
 
 def choose(side, slices, machine):
@@ -225,6 +231,6 @@ def choose(side, slices, machine):
     if machine["gpus"]:
         name = "t4-256" if machine["memory"] < T4 else "card-256"
         return name, f"{what}, and the GPU has {machine['memory']:.0f} GiB (settings not yet run on any)"
-    if slices > LARGE:
+    if slices > MANY:
         return "large-256", f"{what}, without a GPU, and {slices} training slices are too many for a pass in each epoch"
     return "oasis-256", f"{what}, without a GPU"
