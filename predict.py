@@ -44,6 +44,7 @@ synthetic = Later("synthetic")  # it imports SciPy, and so do these
 anatomy, metrics = Later("ldm.judging.anatomy"), Later("ldm.judging.metrics")
 
 FRAMES = 40  # most frames of a GIF
+JUDGED = 1000  # about the most slices whose reconstructions are scored: they take 2 GiB
 
 # ---- sample ----------------------------------------------------------------------------------------------------------
 
@@ -357,7 +358,12 @@ def reconstruct(run, real, pictures):
     if autoencoder.num_labels:
         source = source.with_labels_of(record["data"]["labels"])
     masked = bool(first_stage.names_tissues and source.masks)
-    found = dataset.read_split(source, real.split, autoencoder.image_size, masks=masked)
+    judged = source.of_some(JUDGED)
+    found = dataset.read_split(judged, real.split, autoencoder.image_size, masks=masked)
+    if judged is not source:
+        print(
+            f"of {np.sum(source.split == real.split)} {real.split} slices, {len(found['z'])} of whole people are judged"
+        )
     latents = first_stage.encode(found["image"], found)
     fake = first_stage.decode(latents, found)
     train = dataset.make_dataset(source, "train", autoencoder.image_size, batches.SIZE, training=False)

@@ -575,3 +575,15 @@ def test_scores_of_a_first_stage_are_those_of_a_plain_computation(home, tmp_path
         expected = 2 * both / (np.sum(classes == k) + np.sum(rows["mask"] == k))
         np.testing.assert_allclose(said["dice"][name], expected, rtol=1e-4, atol=1e-6)
     assert said["split"] == "train" and (tmp_path / "reconstruct_tissue.png").exists()
+
+
+def test_of_a_large_archive_whole_people_are_reconstructed_and_that_is_said(home, tmp_path, monkeypatch, capsys):
+    source = dataset.open_source(str(home / "phantom.zip"))
+    train = source.split == "train"
+    slices, people = train.sum(), len(np.unique(source.case[train]))
+    assert people > 1
+    monkeypatch.setattr(predict, "JUDGED", slices // people)  # one of them
+    assert predict.main(f"reconstruct --run {home / 'vae'} --split train --out {tmp_path}".split()) == 0
+    said = capsys.readouterr().out
+    assert f"of {slices} train slices, {slices // people} of whole people are judged" in said
+    assert f"{slices // people} slices of 1 people" in said
