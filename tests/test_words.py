@@ -67,7 +67,8 @@ def test_names_that_differ_in_their_number_only_are_read_alike():
 
 
 @pytest.mark.parametrize(
-    "stem", ["p1_80_mask", "p1_80_seg", "mask_p1_80", "seg_001_slice_2", "p1_80_label", "a_dseg", "wmh", "ground_truth"]
+    "stem",
+    "p1_80_mask p1_80_seg mask_p1_80 seg_001_slice_2 p1_80_label a_dseg wmh ground_truth VSD.Brain.XX.O.OT.34".split(),
 )
 def test_masks(stem):
     assert words.read(stem).mask

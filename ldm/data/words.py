@@ -184,6 +184,8 @@ class _Reader:
                 self._copy(i, numbers)
             elif MASK.fullmatch(text.rpartition("+")[2]) or ((word in MASK_AT_AN_END or text == "wmh") and i in ends):
                 self.role[i], self.mask = "mask", True
+            elif text == "ot" and f".{self.text[i]}." in self.stem:  # `VSD.Brain.XX.O.OT.345967`, a lesion of ISLES
+                self.role[i], self.mask = "mask", True
         if self.contrast == "t1" and re.search("(?:^|_)ce-", self.stem):  # as BIDS says it: ce-gadolinium_T1w
             self.contrast = "t1c"
 
