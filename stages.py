@@ -37,7 +37,7 @@ from ldm.training import adversary, callbacks, distribution, optimizers, prior, 
 from ldm.training.settings import arguments, attention_rows, latent_shape, merged
 
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
-MEASURED = 4000  # training slices, spread over the people, from which statistics of latents and codes are taken
+MEASURED = 1000  # training slices, spread over the people, from which statistics of latents and codes are taken
 SHOWN, SHOWN_CALLS = 8, 20  # slices in the picture of an epoch, network calls for each
 # Strength of augmentation for what the second stage learns to draw (`pixels.augment`): turned and shifted a little, but
 # no head larger or brighter than it is: with all of it at 0.4, brains came out 1.2 deviations too large. Turned
