@@ -57,7 +57,7 @@ def trained(stage, run, settings, source, strategy, left):
     speed = planning.measure(model, train, validation, group["batch_size"])
     del model
     shown = stages.SHOWN * (stages.SHOWN_CALLS if stage == "diffusion" else 1)
-    # a first stage encodes training slices once more for the latents' statistics, and a VQ-VAE again to count its codes;
+    # a first stage encodes training slices once more for the latents' statistics, a VQ-VAE again to count its codes;
     # encoding is half of what validation does
     times = {"vae": 0.5, "vqvae": 1.0}[settings["first_stage"]] if stage == "autoencoder" else 0
     afterwards = times * min(counts["train"], stages.MEASURED)
