@@ -190,8 +190,8 @@ def uses_masks(generator):
 def draw_samples(run, generator, people, count, sampler, steps, seed, out):
     """Heads of a diffusion model, slice by slice, under conditions as training people have them.
 
-    Slices of one head share noise. They are written as they come, and whoever is interrupted goes on where it
-    was.
+    Slices of one head share noise. They are written when there are a tenth more of them, and whoever is interrupted
+    goes on from there.
 
     Args:
         run: the generator's folder.
@@ -218,6 +218,7 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
             shape, (images, seconds) = images.shape[1:], (file["images"], float(file["seconds"]))
             if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) > count or not seconds >= 0:
                 raise ValueError(f"its images are of shape {images.shape} and type {images.dtype}")
+    kept = len(images)
     with tqdm(total=count, initial=len(images), desc="samples", unit="slice", leave=False, disable=None) as bar:
         for part in batches.parts(count - len(images)):
             began, first, number = time.time(), len(images), part.stop - part.start
@@ -227,9 +228,10 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
             x = generator.draw(x_T, known, sampler, steps, seed=seed, **noise)
             new = np.round(255 * metrics.to_unit(generator.decode(x, known))).astype("uint8")
             images, seconds = np.concatenate([images, new]), seconds + time.time() - began
-            arrays = {"images": images, "seconds": seconds}
-            files.write_by(store, lambda path, arrays=arrays: np.savez(path, **arrays))
             bar.update(number)
+            if len(images) >= 1.1 * kept or len(images) == count:  # so that many are not written many times
+                arrays, kept = {"images": images, "seconds": seconds}, len(images)
+                files.write_by(store, lambda path, arrays=arrays: np.savez(path, **arrays))
     taken = {
         "parameters": generator.model.count_params(),
         "first stage's parameters": generator.autoencoder.count_params() if generator.autoencoder else 0,
