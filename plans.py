@@ -33,7 +33,7 @@ def planned(stage, run, settings, source, strategy, left):
             f"--minutes was over before the {stage} stage began, by {-left / 60:.1f}: give more of them, "
             "or --epochs and --steps-per-epoch"
         )
-    print(f"{stage}: timing a few steps, to plan for {left / 60:.1f} minutes", flush=True)
+    print(f"{stage}: timing a few steps, to plan for {max(left, 0) / 60:.1f} minutes", flush=True)
     began = time.time()
     if stage == "latents":
         plan = {"views": views(run, settings, source, left)}
