@@ -141,28 +141,15 @@ OASIS = merged(
 )
 
 # The same for archives of many thousand slices, whose epochs would take hours: they end after so many steps. Such
-# archives are rarely registered.
+# archives are rarely registered, and need not be axial.
 LARGE = merged(
-    _sized(256, 8),
+    OASIS,
     {
-        "first_stage": "vae",
         "center": True,
-        "autoencoder": {
-            "kl_weight": 1e-6,
-            "kl_cycles": 0,
-            "latent_noise": 0.4,
-            "epochs": 28,
-            "steps_per_epoch": 600,
-        },
+        "flip": False,
+        "autoencoder": {"epochs": 28, "steps_per_epoch": 600},
         "latents": {"views": 1},
-        "diffusion": {
-            "attention": [32, 16, 8],
-            "batch_size": 16,
-            "learning_rate": 4e-4,
-            "epochs": 60,
-            "steps_per_epoch": 250,
-            "patience": 8,
-        },
+        "diffusion": {"epochs": 60, "steps_per_epoch": 250, "patience": 8},
     },
 )
 
