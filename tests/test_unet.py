@@ -52,8 +52,23 @@ def test_times_closer_than_bfloat16_are_told_apart_under_mixed_bfloat16(bfloat16
 
 
 def test_levels_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="3 levels do not fit .6, 6. pixels"):
+    with pytest.raises(ValueError, match="3 levels of patches of 1 do not fit .6, 6. pixels"):
         make_unet(size=6, multipliers=(1, 2, 4))
+    with pytest.raises(ValueError, match="2 levels of patches of 4 do not fit .12, 12. pixels"):
+        make_unet(size=12, multipliers=(1, 2), patch=4)
+
+
+def test_patches_are_denoised_as_pixels_of_as_many_channels():
+    """A network of patches is the one of whole pixels between the two trades, each patch at its place."""
+    patches, pixels = randomised(make_unet(size=8, patch=2)), make_unet(size=4, channels=8)
+    pixels.set_weights(patches.get_weights())
+    x, t, conditions = noisy()
+    told = {"t": t, "keep": np.ones(4, "float32"), **conditions}
+    channels = x.reshape(4, 4, 2, 4, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(4, 4, 4, 8)
+    there = np.asarray(pixels({"x": channels, **told}))
+    back = there.reshape(4, 4, 4, 2, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(4, 8, 8, 2)
+    np.testing.assert_allclose(patches({"x": x, **told}), back, atol=1e-6)
+    assert np.abs(back).max() > 1e-2
 
 
 # ---- covariates and masks --------------------------------------------------------------------------------------------

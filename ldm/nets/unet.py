@@ -7,10 +7,12 @@ from ldm.nets.layers import (
     AttentionBlock,
     AttentionGate,
     Covariate,
+    DepthToSpace,
     Embedding,
     GroupNorm,
     NullableEmbedding,
     ResBlock,
+    SpaceToDepth,
     Tokens,
     downsample,
     upsample,
@@ -30,6 +32,8 @@ class UNet(Recorded, keras.Model):
         channels: of what is denoised.
         width: channels of the first level.
         multipliers: channels of each level, as multiples of `width`; each level halves the resolution.
+        patch: side of the patches that the first and last layers trade for channels, so that no convolution runs at
+            full resolution (arXiv 2301.11093, section 3.1); 1 for none.
         blocks: residual blocks per level on the way down (one more on the way up).
         attention: resolutions, in rows, at which attention blocks follow residual blocks.
         head_size: channels per attention head.
@@ -65,11 +69,14 @@ class UNet(Recorded, keras.Model):
         gates=False,
         recompute=False,
         groups=32,
+        patch=1,
         **kwargs,
     ):
         size = (size, size) if isinstance(size, int) else tuple(size)
-        if any(length % 2 ** (len(multipliers) - 1) for length in size):
-            raise ValueError(f"{len(multipliers)} levels do not fit {size} pixels: halving must stay whole")
+        if any(length % (patch * 2 ** (len(multipliers) - 1)) for length in size):
+            raise ValueError(
+                f"{len(multipliers)} levels of patches of {patch} do not fit {size} pixels: halving must stay whole"
+            )
         inputs = {
             "x": keras.Input((*size, channels), name="x"),
             "t": keras.Input((), name="t"),
@@ -98,6 +105,7 @@ class UNet(Recorded, keras.Model):
         if mask:
             inputs["mask"] = keras.Input((*size, 4), name="mask")
             x = layers.Concatenate()([x, inputs["mask"] * ops.reshape(inputs["keep"], (-1, 1, 1, 1))])
+        x = SpaceToDepth(patch)(x) if patch > 1 else x
         x = layers.Conv2D(width, 3, padding="same")(x)
         skips = [x]
         for depth, multiplier in enumerate(multipliers):  # down
@@ -121,6 +129,7 @@ class UNet(Recorded, keras.Model):
                 x = upsample(x, width * multiplier)
 
         x = GroupNorm(groups, activation="silu")(x)
-        x = layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros", dtype="float32")(x)
+        x = layers.Conv2D(channels * patch**2, 3, padding="same", kernel_initializer="zeros", dtype="float32")(x)
+        x = DepthToSpace(patch, dtype="float32")(x) if patch > 1 else x
         super().__init__(inputs, x, **kwargs)
         self.remember(locals())

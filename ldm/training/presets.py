@@ -42,8 +42,9 @@ def _in_pixels(image_size):
     Theirs are the linear schedule of T = 1000 steps (arXiv 2006.11239), a loss of the noise, and that loss Huber's;
     sample with `--sampler ddpm --steps 1000`. The averaged weights, even times and AdamW are ours. So is that the
     network says the noise through v, and that no channel is normalised by itself: without these two, pictures came out
-    at every brightness.
+    at every brightness. At 128 pixels it takes patches of 2x2 as one, so that no level works on more than 64x64.
     """
+    patch, width = {64: (1, 32), 128: (2, 48)}[image_size]
     return {
         "image_size": image_size,
         "first_stage": "none",
@@ -51,12 +52,13 @@ def _in_pixels(image_size):
             "schedule": "linear",
             "prediction": "eps_v",
             "loss": "huber",
-            "width": 32,
+            "patch": patch,
+            "width": width,
             "groups": 8,
-            "multipliers": [1, 2, 4, 4] if image_size == 64 else [1, 2, 2, 4, 4],
+            "multipliers": [1, 2, 4, 4],
             "blocks": 1,
             "attention": [16, 8],
-            "head_size": 32,
+            "head_size": width,
             "batch_size": 16,
             "epochs": 40,
         },

@@ -169,6 +169,8 @@ OPTIONS = (
     Option("diffusion", "width", 64, int, "channels of the U-Net's first level", bounds="[1, 4096]", feeds="UNet"),
     Option("diffusion", "multipliers", (1, 2, 4), int, "channels of each level, in widths", bounds="[1, 64]", many="+",
            feeds="UNet"),
+    Option("diffusion", "patch", 1, int, "pixels a side that the U-Net takes as one", (1, 2, 4), feeds="UNet",
+           flag="unet_patch"),
     Option("diffusion", "blocks", 2, int, "residual blocks per level", bounds="[1, 16]", feeds="UNet"),
     Option("diffusion", "attention", (16, 8), int, "resolutions with attention, pixels a side of the whole picture",
            bounds="[1, 1024]", many="*", feeds="UNet"),
@@ -483,10 +485,11 @@ def check_levels(settings):
         RunError: naming the flag.
     """
     height, width, _ = latent_shape(settings)
-    levels = len(settings["diffusion"]["multipliers"])
-    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+    levels, patch = len(settings["diffusion"]["multipliers"]), settings["diffusion"]["patch"]
+    if height % (patch * 2 ** (levels - 1)) or width % (patch * 2 ** (levels - 1)):
         raise runs.RunError(
             f"--multipliers with {levels} levels do not fit {height}x{width}: give fewer, or another --image-size"
+            + (f", or --unet-patch {patch // 2}" if patch > 1 else "")
         )
 
 
