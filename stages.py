@@ -188,8 +188,9 @@ def train_autoencoder(run, settings, source, manifest, strategy, verbose=False):
     fit(model, run, "autoencoder", stage, train, validation, picture, watchers=watchers, verbose=verbose)
     best = runs.load_model(run / "autoencoder.keras")
     in_order, more = slices("train", training=False), {}
-    best.measure_latents(in_order)
-    runs.write(run / "autoencoder.keras", best.save)
+    if not stage["freeze_encoder"]:  # which has them, and latents stay what they are
+        best.measure_latents(in_order)
+        runs.write(run / "autoencoder.keras", best.save)
     if quantized:
         counts = best.count_codes(in_order)
         more["codebook"] = {"usage": float(np.mean(counts > 0)), "dead": np.flatnonzero(counts == 0).tolist()}

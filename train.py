@@ -27,7 +27,7 @@ import dataset
 from ldm import files
 from ldm.data import people, phantom
 from ldm.later import Later
-from ldm.training import distribution, presets, records, runs
+from ldm.training import distribution, inheritance, presets, records, runs
 from ldm.training import settings as schema
 
 stages, plans = Later("stages"), Later("plans")  # they take seconds to import
@@ -250,19 +250,30 @@ def work(flags):
         if there and stage in models:
             runs.fitting(models[stage], there)  # refused now, not when its turn comes
     del models
+    manifest, taken = source.manifest(), {}
+    if flags.stage == "all":
+        found = {stage: inheritance.predecessor(run, stage, settings, manifest) for stage in todo}
+        taken = {stage: before for stage, before in found.items() if before}
     if flags.dry_run:
         print("\n".join(people.describe(source)))
-        show(settings, todo)
+        show(settings, [stage for stage in todo if stage not in taken])
+        for stage, before in taken.items():
+            print(f"{stage}: to be taken over from {before}/, whose encoder this run keeps")
         return 0
     if flags.self_test:
         return overfit(flags.stage, settings, source, strategy)
-    manifest = source.manifest()
     records.refuse_other_people(run, manifest)
     with runs.training(run):
         finished = [stage for stage in todo if records.is_finished(run, stage, settings)]
-        budget = settings["minutes"] and planning.Budget(settings["minutes"], todo, finished, BEGAN)
+        trained = [stage for stage in todo if stage not in taken]
+        budget = settings["minutes"] and planning.Budget(settings["minutes"], trained, finished, BEGAN)
         for stage in todo:
-            settings = do_stage(stage, run, settings, source, manifest, strategy, budget, flags.verbose)
+            if stage in taken:
+                settings = inheritance.take_over(taken[stage], run, stage, settings, manifest)
+                distribution.wait_for_all(strategy)
+                print(f"{stage}: taken over from {taken[stage]}/, whose encoder this run keeps")
+            else:
+                settings = do_stage(stage, run, settings, source, manifest, strategy, budget, flags.verbose)
     following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
     following["prior"] = "predict.py --prior transformer"
     print(f"next: python {following.get(todo[-1], 'predict.py')} --run {flags.run or run.name}")

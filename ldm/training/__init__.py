@@ -6,6 +6,7 @@ In the order of a training:
     presets        settings to start from
     systems        presets again: the course systems that this project descends from
     records        what a stage writes down of itself, and what may be made of a run that has such records
+    inheritance    what a run takes over from the one whose encoder it keeps
     losses         what training minimises and watches: comparisons of images, a GAN's terms, annealing
     distribution   what a train_step needs to be right on several replicas
     reports        which numbers an epoch reports

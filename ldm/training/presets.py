@@ -182,7 +182,8 @@ PRESETS = {
     },
     "oasis-256": OASIS,
     # the second of each: with a decoder that is sharpened over the encoder of a finished run of the first,
-    # `train.py autoencoder --preset oasis-256 --run A`, then `train.py --preset oasis-256-sharp --init-from A --run B`
+    # `train.py --preset oasis-256 --run A`, then `train.py --preset oasis-256-sharp --init-from A --run B`, which takes
+    # over the latents and the U-Net of A
     "oasis-256-sharp": merged(OASIS, _sharpened(epochs=8)),
     "large-256": LARGE,
     "large-256-sharp": merged(LARGE, _sharpened(epochs=5)),
