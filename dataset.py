@@ -524,7 +524,7 @@ def _describe(source: Source) -> None:
     print(f"{manifest['source']}: {manifest['kind']}, {manifest['images']} slices, {manifest['bytes']:,} bytes")
     print(f"labels: {', '.join(manifest['labels']) or 'none'}; masks: {manifest['masks']}; z: {manifest['z']}")
     for split, facts in manifest["splits"].items():
-        print(f"{split:>8}: {facts['people']:5} people {facts['images']:7} slices  ({facts['made']})")
+        print(f"{split:>8}: {people.counted(facts['people']):>12} {facts['images']:7} slices  ({facts['made']})")
     print("\n".join(people.describe(source) + repeats.describe(source)))
 
 

@@ -35,6 +35,7 @@ from conditions import SWEEP, drawn_conditions, drawn_masks, real_pair, real_sli
 from generator import FirstStage, Generator, prior_latents
 from ldm import batches, files, tissue
 from ldm.data import volumes
+from ldm.data.people import counted
 from ldm.diffusion import guidance, samplers
 from ldm.drawing import figures
 from ldm.later import Later, keras
@@ -395,7 +396,9 @@ def reconstruct(run, real, pictures):
 
 def show_scores(scores, split, people, count, rate):
     """Print the table."""
-    print(f"\n{split}: {count} slices of {people} people; SSIM: 11x11 Gaussian, sigma 1.5, range [0, 1], zero padding;")
+    print(
+        f"\n{split}: {count} slices of {counted(people)}; SSIM: 11x11 Gaussian, sigma 1.5, range [0, 1], zero padding;"
+    )
     print("foreground: the same map where the real slice is brighter than 0.05; +- is the deviation over people")
     if rate:
         print(f"rate: {rate:.0f} bits per slice")

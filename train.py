@@ -208,7 +208,7 @@ def announce(stage, run, settings, source, replicas, precision):
     print(
         f"{stage}: {source.path}, {len(source.entries)} slices, people {'/'.join(map(str, people))} in "
         f"train/validate/test | {settings['image_size']}x{settings['image_size']}{cropped}, {', '.join(sizes)} | "
-        f"{precision}, {replicas} replica(s) | {run}/",
+        f"{precision}, {replicas} replica{'s' * (replicas > 1)} | {run}/",
         flush=True,
     )
     return models

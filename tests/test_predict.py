@@ -586,4 +586,4 @@ def test_of_a_large_archive_whole_people_are_reconstructed_and_that_is_said(home
     assert predict.main(f"reconstruct --run {home / 'vae'} --split train --out {tmp_path}".split()) == 0
     said = capsys.readouterr().out
     assert f"of {slices} train slices, {slices // people} of whole people are judged" in said
-    assert f"{slices // people} slices of 1 people" in said
+    assert f"{slices // people} slices of 1 person" in said

@@ -245,6 +245,11 @@ def _interleave(cases: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
     return cases[np.argsort(place, kind="stable")]
 
 
+def counted(number: int) -> str:
+    """ "1 person", "2 people"."""
+    return f"{number} {'person' if number == 1 else 'people'}"
+
+
 def describe(source) -> list[str]:
     """Lines that say what was read from the names of a source: three examples, who is where, what is left out."""
     rows = source.listing.rows
@@ -259,7 +264,7 @@ def describe(source) -> list[str]:
             people, scans = (len(np.unique(column[chosen])) for column in (source.case, source.scan))
             name = source.label_names[number] if number >= 0 else "no label"
             more = f" in {scans} scans" if scans > people else ""
-            lines.append(f"    {split}, {name}: {people} people{more}, {int(chosen.sum())} slices")
+            lines.append(f"    {split}, {name}: {counted(people)}{more}, {int(chosen.sum())} slices")
     for reason, left in source.listing.left_out:
         lines.append(f"left out, {reason}: {len(left)}, such as {left[0]!r}")
     lines += [f"note: {note}" for note in source.listing.notes]
