@@ -267,6 +267,17 @@ def test_ranking_keeps_its_order_from_the_top_and_prints_each_number(tmp_path, d
     assert np.allclose(ends, [[-0.003, 0.001], [0.49, 0.51]]), "and no error bar where none is known"
 
 
+def test_a_ranking_shows_bars_beside_one_that_is_hundreds_of_times_as_long(tmp_path, drawn):
+    charts.ranking(tmp_path / "a.png", {"floor": (0.014, 0.019), "model": (0.034, 0.021), "bad": (10.5, 1.4)}, "KID")
+    charts.ranking(tmp_path / "b.png", {"floor": (0.0, 0.0), "model": (0.3, 0.1), "bad": (8.0, 1.0)}, "KID")
+    (far,), (near,) = (figure.axes for figure in drawn)
+    assert far.get_xlabel() == "KID; logarithmic beyond 0.019" and near.get_xlabel() == "KID"
+    for axes, least in ((far, 0.05), (near, 0.02)):
+        widths = [np.ptp(axes.transData.transform([(0, 0), (bar.get_width(), 0)])[:, 0]) for bar in axes.patches]
+        whole = axes.get_window_extent().width
+        assert widths[1] > least * whole and widths[1] < widths[2] < 0.8 * whole
+
+
 def test_ladder_joins_points_by_rising_calls_with_their_errors(tmp_path, drawn):
     curves = {"DDPM": [(1000, 0.02, 0.01), (10, 0.9, 0.1)], "DDIM": [(5, 0.3, 0), (50, 0.1, 0)]}
     charts.ladder(tmp_path / "a.png", curves, "KID")

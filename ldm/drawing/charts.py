@@ -26,6 +26,7 @@ FAINT = {"color": "0.65", "lw": 1, "marker": ""}
 MARKERS = "os^DvPX*"  # one per curve, so that grey print tells them apart
 CURVES = ("#1f4e79", "#d9730d", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#000000")  # 7 to 8 markers: 56 pairs
 DASHES = ("-", "--", ":", "-.")
+VISIBLE = 30  # times as long as the shortest bar, the longest one leaves too little of it
 LETTER = 11  # points: charts of a report are 720 pixels wide, and shrunk to half of that on a telephone
 SPREAD = "mean; shaded: one standard deviation either way"
 
@@ -371,6 +372,8 @@ def embedding(path: str | Path, points, groups, title: str, continuous: bool = F
 def ranking(path: str | Path, rows: dict[str, tuple], label: str) -> None:
     """Draw a distance as horizontal bars from top to bottom, with its standard error: floor, model, bad generators.
 
+    Where the longest bar would make others invisible, the axis is linear around 0 and logarithmic beyond, and says so.
+
     Args:
         path: PNG file to write.
         rows: name -> (value, standard error), the latter None or NaN where it is not known.
@@ -389,8 +392,17 @@ def ranking(path: str | Path, rows: dict[str, tuple], label: str) -> None:
         words = f"{value:.3g}" + (f" ± {error:.2g}" if np.isfinite(error) else "")
         end = max(0, value + np.nan_to_num(error))
         axes.annotate(words, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=LETTER)
-    low, high = min(0, (values - known).min()), max(0, (values + known).max())
-    axes.set_xlim(low - 0.03 * (high - low), high + 0.36 * ((high - low) or 1))  # the right end is for the numbers
+    ends = np.array([min(0, (values - known).min()), max(0, (values + known).max())])
+    sizes = np.maximum(np.abs(values), known)
+    least = sizes.min(where=sizes > 0, initial=np.inf)
+    if sizes.max() > VISIBLE * least:
+        axes.set_xscale("symlog", linthresh=least)
+        axes.xaxis.set_major_formatter("{x:.3g}")
+        label += f"; logarithmic beyond {least:.2g}"
+    scale = axes.xaxis.get_transform()
+    low, high = scale.transform(ends)
+    room = low - 0.03 * (high - low), high + 0.36 * ((high - low) or 1)  # the right end is for the numbers
+    axes.set_xlim(*scale.inverted().transform(room))
     axes.set_yticks(places, [textwrap.fill(name, 24) for name in rows])
     axes.invert_yaxis()
     axes.axvline(0, color="black", lw=0.8)
