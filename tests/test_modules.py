@@ -207,7 +207,7 @@ UNUSUAL = {
     "unet": (
         modules.UNet,
         {
-            "size": [12, 8],
+            "size": [24, 16],
             "channels": 3,
             "width": 12,
             "multipliers": [1, 2, 3],
@@ -221,6 +221,7 @@ UNUSUAL = {
             "gates": True,
             "recompute": False,  # goes with no dropout
             "groups": 6,
+            "patch": 2,
         },
     ),
     "diffusion": (
