@@ -118,13 +118,11 @@ def planned_by_minutes(run, settings, given):
     Raises:
         RunError: if --minutes stands beside what it plans.
     """
-    said = [option.spelt for option in schema.OPTIONS if option.name in ("epochs", "steps_per_epoch", "views")
-            and given.get(option.word) is not None]  # fmt: skip
+    said = [name for name in records.LENGTH if name in given]
     if said and "minutes" in given:
-        raise runs.RunError(f"--minutes plans {said[0]}: leave one of them out")
-    if said:
-        return schema.merged(settings, {"minutes": None})
-    return records.with_plans(run, settings)
+        raise runs.RunError(f"--minutes plans --{said[0].replace('_', '-')}: leave one of them out")
+    settings = records.with_plans(run, settings, besides=said)
+    return schema.merged(settings, {"minutes": None}) if said else settings
 
 
 def make_strategy(replicas, todo, settings):

@@ -54,12 +54,14 @@ def test_minutes_that_are_over_are_refused_before_anything_is_timed(tmp_path):
         plans.planned("autoencoder", tmp_path / "run", settings, None, None, left=-90.0)
 
 
-def test_the_stages_share_the_minutes_and_what_earlier_ones_left_over():
+def test_the_stages_share_the_minutes_that_are_left():
     clock, stages = Clock(), runs.STAGES[:3]
     budget = Budget(10, stages, clock=clock)
-    assert [budget.left(stage) for stage in stages] == pytest.approx([240.0, 270.0, 600.0])
+    assert [budget.left(stage) for stage in stages] == pytest.approx([240.0, 50.0, 600.0])
     clock.now += 200.0  # the first stage took less than its 240 seconds
     assert budget.left("diffusion") == pytest.approx(400.0)
+    clock.now += 100.0  # it took longer: the next one has less, not nothing
+    assert budget.left("latents") == pytest.approx(300.0 * 0.05 / 0.6)
     assert Budget(10, ("diffusion",), clock=clock).left("diffusion") == pytest.approx(600.0)
     # gone on with: the first stage's share is spent, whenever that was; what passed since the command began counts
     later = Budget(10, stages, finished=("autoencoder",), began=clock.now - 5.0, clock=clock)
@@ -119,3 +121,5 @@ def test_a_plan_is_kept_by_whoever_goes_on_with_the_run(tmp_path):
         assert {key: again["autoencoder"][key] for key in plan} == plan
         assert again["latents"]["views"] == 1 and not again["diffusion"]["planned"]
         assert records.is_finished(tmp_path / "run", "autoencoder", again)
+    longer = resolved("autoencoder", "--run", tmp_path / "run", "--preset", "phantom", "--epochs", 9)["autoencoder"]
+    assert longer["epochs"] == 9 and longer["steps_per_epoch"] == 31, "more epochs of as many steps"

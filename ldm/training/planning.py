@@ -22,7 +22,9 @@ PROBE = 4.0  # seconds of steps that are timed, and of validation
 
 
 class Budget:
-    """The minutes of a command, of which every stage has a share, and what the ones before it left over.
+    """The minutes of a command. Each stage has its share of what is left when it begins.
+
+    So one that took longer than planned shortens all that follow, and none to nothing.
 
     Args:
         minutes: of the whole command.
@@ -33,16 +35,14 @@ class Budget:
     """
 
     def __init__(self, minutes, stages, finished=(), began=None, clock=time.time):
-        whole, passed, self.clock, self.ends = sum(SHARES[stage] for stage in stages), 0.0, clock, {}
-        for stage in stages:
-            passed += 60.0 * minutes * SHARES[stage] / whole
-            self.ends[stage] = passed
-        before = max((self.ends[stage] for stage in finished), default=0.0)
-        self.began = (clock() if began is None else began) - before
+        self.stages, self.clock = list(stages), clock
+        spent = sum(SHARES[stage] for stage in finished) / sum(SHARES[stage] for stage in stages)
+        self.end = (clock() if began is None else began) + 60.0 * minutes * (1.0 - spent)
 
     def left(self, stage):
-        """Seconds until a stage should have come to its end."""
-        return self.began + self.ends[stage] - self.clock()
+        """Seconds that a stage may take which begins now, and after which the later ones follow."""
+        later = self.stages[self.stages.index(stage) :]
+        return (self.end - self.clock()) * SHARES[stage] / sum(SHARES[other] for other in later)
 
 
 class Speed(NamedTuple):

@@ -34,6 +34,7 @@ SHAPE = {  # of a record, as `ldm.shapes` has it; what an older version did not 
     str: object,
 }
 LAST_Z = 100_000  # no scan has so many slices
+LENGTH = ("epochs", "steps_per_epoch", "views")  # settings that say how long a stage is trained, or how much is stored
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -249,13 +250,19 @@ def are_current(run):
     return stored.get("finished", False) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
 
 
-def with_plans(run, settings):
-    """The settings, with what `--minutes` has planned for the stages that have begun."""
-    plans, planned = {}, ("planned", "epochs", "steps_per_epoch", "views")
+def with_plans(run, settings, besides=()):
+    """The settings, with how long the stages that have begun are trained, where that was planned.
+
+    Args:
+        run: folder.
+        settings: of the run.
+        besides: names of settings that somebody asks for otherwise.
+    """
+    plans, kept = {}, {"planned", *LENGTH}.difference(besides)
     for stage in runs.STAGES:
         group = (read(run, stage) or {"settings": {}})["settings"].get(stage, {})
         if group.get("planned"):
-            plans[stage] = {key: group[key] for key in planned if key in group}
+            plans[stage] = {key: group[key] for key in kept if key in group}
     return merged(settings, plans)
 
 
