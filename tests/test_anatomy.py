@@ -201,7 +201,7 @@ def test_histograms_count_the_brain_only():
     shares = anatomy.histograms(GREYS[tissue][None], bins=10)
     expected = np.zeros(10)
     expected[[1, 5]] = [np.mean(tissue[tissue > 0] == kind) for kind in (1, 2)]
-    expected[int(np.float32(0.9) * 10)] = np.mean(tissue[tissue > 0] == 3)
+    expected[int(np.float32(0.9) * np.float32(10))] = np.mean(tissue[tissue > 0] == 3)
     np.testing.assert_allclose(shares[0], expected)
     with pytest.raises(ValueError, match="bins"):
         anatomy.histograms(GREYS[tissue][None], bins=0)

@@ -42,20 +42,22 @@ def test_latents_and_diffusion_come_along_and_count_as_done(tmp_path):
     assert json.loads((run / "diffusion.json").read_text())["settings"]["init_from"] == str(before)
 
 
-def test_what_minutes_planned_comes_along(tmp_path):
-    plan = {"diffusion": {"planned": True, "epochs": 7, "steps_per_epoch": 33}}
-    before, run = begun(tmp_path / "a", EPOCHS | {"diffusion": 7}, plan), tmp_path / "b"
+def test_it_counts_as_done_however_long_it_was_trained(tmp_path):
+    theirs = {"diffusion": {"epochs": 7, "steps_per_epoch": 33}}
+    before, run = begun(tmp_path / "a", EPOCHS | {"diffusion": 7}, theirs), tmp_path / "b"
     run.mkdir()
     settings, manifest = asked(before), small_records.manifest()
     assert inheritance.predecessor(run, "diffusion", settings, manifest) == before
-    settings = inheritance.take_over(before, run, "diffusion", settings, manifest)
-    assert settings["diffusion"]["steps_per_epoch"] == 33 and settings["autoencoder"]["epochs"] == 8
-    assert records.is_finished(run, "diffusion", records.with_plans(run, asked(before)))
+    taken = inheritance.take_over(before, run, "diffusion", settings, manifest)
+    assert taken["diffusion"]["steps_per_epoch"] == 33 and taken["autoencoder"]["epochs"] == 8
+    again = records.with_plans(run, asked(before))  # the same command, for the second time
+    assert records.is_finished(run, "diffusion", again)
+    records.refuse_change(run, "diffusion", again)
 
 
 @pytest.mark.parametrize(
     "otherwise",
-    ["other width", "other people", "more epochs", "not finished", "older latents", "encoder trained", "first stage"],
+    ["other width", "other people", "not finished", "older latents", "encoder trained", "first stage"],
 )
 def test_nothing_is_taken_over_that_does_not_fit(tmp_path, otherwise):
     epochs = EPOCHS | ({"autoencoder": 6} if otherwise == "older latents" else {})
@@ -65,8 +67,6 @@ def test_nothing_is_taken_over_that_does_not_fit(tmp_path, otherwise):
         settings = asked(before, width=32)
     elif otherwise == "other people":
         manifest = small_records.manifest(splits={**manifest["splits"], "test": {"cases": ["004"]}})
-    elif otherwise == "more epochs":
-        settings = asked(before, epochs=101)
     elif otherwise == "not finished":
         small_records.write_record(before, "diffusion", finished=False)
     elif otherwise == "older latents":

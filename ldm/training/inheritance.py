@@ -21,7 +21,7 @@ def predecessor(run, stage, settings, manifest):
 
     Returns:
         Its folder; None where this run trains its encoder or has begun the stage, or where the other run's has not
-        come to its end with the same settings and the same people.
+        come to its end with the same people and the same settings, except those that say how long it was trained.
 
     Raises:
         RunError: if the other run's record is damaged.
@@ -29,14 +29,12 @@ def predecessor(run, stage, settings, manifest):
     if stage == "autoencoder" or not settings["autoencoder"]["freeze_encoder"] or records.read(run, stage):
         return None
     before = runs.folder(settings["init_from"])
-    record, asked = records.read(before, stage), records.with_plans(before, settings)
-    same = (
-        record is not None
-        and record["data"]["splits"] == manifest["splits"]
-        and identity(record["settings"], stage) == identity(asked, stage)
-        and records.is_finished(before, stage, asked)
-    )
-    return before if same else None
+    record = records.read(before, stage)
+    if record is None or record["data"]["splits"] != manifest["splits"]:
+        return None
+    theirs, ours = (identity(known, stage) for known in (record["settings"], settings))
+    same = all(ours[option] == value for option, value in theirs.items() if option.name not in records.LENGTH)
+    return before if same and records.is_finished(before, stage, record["settings"]) else None
 
 
 def take_over(before, run, stage, settings, manifest):
@@ -47,7 +45,7 @@ def take_over(before, run, stage, settings, manifest):
         run, stage, settings, manifest: as there. The run's first stage is finished.
     """
     record = records.of(before, stage)
-    settings = merged(settings, {stage: record["settings"][stage]})
+    settings = merged(settings, {stage: {**record["settings"][stage], "planned": True}})  # not by this run's settings
     if runs.is_chief():
         if stage == "latents":
             shutil.copytree(before / stage, run / stage, dirs_exist_ok=True)
