@@ -264,7 +264,8 @@ class Autoencoder(Recorded, Reports, keras.Model):
     def update_bottleneck(self, state, batch, step):
         """What a training step changes besides the weights that have gradients: codebook and metrics."""
         pick = functools.partial(distribution.random_rows, seed=self.seed_at(step))
-        self.bottleneck.update(state, total=distribution.sum_over_replicas, pick=pick)
+        if self.encoder.trainable:  # a frozen one keeps its codes, too
+            self.bottleneck.update(state, total=distribution.sum_over_replicas, pick=pick)
         self.bottleneck.watch(state, batch["image"])
 
     def test_step(self, batch):

@@ -273,3 +273,13 @@ def test_codes_and_latents_are_turned_into_one_another():
         np.testing.assert_array_equal(model.codes(model.latents_of(codes)), codes)
         counts = model.count_codes(dataset_of(16, 8))
         assert counts.sum() == 16 * 16 and counts.shape == (model.num_codes,)
+
+
+def test_a_frozen_encoder_keeps_its_latents_and_its_codes():
+    """What was stored of them, and learned on it, stays true of the model whose decoder goes on learning."""
+    model, data = make_vqvae(), dataset_of(8, 8)
+    model.encoder.trainable = False
+    codebook, kernel = (np.array(model.bottleneck.codebook), np.array(model.decoder.trainable_weights[0]))
+    compiled(model).fit(data.repeat(), steps_per_epoch=3, epochs=1, verbose=0)
+    np.testing.assert_array_equal(model.bottleneck.codebook, codebook)
+    assert np.abs(model.decoder.trainable_weights[0] - kernel).max() > 0

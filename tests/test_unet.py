@@ -52,7 +52,7 @@ def test_times_closer_than_bfloat16_are_told_apart_under_mixed_bfloat16(bfloat16
 
 
 def test_levels_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="3 levels of patches of 1 do not fit .6, 6. pixels"):
+    with pytest.raises(ValueError, match="3 levels do not fit .6, 6. pixels"):
         make_unet(size=6, multipliers=(1, 2, 4))
     with pytest.raises(ValueError, match="2 levels of patches of 4 do not fit .12, 12. pixels"):
         make_unet(size=12, multipliers=(1, 2), patch=4)

@@ -74,9 +74,8 @@ class UNet(Recorded, keras.Model):
     ):
         size = (size, size) if isinstance(size, int) else tuple(size)
         if any(length % (patch * 2 ** (len(multipliers) - 1)) for length in size):
-            raise ValueError(
-                f"{len(multipliers)} levels of patches of {patch} do not fit {size} pixels: halving must stay whole"
-            )
+            levels = f"{len(multipliers)} levels" + (f" of patches of {patch}" if patch > 1 else "")
+            raise ValueError(f"{levels} do not fit {size} pixels: halving must stay whole")
         inputs = {
             "x": keras.Input((*size, channels), name="x"),
             "t": keras.Input((), name="t"),
