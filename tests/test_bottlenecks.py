@@ -33,12 +33,13 @@ def grid(levels):
     return Grid((4, 4, len(levels)), levels)
 
 
-def test_every_latent_takes_the_nearest_code():
-    layer, latents = made(17, 5), normal(3, 4, 4, 5)
+@pytest.mark.parametrize("shape", [(3, 4, 4, 5), (3, 1, 6, 2)])
+def test_every_latent_takes_the_nearest_code(shape):
+    layer, latents = made(9, shape[-1]), normal(*shape)
     distance = ((latents[..., None, :] - np.asarray(layer.codebook)) ** 2).sum(-1)
     codes = layer.encode(latents)
     np.testing.assert_array_equal(codes, distance.argmin(-1))
-    assert codes.dtype == tf.int32 and codes.shape == (3, 4, 4)
+    assert codes.dtype == tf.int32 and codes.shape == shape[:3]
     vectors, _, state = layer(latents)
     np.testing.assert_array_equal(state["codes"], codes)
     np.testing.assert_allclose(vectors, np.asarray(layer.codebook)[np.asarray(codes)], atol=1e-6)

@@ -228,8 +228,10 @@ class Codebook(Codes):
     def encode(self, parts):
         """The nearest code: |z - e|^2 = |z|^2 - 2 z.e + |e|^2, whose first term does not matter."""
         codebook = ops.convert_to_tensor(self.codebook)
-        distance = ops.sum(ops.square(codebook), -1) - 2.0 * ops.matmul(parts, ops.transpose(codebook))
-        return ops.argmin(distance, axis=-1)
+        # As rows: (B, 1, w, D) times a matrix reads and writes beyond its arrays on CPUs (TensorFlow's issue 117700).
+        rows = rearrange(parts, "b h w d -> (b h w) d")
+        distance = ops.sum(ops.square(codebook), -1) - 2.0 * ops.matmul(rows, ops.transpose(codebook))
+        return ops.reshape(ops.argmin(distance, axis=-1), ops.shape(parts)[:-1])
 
     def decode(self, codes):
         return ops.take(self.codebook, codes, axis=0)
