@@ -87,7 +87,7 @@ def resolve(flags):
         raise runs.RunError(
             "a prior draws codes, and --autoencoder vae has none: train a vqvae, or diffusion on this one"
         )
-    settings = planned_by_minutes(run, settings, given)
+    settings = planned_by_minutes(run, settings, given, todo)
     trained = next((stage for stage in todo if stage in schema.TRAINED), None)
     if given.get("init_from") and not (runs.folder(flags.init_from) / f"{trained}.keras").exists():
         raise runs.RunError(f"--init-from {flags.init_from}: no run of that name has a trained {trained} stage")
@@ -112,7 +112,7 @@ def folder_of(flags):
     return run
 
 
-def planned_by_minutes(run, settings, given):
+def planned_by_minutes(run, settings, given, todo):
     """The settings, with the plans of stages that have begun; without minutes where somebody says what they plan.
 
     Raises:
@@ -121,7 +121,7 @@ def planned_by_minutes(run, settings, given):
     said = [name for name in records.LENGTH if name in given]
     if said and "minutes" in given:
         raise runs.RunError(f"--minutes plans --{said[0].replace('_', '-')}: leave one of them out")
-    settings = records.with_plans(run, settings, besides=said)
+    settings = records.with_plans(run, settings, said, todo)
     return schema.merged(settings, {"minutes": None}) if said else settings
 
 

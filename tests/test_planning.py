@@ -123,3 +123,7 @@ def test_a_plan_is_kept_by_whoever_goes_on_with_the_run(tmp_path):
         assert records.is_finished(tmp_path / "run", "autoencoder", again)
     longer = resolved("autoencoder", "--run", tmp_path / "run", "--preset", "phantom", "--epochs", 9)["autoencoder"]
     assert longer["epochs"] == 9 and longer["steps_per_epoch"] == 31, "more epochs of as many steps"
+    said = ["diffusion", "--run", tmp_path / "run", "--preset", "phantom", "--epochs", 3, "--steps-per-epoch", 5]
+    second = resolved(*said)  # says nothing of the first stage, which a plan has trained
+    assert {key: second["autoencoder"][key] for key in plan} == plan
+    assert (second["diffusion"]["epochs"], second["diffusion"]["steps_per_epoch"]) == (3, 5)

@@ -250,18 +250,20 @@ def are_current(run):
     return stored.get("finished", False) and stored.get("epochs", first.get("epochs")) == first.get("epochs")
 
 
-def with_plans(run, settings, besides=()):
+def with_plans(run, settings, besides=(), stages=runs.STAGES):
     """The settings, with how long the stages that have begun are trained, where that was planned.
 
     Args:
         run: folder.
         settings: of the run.
         besides: names of settings that somebody asks for otherwise.
+        stages: of which they ask it; the others stay as they were planned.
     """
-    plans, kept = {}, {"planned", *LENGTH}.difference(besides)
+    plans = {}
     for stage in runs.STAGES:
         group = (read(run, stage) or {"settings": {}})["settings"].get(stage, {})
         if group.get("planned"):
+            kept = {"planned", *LENGTH}.difference(besides if stage in stages else ())
             plans[stage] = {key: group[key] for key in kept if key in group}
     return merged(settings, plans)
 
