@@ -426,6 +426,25 @@ def test_two_visits_are_one_person_in_two_scans(pattern, first):
     assert len({(row.person, row.scan) for row in rows}) == 8
 
 
+@pytest.mark.parametrize("top", ["", "subjects/"])
+def test_one_volume_of_each_freesurfer_folder(top):
+    """Its person is the folder above `mri`; what was made on the way, and FreeSurfer's templates, are left out."""
+    made = ("T1", "orig/001", "orig/002", "brain", "aseg", "brain.finalsurfs", "wm")
+    found = [
+        f"{top}{name}/mri/{volume}.mgz" for name in ("bert", "p02", "sub-03_ses-1", "fsaverage") for volume in made
+    ]
+    found.append(f"{top}dora/mri/orig/001.mgz")  # whom FreeSurfer has only begun
+    listing = names.understand(found, "here", volumes=True)
+    used = {row.entry.removeprefix(top): (row.person, row.scan) for row in listing.rows}
+    assert used == {
+        "bert/mri/brain.mgz": ("bert", ""),
+        "p02/mri/brain.mgz": ("p02", ""),
+        "sub-03_ses-1/mri/brain.mgz": ("sub-03", "ses-1"),
+        "dora/mri/orig/001.mgz": ("dora", ""),
+    }
+    assert [len(left) for _, left in listing.left_out] == [18, 7] and not any(row.label for row in listing.rows)
+
+
 def test_folders_and_names_of_masks_of_other_tools():
     """FSL's FSL_SEG and FreeSurfer's aparc+aseg are no slices, labels or people."""
     found = [f"disc{p % 2}/OAS1_000{p}_MR1/{name}" for p in PEOPLE for name in ("T1/a.nii", "FSL_SEG/a_fseg.nii")]

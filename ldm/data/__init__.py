@@ -7,6 +7,7 @@ From bytes to what a network sees, in reading order:
     dicom     the series in a folder of DICOM files
     words     what one file or folder name says of itself
     folders   what the folders above a file say of it
+    freesurfer  which volume of a FreeSurfer folder is used
     names     what the names of an archive say together: person, scan, slice, label, split; what is left out
     visits    which names are scans of one person
     people    what names must not say; who goes into a split that is missing

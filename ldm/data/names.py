@@ -11,7 +11,7 @@ import dataclasses
 import re
 from typing import NamedTuple
 
-from ldm.data import archive, folders, people, visits, words
+from ldm.data import archive, folders, freesurfer, people, visits, words
 
 STRAYS = 0.1  # up to this part of the pictures may say no person, and is left out; more, and all are refused
 
@@ -124,9 +124,13 @@ def _leave_out_beside_splits(listing: Listing) -> None:
 def _read_all(names: list[str], shown: str, volumes: bool) -> tuple[Listing, list[_Name], bool]:
     """Reads every name and its folders. Returns an empty listing, the names, and whether it is the course archive."""
     found = list(filter(archive.is_volume if volumes else archive.is_image, names))
+    listing, called = Listing("volumes" if volumes else "flat", []), {}
     if volumes:
         _refuse_twins(sorted(found), shown)
-    listing = Listing("volumes" if volumes else "flat", [])
+        called, others, templates = freesurfer.one_of_each(found)
+        listing.leave_out("beside the volume of a FreeSurfer folder that is used", others)
+        listing.leave_out("a template of FreeSurfer's", templates)
+        found = list(filter({*found}.difference(others, templates).__contains__, found))
     listing.leave_out(
         "of a type that is not read", sorted(name for name in {*names} - {*found} if name.lower().endswith(UNREAD))
     )
@@ -139,10 +143,10 @@ def _read_all(names: list[str], shown: str, volumes: bool) -> tuple[Listing, lis
         found = inside
     read = []
     for entry in found:
-        path, _, file = entry.rpartition("/")
+        path, _, file = called.get(entry, entry).rpartition("/")
         if path not in paths:
             paths[path] = folders.read_course(path) if course else folders.read(path)
-        read.append(_Name(entry, paths[path], words.read(_stem(file), not volumes)))
+        read.append(_Name(entry, paths[path], words.read(file if entry in called else _stem(file), not volumes)))
     return listing, read if volumes else _without_size(read), course
 
 
