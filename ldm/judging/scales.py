@@ -218,17 +218,26 @@ def _parted(described, share, rng):
     return described.take(first), described.take(~first)
 
 
-def learn(real, fake, level, rng):
-    """The classifier of a level or a coarser one that people held back prefer."""
+def learn(real, fake, rng):
+    """For each level the classifier that people held back prefer: its own, or that of a coarser one.
+
+    Args:
+        real, fake: Described, to learn from.
+        rng: draws who is held back.
+
+    Returns:
+        A `Classifier` per level, the coarsest first.
+    """
     (real_back, real), (fake_back, fake) = _parted(real, HELD_BACK, rng), _parted(fake, HELD_BACK, rng)
-    best, classifier = -1.0, None
-    for coarse in range(level + 1):
+    best, classifier, chosen = -1.0, None, []
+    for level in range(len(fake.levels)):
         for strictness in STRICTNESS:
-            tried = Classifier(real, fake, coarse, strictness)
+            tried = Classifier(real, fake, level, strictness)
             area, _ = auc(tried.scores(real_back), real_back, tried.scores(fake_back), fake_back)
             if classifier is None or area >= best:  # on a tie the finer one
                 best, classifier = area, tried
-    return classifier
+        chosen.append(classifier)
+    return chosen
 
 
 def _without(described, other, same):
@@ -252,22 +261,19 @@ def judge(train, fake, test, same=False, seeds=3):
         A dictionary per level, the coarsest first: "AUC", "error" over people and samples, "seeds" (its standard
         deviation over the seeds).
     """
-    found = []
-    for level in range(len(fake.levels)):
-        areas, errors = [], []
-        for seed in range(seeds):
-            rng = np.random.default_rng(seed)
-            halves = _parted(fake, 0.5, rng)
-            pair = []
-            for teaching, judged in (halves, halves[::-1]):
-                classifier, real = learn(train, teaching, level, rng), _without(test, teaching, same)
-                area, error = auc(classifier.scores(real), real, classifier.scores(judged), judged)
-                pair.append(area)
-                errors.append(error)
-            areas.append(np.mean(pair))
-        # two halves of one set: the people are the same in both, so their mean is taken to be no more certain than one
-        found.append({"AUC": float(np.mean(areas)), "error": float(np.mean(errors)), "seeds": float(np.std(areas))})
-    return found
+    areas, errors = [], []  # (2 seeds, levels)
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        halves = _parted(fake, 0.5, rng)
+        for teaching, judged in (halves, halves[::-1]):
+            real = _without(test, teaching, same)
+            told = [auc(c.scores(real), real, c.scores(judged), judged) for c in learn(train, teaching, rng)]
+            areas.append([area for area, _ in told])
+            errors.append([error for _, error in told])
+    of_seeds = np.reshape(areas, (seeds, 2, -1)).mean(axis=1)
+    # two halves of one set: the people are the same in both, so their mean is taken to be no more certain than one
+    columns = zip(of_seeds.mean(axis=0), np.mean(errors, axis=0), of_seeds.std(axis=0), strict=True)
+    return [{"AUC": float(area), "error": float(error), "seeds": float(spread)} for area, error, spread in columns]
 
 
 def pairs_needed(train, fake, test, same=False, seeds=5):

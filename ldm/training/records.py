@@ -282,7 +282,8 @@ def refuse_change(run, stage, settings):
         if before[option] != value:
             raise runs.RunError(
                 f"{run}: its {stage} stage was begun with {option.spelt} {_typed(before[option])}, not "
-                f"{_typed(value)}: leave the flag out to go on, or give the new run a name with --run"
+                f"{_typed(value)}: leave the flag, or the --preset that says so, out to go on, or give the new run a "
+                "name with --run"
             )
 
 
