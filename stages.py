@@ -337,16 +337,16 @@ def renew_latents(run, settings, source, manifest, strategy, needed):
     """
     stale = not records.are_current(run)
     for split in ("train", "validate"):
-        path = run / "latents" / f"{split}.npz"
+        path, rows = run / "latents" / f"{split}.npz", source.select(split)
         if not path.exists():
             raise runs.RunError(f"{path} is not there yet: run `python train.py latents --run {run.name}` first")
-        rows = source.select(split)
         with latents.opened(path) as file:
             same = all(np.array_equal(file[name], getattr(source, name)[rows]) for name in ("z", "label", "case"))
             stale |= not same or any(name not in file for name in needed)
+        stale = stale or latents.read(path, "latents")[0].shape[2:] != latent_shape(settings)
     distribution.wait_for_all(strategy)  # nobody writes before all have looked
     if stale:
-        print("latents: of an older first stage, of other slices or labels, or without masks or codes; encoding again")
+        print("latents: of another first stage, of other slices or labels, or without masks or codes; encoding again")
         encode_latents(run, settings, source, manifest)
         distribution.wait_for_all(strategy)
 

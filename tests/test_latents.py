@@ -6,7 +6,7 @@ from small_archives import oasis_entries, take, write
 
 import dataset
 from dataset import make_dataset, open_source
-from ldm.data import latents, masks
+from ldm.data import archive, latents, masks
 
 VIEWS, COUNT = 3, 12
 
@@ -151,6 +151,12 @@ def test_a_large_file_stays_on_disk_and_gives_the_same(path, tmp_path, monkeypat
             np.testing.assert_array_equal(one[key], other[key])
     np.savez_compressed(tmp_path / "other.npz", latents=whole[0], z=whole[3])  # not ours: read, not mapped
     np.testing.assert_array_equal(latents.read(tmp_path / "other.npz", "latents")[0], whole[0])
+
+
+def test_a_file_without_views_is_refused(tmp_path):
+    latents.write(tmp_path / "train.npz", np.zeros((0, 3, 2, 2, 1)), *[np.zeros(3, "int32")] * 3)
+    with pytest.raises(archive.DataError, match=r"train\.npz cannot be read \(its latents are of shape \(0, 3"):
+        latents.ranges(tmp_path / "train.npz")
 
 
 def test_the_range_of_a_large_file_is_that_of_some_of_its_slices(tmp_path, monkeypatch):

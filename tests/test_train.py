@@ -405,12 +405,14 @@ def test_self_test_tells_what_learns_from_what_does_not(rate, status, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeypatch):
+def test_latents_with_other_labels_or_of_another_shape_are_encoded_again(tmp_path, phantoms, monkeypatch):
     source = dataset.open_source(phantoms)
     strategy, encoded = distribution.make_strategy(None), []
+    first = {"crop_box": (0, 0, 16, 8), "latent_channels": 3, "downsampling": 4}
+    settings = {"image_size": 16, "first_stage": "vae", "autoencoder": first}
     monkeypatch.setattr(stages, "encode_latents", lambda *_: encoded.append(1))
     with pytest.raises(runs.RunError, match="train.py latents"):
-        stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
+        stages.renew_latents(tmp_path, settings, source, {}, strategy, ())
     (tmp_path / "latents").mkdir()
     for stage in ("autoencoder", "latents"):
         small_records.write_record(tmp_path, stage, finished=True, epochs=5)
@@ -418,6 +420,7 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
     def write(**more):
         for split in ("train", "validate"):
             own = {name: getattr(source, name)[source.select(split)] for name in ("z", "label", "case")}
+            own["latents"] = np.zeros((1, len(own["z"]), 4, 2, 3), "float16")
             np.savez(tmp_path / "latents" / f"{split}.npz", **own | more)
 
     for more, needed, times in (
@@ -426,14 +429,15 @@ def test_latents_with_other_labels_are_encoded_again(tmp_path, phantoms, monkeyp
         ({"mask": 0}, ("mask",), 0),
         ({"label": 0}, (), 1),
         ({"z": 0}, (), 1),
+        ({"latents": np.zeros((1, 64, 4, 4, 3))}, (), 1),
     ):
         write(**more)
         encoded.clear()
-        stages.renew_latents(tmp_path, {}, source, {}, strategy, needed)
+        stages.renew_latents(tmp_path, settings, source, {}, strategy, needed)
         assert len(encoded) == times, (more, needed)
     write()
     small_records.write_record(tmp_path, "autoencoder", finished=True, epochs=6)
-    stages.renew_latents(tmp_path, {}, source, {}, strategy, ())
+    stages.renew_latents(tmp_path, settings, source, {}, strategy, ())
     assert len(encoded) == 2  # once above, and once because the first stage has been trained further
 
 

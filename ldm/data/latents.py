@@ -100,7 +100,8 @@ def read(path, *names):
         count = len(file["z"])
         for name, array in zip(names, arrays, strict=True):
             views = VIEWED.get(name, 0)
-            if array.dtype.kind not in "iuf" or array.ndim != (views or 1) or array.shape[views > 0] != count:
+            fits = array.ndim == (views or 1) and array.shape[views > 0] == count and (not views or len(array))
+            if array.dtype.kind not in "iuf" or not fits:
                 raise ValueError(f"its {name} are of shape {array.shape} and type {array.dtype}")
             if not large and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"its {name} are no numbers")
