@@ -38,7 +38,7 @@ class FirstStage:
         self.autoencoder = autoencoder
         for name in ("encode", "decode", "decode_tissue"):
             method = getattr(autoencoder, name, None)
-            setattr(self, f"_{name}", method and tf.function(method, reduce_retracing=True))
+            setattr(self, f"_{name}", method and tf.function(method, reduce_retracing=True, autograph=False))
 
     @property
     def data_shape(self):
@@ -131,7 +131,7 @@ class Generator(FirstStage):
     def _set(self, model, autoencoder, record):
         super().__init__(autoencoder)
         self.model, self.record = model, record
-        self.denoise = tf.function(model.denoise, reduce_retracing=True)
+        self.denoise = tf.function(model.denoise, reduce_retracing=True, autograph=False)
 
     @property
     def data_shape(self):

@@ -184,7 +184,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
 
     def measure_latents(self, dataset):
         """Set the latents' mean and standard deviation per channel from the batches of the training split."""
-        encode = tf.function(self.raw_latents, reduce_retracing=True)
+        encode = tf.function(self.raw_latents, reduce_retracing=True, autograph=False)
         count, total, squares = 0, 0.0, 0.0
         for batch in dataset:
             latents = encode(batch["image"], batch["z"], batch["label"])

@@ -261,7 +261,7 @@ def reconstructions(shown):
     """The picture of an epoch of a first stage: slices and what is left of them. See `callbacks.Picture`."""
 
     def make_draw(model):
-        reconstruct = tf.function(model.call)
+        reconstruct = tf.function(model.call, autograph=False)
 
         def draw(path):
             figures.reconstruction_sheet(path, shown["image"], np.clip(reconstruct(shown), -1, 1), shown["z"])
@@ -302,7 +302,7 @@ def encoded(autoencoder, source, split, views, masks, *, seed, flip):
         {"latents" (V, N, h, w, C); "z", "label", "case" (N,) int32; "codes" (V, N, h, w) int32, where the first stage
         has a codebook; "mask" (V, N, h, w, 4), with masks}.
     """
-    encode, found = tf.function(autoencoder.encode, reduce_retracing=True), []
+    encode, found = tf.function(autoencoder.encode, reduce_retracing=True, autograph=False), []
     for number in range(views):
         plain = dataset.make_dataset(source, split, autoencoder.image_size, 64, training=False, masks=masks)
         rows = []

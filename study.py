@@ -279,7 +279,7 @@ def make(
     if not people.in_pixels:
         first_stage = generator.autoencoder if generator else records.load_first_stage(run)
     if first_stage is not None and test is not None and "decoded" in needs:
-        through = tf.function(first_stage.reconstruct, reduce_retracing=True)
+        through = tf.function(first_stage.reconstruct, reduce_retracing=True, autograph=False)
         fake = batches.in_batches(through, 2 * test.images - 1, test.z, test.label)
         decoded = replace(test, images=metrics.to_unit(fake))
     noisy = {}

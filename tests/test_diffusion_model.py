@@ -27,7 +27,7 @@ def noisy(count=4, size=8, channels=2):
     return x_t, t, {"z": np.arange(count, dtype="int32"), "label": np.zeros(count, "int32")}
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", pytest.param("sigmoid", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 def test_denoise_is_the_formula_of_the_raw_network_output(prediction, schedule):
     model = make_diffusion(randomised(make_unet(width=4)), prediction=prediction, schedule=schedule)

@@ -148,7 +148,7 @@ def test_guided_pixels_stay_within_their_range():
         assert (np.abs(drawn).max() <= 1.0) == clip_x_0
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "dpm_solver_pp"])
+@pytest.mark.parametrize("sampler", ["ddpm", pytest.param("dpm_solver_pp", marks=pytest.mark.slow)])
 def test_the_size_of_a_batch_does_not_matter(latent, sampler, monkeypatch):
     """Conditions, masks, negative conditions and seeds are cut with their slices, on the way there and back."""
     conditions, x_T = all_conditions(5), latent.noise(0, 5)

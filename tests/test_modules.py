@@ -90,7 +90,7 @@ def test_two_replicas_give_the_weights_and_reports_of_one_at_the_same_global_bat
     ("make", "data"),
     [
         (make_vqvae, {}),
-        (make_vae, {}),
+        pytest.param(make_vae, {}, marks=pytest.mark.slow),
         (make_small_diffusion, {"size": 8, "channels": 2}),
     ],
     ids=["vqvae", "vae", "diffusion"],

@@ -395,7 +395,7 @@ def test_a_box_must_lie_where_the_model_draws(home, tmp_path, box, said, capsys)
     assert said in refusal(line.split(), capsys)
 
 
-@pytest.mark.parametrize("task", ["denoise", "anomaly"])
+@pytest.mark.parametrize("task", [pytest.param("denoise", marks=pytest.mark.slow), "anomaly"])
 def test_real_slices_are_shown_beside_what_is_made_of_them(task, home, tmp_path, monkeypatch, latent):
     found = captured(monkeypatch)
     line = f"{task} --run {home / 'vqvae'} --out {tmp_path} --split train --count 2 --z 9 --from 0.5 --steps 4 --seed 3"
@@ -491,6 +491,7 @@ def test_a_person_is_drawn_from_shared_noise_in_order_and_stored_as_a_volume(hom
     np.testing.assert_allclose(stored.header.get_zooms(), (1.0, 2.0, 3.0 * 31 / 4))
 
 
+@pytest.mark.slow
 def test_no_task_writes_over_the_pictures_of_another(home, tmp_path, latent, monkeypatch):
     """`latent` is the run in latents, so that it is compiled once."""
     monkeypatch.setattr(predict, "Generator", lambda run: latent)

@@ -291,6 +291,7 @@ def test_a_file_says_what_it_is(tmp_path):
     np.testing.assert_array_equal(loaded.sample(batch["z"], seed=5), model.sample(batch["z"], seed=5))
 
 
+@pytest.mark.slow
 def test_training_and_sampling_run_under_mixed_bfloat16(bfloat16):
     model = fitted(make_prior(depth=1, dropout=0.1), batch_of(8), steps=2, batch_size=4)
     assert model.logits(**batch_of(2)).dtype == tf.float32

@@ -36,6 +36,7 @@ def run(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_shipped_run_is_half_as_large_and_draws_the_same(ship, run, tmp_path):
     facts = ship.ship(run, tmp_path / "phantom")
     assert facts["PSNR to the run"] > 40
