@@ -14,8 +14,9 @@ import pytest
 import tensorflow as tf
 from xdist.scheduler import LoadScopeScheduling
 
-# Files whose fixtures cost more than their tests: one process runs all of such a file.
-TOGETHER = tuple(f"tests/test_{name}.py" for name in ("evaluate", "features", "phantom", "stages"))
+# Files whose fixtures cost seconds: one process runs all of such a file, or both would make them.
+SLOW_FIXTURES = "app audit cases evaluate features generator phantom predict stages synthetic".split()
+TOGETHER = tuple(f"tests/test_{name}.py" for name in SLOW_FIXTURES)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for one would spin
     tf.config.threading.set_intra_op_parallelism_threads(1)
