@@ -436,13 +436,22 @@ def fingerprints(images: np.ndarray) -> np.ndarray:
         images: (N, H, W) or (N, H, W, 1), in [0, 1].
 
     Returns:
-        (N,) uint64. The number of bits that differ is ``np.bitwise_count(a ^ b)``.
+        (N,) uint64; `differing_bits` compares them.
 
     Raises:
         ValueError: if there is no picture, the shape does not fit, or values leave [0, 1].
     """
     frequencies = fft.dctn(framed(_as_stack(images, "images")), axes=(1, 2))[:, 1:9, 1:9]
     return np.packbits((frequencies > 0).reshape(len(frequencies), -1), axis=1).view(np.uint64)[:, 0]
+
+
+ONES = np.unpackbits(np.arange(256, dtype="uint8")[:, None], axis=1).sum(axis=1, dtype="uint8")  # of each byte
+
+
+def differing_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many bits differ in each pair of uint64, 0 .. 64 (NumPy 2 has `bitwise_count` for it)."""
+    different = np.ascontiguousarray(np.atleast_1d(a ^ b))
+    return ONES[different.view("uint8").reshape(*different.shape, 8)].sum(axis=-1)
 
 
 def near_identical(
@@ -474,7 +483,7 @@ def near_identical(
     small_a, small_b = (_unit(_halved(pictures)) for pictures in (a, b))
     pairs = []
     for i, (fingerprint, picture) in enumerate(zip(hashes_a, a, strict=True)):
-        candidates = np.flatnonzero(np.bitwise_count(hashes_b ^ fingerprint) <= most_bits)
+        candidates = np.flatnonzero(differing_bits(hashes_b, fingerprint) <= most_bits)
         if not len(candidates):
             continue
         candidates = np.sort(candidates[np.argsort(-(small_b[candidates] @ small_a[i]))[:ALIKE]])
