@@ -502,7 +502,8 @@ def train_prior(run, settings, source, manifest, strategy, verbose=False):
     with strategy.scope():
         options = {"num_labels": len(source.label_names), "seed": seed, **arguments(settings, "CodePrior")}
         model = prior.CodePrior(autoencoder.num_codes, autoencoder.code_shape, **options)
-        (codes,) = latents.read(run / "latents" / "train.npz", "codes")
+        known = (autoencoder.code_shape, autoencoder.num_codes)
+        codes, _ = (latents.codes(run / "latents" / f"{split}.npz", *known) for split in ("train", "validate"))
         model.start_from(codes[0])  # the transformer learns what the histogram per place does not know
     begin_from(model, run, "prior", settings)
 

@@ -159,6 +159,16 @@ def test_a_file_without_views_is_refused(tmp_path):
         latents.ranges(tmp_path / "train.npz")
 
 
+@pytest.mark.parametrize("wrong", [8, -1, 0.5, "shape"])
+def test_codes_that_the_codebook_does_not_have_are_refused(wrong, tmp_path):
+    right = np.arange(24).reshape(1, 3, 2, 4) % 8
+    for name, found in (("right", right), ("wrong", right[..., :3] if wrong == "shape" else right * 0 + wrong)):
+        latents.write(tmp_path / f"{name}.npz", np.zeros((1, 3, 2, 2, 1)), *[np.zeros(3, "int32")] * 3, codes=found)
+    np.testing.assert_array_equal(latents.codes(tmp_path / "right.npz", (2, 4), 8), right)
+    with pytest.raises(archive.DataError, match=r"wrong\.npz cannot be read \(its codes are not 8 ones of"):
+        latents.codes(tmp_path / "wrong.npz", (2, 4), 8)
+
+
 def test_the_range_of_a_large_file_is_that_of_some_of_its_slices(tmp_path, monkeypatch):
     values = np.arange(1000.0)[None, :, None, None, None]
     latents.write(tmp_path / "train.npz", values, *[np.zeros(1000, "int32")] * 3)

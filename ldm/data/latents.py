@@ -108,6 +108,19 @@ def read(path, *names):
     return arrays
 
 
+def codes(path, shape, number):
+    """The codes (V, N, *shape) int32 in a file, each of them one of `number`.
+
+    Raises:
+        DataError: as `read`; or if they are others than these.
+    """
+    (found,) = read(path, "codes")
+    with opened(path):  # for its message
+        if found.dtype.kind not in "iu" or found.shape[2:] != tuple(shape) or found.min() < 0 or found.max() >= number:
+            raise ValueError(f"its codes are not {number} ones of shape {tuple(shape)}")
+    return found
+
+
 def mapped(file, name):
     """An array of an open .npz as a memory map: `write` compresses nothing, so that it lies in the file as in memory.
 
