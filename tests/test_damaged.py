@@ -197,8 +197,18 @@ def test_weights_that_are_no_numbers_are_one_sentence(value, tmp_path):
     assert "are no numbers" in refusal(runs.RunError, path, lambda: runs.resume(tiny(), tmp_path, "diffusion", 5))
 
 
-@pytest.mark.parametrize("content", [b"epoch,\xe9\n0,1\n", b"epoch,loss\n0," + b"9" * 200_000], ids=["latin", "long"])
-def test_a_history_that_is_no_text_is_one_sentence(content, tmp_path):
+HISTORIES = {
+    "latin": b"epoch,\xe9\n0,1\n",
+    "long": b"epoch,loss\n0," + b"9" * 200_000,
+    "zeros": bytes(50),
+    "no header": b"1,2,3\n",
+    "open quote": b'epoch,loss\n0,"1,1\n',
+    "twice": b"epoch,epoch\n0,1\n",
+}
+
+
+@pytest.mark.parametrize("content", HISTORIES.values(), ids=HISTORIES)
+def test_a_history_that_is_no_table_of_epochs_is_one_sentence(content, tmp_path):
     path = tmp_path / "diffusion.csv"
     path.write_bytes(content)
     assert "remove it, and curves" in refusal(runs.RunError, path, lambda: runs.read_history(path))

@@ -305,13 +305,16 @@ def read_history(path):
         A row per epoch, in their order, {column: float} without what is no number; empty if there is no file.
 
     Raises:
-        RunError: if it is no text.
+        RunError: if it is no text, or no table of epochs.
     """
     if not Path(path).exists():
         return []
     rows = {}
     with unreadable(path, NO_HISTORY), open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        table = csv.DictReader(file, strict=True)  # an open quote would swallow all that follows
+        if table.fieldnames and table.fieldnames.count("epoch") != 1:
+            raise ValueError("its first line does not name one column epoch")
+        for row in table:
             numbers = {}
             for column, cell in row.items():
                 with contextlib.suppress(TypeError, ValueError):
