@@ -10,6 +10,7 @@ Settings come from a preset, then from what the run already is, then from the fl
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import time
@@ -226,6 +227,8 @@ def work(flags):
     opened = chosen_preset(flags)
     run, todo, settings = resolve(flags)
     refuse_uneven(flags.replicas or 1, todo, settings)
+    if opened is not None:  # before it was known whether its preset moves heads to the middle
+        opened = dataclasses.replace(opened, center=settings["center"])
     source = opened or open_data(settings, flags.dry_run)
     if source is None:
         show(settings, todo)

@@ -267,6 +267,17 @@ def test_without_a_preset_the_archive_decides_and_it_is_said_in_one_line(tmp_pat
     assert "no --preset given" not in capsys.readouterr().out
 
 
+def test_the_preset_that_was_chosen_says_whether_heads_are_moved_to_the_middle(tmp_path, monkeypatch, phantoms):
+    """The archive is open before its preset is known."""
+    monkeypatch.setattr(presets, "choose", lambda *_: ("large-256", "a reason"))
+    seen = []
+    monkeypatch.setattr(train, "announce", lambda stage, run, settings, source, *_: seen.append(source) or {})
+    argv = ["--data", str(phantoms), "--run", str(tmp_path / "run"), "--dry-run", "--image-size", "64"]
+    for center, more in ((True, []), (False, ["--no-center"])):
+        assert train.main([*argv, *more]) == 0
+        assert seen.pop().center is center
+
+
 def test_a_run_that_is_gone_on_with_keeps_its_preset(tmp_path, capsys, phantoms):
     settings = resolved("--run", tmp_path / "run", "--preset", "256-f8")
     (tmp_path / "run").mkdir()
