@@ -165,7 +165,7 @@ def test_codes_that_the_codebook_does_not_have_are_refused(wrong, tmp_path):
     for name, found in (("right", right), ("wrong", right[..., :3] if wrong == "shape" else right * 0 + wrong)):
         latents.write(tmp_path / f"{name}.npz", np.zeros((1, 3, 2, 2, 1)), *[np.zeros(3, "int32")] * 3, codes=found)
     np.testing.assert_array_equal(latents.codes(tmp_path / "right.npz", (2, 4), 8), right)
-    with pytest.raises(archive.DataError, match=r"wrong\.npz cannot be read \(its codes are not 8 ones of"):
+    with pytest.raises(archive.DataError, match=r"wrong\.npz cannot be read \(its codes are not of shape"):
         latents.codes(tmp_path / "wrong.npz", (2, 4), 8)
 
 

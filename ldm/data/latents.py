@@ -109,15 +109,23 @@ def read(path, *names):
 
 
 def codes(path, shape, number):
-    """The codes (V, N, *shape) int32 in a file, each of them one of `number`.
+    """The codes in a file, checked before anybody looks them up in a codebook.
+
+    Args:
+        path: what `write` has written.
+        shape: of the codes of one slice.
+        number: of the codes that there are.
+
+    Returns:
+        (V, N, *shape), whole numbers from 0 to `number` - 1.
 
     Raises:
-        DataError: as `read`; or if they are others than these.
+        DataError: as `read`; or if they are not of that shape, or others.
     """
     (found,) = read(path, "codes")
     with opened(path):  # for its message
         if found.dtype.kind not in "iu" or found.shape[2:] != tuple(shape) or found.min() < 0 or found.max() >= number:
-            raise ValueError(f"its codes are not {number} ones of shape {tuple(shape)}")
+            raise ValueError(f"its codes are not of shape {tuple(shape)}, or not from 0 to {number - 1}")
     return found
 
 
