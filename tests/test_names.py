@@ -433,7 +433,7 @@ def test_one_volume_of_each_freesurfer_folder(top):
     found = [
         f"{top}{name}/mri/{volume}.mgz" for name in ("bert", "p02", "sub-03_ses-1", "fsaverage") for volume in made
     ]
-    found.append(f"{top}dora/mri/orig/001.mgz")  # whom FreeSurfer has only begun
+    found += [f"{top}dora/mri/orig/001.mgz", f"{top}p09/mri/T1.nii.gz"]  # only begun; not of FreeSurfer
     listing = names.understand(found, "here", volumes=True)
     used = {row.entry.removeprefix(top): (row.person, row.scan) for row in listing.rows}
     assert used == {
@@ -441,6 +441,7 @@ def test_one_volume_of_each_freesurfer_folder(top):
         "p02/mri/brain.mgz": ("p02", ""),
         "sub-03_ses-1/mri/brain.mgz": ("sub-03", "ses-1"),
         "dora/mri/orig/001.mgz": ("dora", ""),
+        "p09/mri/T1.nii.gz": ("p09", ""),
     }
     assert [len(left) for _, left in listing.left_out] == [18, 7] and not any(row.label for row in listing.rows)
 

@@ -6,17 +6,8 @@ one_of_each     of each person's volumes the one to use
 import collections
 import re
 
-PREFERRED = (
-    "brain",
-    "brainmask",
-    "norm",
-    "T1",
-    "nu",
-    "orig",
-    "rawavg",
-    "orig/001",
-)  # without skull, as archives have it
-INSIDE = re.compile(r"((?:.*/)?([^/]+))/mri/(.+?)\.(?:mgz|mgh|nii|nii\.gz)", re.DOTALL)
+PREFERRED = tuple("brain brainmask norm T1 nu orig rawavg orig/001".split())  # without skull first, as archives have it
+INSIDE = re.compile(r"((?:.*/)?([^/]+))/mri/(.+?)\.mg[zh]", re.DOTALL)
 TEMPLATES = re.compile(r"fsaverage\d?(?:_sym)?|cvs_avg35.*|[lr]h\.EC_average")  # lie beside people, and are nobody
 
 
