@@ -23,7 +23,7 @@ REFUSED = {  # -> what the sentence names
     "train.py --image-size 30": "--image-size 30",
     "train.py --gan --autoencoder none": "--gan has no effect",
     "train.py --dry-run --data nowhere.zip": "nowhere.zip",
-    "train.py --batch-size 3 --replicas 2": "--batch-size 3",
+    "train.py --run unheard-of --batch-size 3 --replicas 2": "--batch-size 3",
     "train.py --precision half": "--precision",
     "predict.py --sampler nonsense": "--sampler",
     "predict.py sample --count 0": "--count",
