@@ -201,7 +201,7 @@ class FeatureNet(Recorded, keras.Model):
         self.mean = self.add_weight(name="mean", shape=(size,), initializer="zeros", trainable=False)
         self.std = self.add_weight(name="std", shape=(size,), initializer="ones", trainable=False)
         self.trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "z_error", "contrast")}
-        self.compiled_call = tf.function(self.call, reduce_retracing=True)
+        self.compiled_call = tf.function(self.call, reduce_retracing=True, autograph=False)
         self.built = True
 
     def call(self, images, training=False):

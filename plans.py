@@ -98,7 +98,7 @@ def views(run, settings, source, left):
     """How many views of the training slices there is time to encode, at least one and at most as many as are set."""
     first = records.load_first_stage(run)
     plain = dataset.make_dataset(source, "train", settings["image_size"], ENCODED, training=False)
-    encode, times, began = tf.function(first.encode, reduce_retracing=True), [], time.time()
+    encode, times, began = tf.function(first.encode, reduce_retracing=True, autograph=False), [], time.time()
     for batch in plain.take(4):
         encode(batch["image"], batch["z"], batch["label"])
         times.append(time.time() - began)

@@ -309,11 +309,12 @@ def make(
 
 def with_noise(first_stage, slices, seed):
     """Slices decoded from latents with noise, {deviation: Slices}: what a denoiser makes that errs as much."""
-    latents_of = batches.in_batches(
-        tf.function(first_stage.encode, reduce_retracing=True), 2 * slices.images - 1, slices.z, slices.label
+    encode, decode = (
+        tf.function(method, reduce_retracing=True, autograph=False)
+        for method in (first_stage.encode, first_stage.decode)
     )
+    latents_of, found = batches.in_batches(encode, 2 * slices.images - 1, slices.z, slices.label), {}
     noise = np.random.default_rng(seed).standard_normal(latents_of.shape).astype("float32")
-    decode, found = tf.function(first_stage.decode, reduce_retracing=True), {}
     for deviation in measures.NOISY:
         images = batches.in_batches(decode, latents_of + np.float32(deviation) * noise, slices.z, slices.label)
         found[deviation] = replace(slices, images=metrics.to_unit(images), features=None)
