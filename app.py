@@ -19,7 +19,6 @@ from pathlib import Path
 
 import command
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it is to ask nothing of the internet
 if __name__ == "__main__":
     command.from_the_start("app.py")

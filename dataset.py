@@ -29,7 +29,6 @@ from pathlib import Path
 
 import command
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 if __name__ == "__main__":
     command.from_the_start("dataset.py")
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import command
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 # Before NumPy is: its small products, spread over cores that something else keeps busy, wait for them 10 times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if __name__ == "__main__":

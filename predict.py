@@ -16,13 +16,11 @@ Without a task slices are drawn: the task `sample`. `--person` and `--prior X` a
 """
 
 import dataclasses
-import os
 import sys
 import time
 
 import command
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 if __name__ == "__main__":
     command.from_the_start("predict.py")
 

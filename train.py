@@ -12,13 +12,11 @@ Settings come from a preset, then from what the run already is, then from the fl
 import argparse
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
 
 import command
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 if __name__ == "__main__":
     command.from_the_start("train.py")
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as command.py does
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras

@@ -21,6 +21,7 @@ import serving
 def ours(flags):
     """`CodePrior.sample`, under the precision policy that `--precision` names."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as command.py does
     import keras
     import numpy as np
     import tensorflow as tf

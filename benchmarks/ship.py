@@ -10,13 +10,11 @@ was not trained on phantoms.
 
 import argparse
 import io
-import os
 import shutil
 import sys
 import zipfile
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py

@@ -2,7 +2,8 @@
 
 import os
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+import command  # noqa: F401  (sets what TensorFlow reads when it is imported)
+
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # tests compare digits, which TF32 and cuDNN would round; subprocesses too
 
 # NumPy's products stay on one thread: spread over cores that the other process of the tests, or anything else, keeps

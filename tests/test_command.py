@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -244,3 +245,12 @@ def test_train_refuses_a_damaged_tf_config(said, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", said)
     assert train.main(["--run", str(tmp_path / "run"), "--dry-run"]) == 2
     assert capsys.readouterr().err.startswith(f"train.py: TF_CONFIG={said!r} does not say")
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN's convolutions are for x86")
+@pytest.mark.parametrize(("before", "after"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
+def test_convolutions_are_one_dnn_s_unless_the_user_says_otherwise(before, after):
+    environment = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"} | before
+    ask = "import command, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    said = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert said.stdout.strip() == after
