@@ -22,9 +22,12 @@ The frame is 256 mm wide and slice `z` lies z mm above the first. As in the OASI
 the band from the basal ganglia (z = 0) to the roof of the lateral ventricles (z = 31).
 """
 
+import collections
+import concurrent.futures
 import io
 import itertools
 import math
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -349,7 +352,12 @@ def _grid(image_size):
         window: two slices, rows and columns of the image.
         x, y: (h * fine, w * fine) float32, mm, centres of the fine pixels.
         fine: how many fine pixels a pixel has along each axis; small images are averaged down from fine ones.
+
+    Raises:
+        ValueError: image_size is odd or below 16.
     """
+    if image_size < 16 or image_size % 2:
+        raise ValueError(f"image_size must be even and at least 16, not {image_size}")
     fine = -(-192 // image_size)
     pixel = FRAME_MM / image_size
     half = [min(int(np.ceil(mm / 2 / pixel)), image_size // 2) for mm in ROI_MM]
@@ -407,20 +415,35 @@ def slices(people, image_size=256, seed=0):
     Raises:
         ValueError: image_size is odd or below 16.
     """
-    if image_size < 16 or image_size % 2:
-        raise ValueError(f"image_size must be even and at least 16, not {image_size}")
     for case in range(1, people + 1):
-        rng = np.random.default_rng([seed, case])
-        person = _person(rng, label=case % len(LABELS))
-        for z, (image, mask, ventricles) in enumerate(_person_slices(person, image_size, rng)):
-            yield {
-                "image": image,
-                "mask": mask,
-                "ventricles": ventricles,
-                "z": z,
-                "label": person.label,
-                "case": case,
-            }
+        yield from _slices_of(case, image_size, seed)
+
+
+def _slices_of(case, image_size, seed):
+    """What `slices` yields of one person."""
+    rng = np.random.default_rng([seed, case])
+    person = _person(rng, label=case % len(LABELS))
+    for z, (image, mask, ventricles) in enumerate(_person_slices(person, image_size, rng)):
+        yield {
+            "image": image,
+            "mask": mask,
+            "ventricles": ventricles,
+            "z": z,
+            "label": person.label,
+            "case": case,
+        }
+
+
+def _drawn_on_all_cores(people, image_size, seed):
+    """What `slices` yields, drawn a few people ahead: NumPy lets other threads work meanwhile."""
+    cores, ahead = os.cpu_count() or 1, collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+        for case in range(1, people + 1):
+            ahead.append(pool.submit(lambda case: list(_slices_of(case, image_size, seed)), case))
+            if len(ahead) > cores:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
 
 
 def write(out, people: int, image_size: int = 256, seed: int = 0) -> None:
@@ -471,7 +494,12 @@ def _write_zip(path, shown, people, image_size, seed):
     labels = {}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:  # PNGs do not shrink further
         for item in tqdm(
-            slices(people, image_size, seed), total=people * SLICES, desc=shown, unit="slice", delay=1, disable=None
+            _drawn_on_all_cores(people, image_size, seed),
+            total=people * SLICES,
+            desc=shown,
+            unit="slice",
+            delay=1,
+            disable=None,
         ):
             case, z = item["case"], item["z"]
             split = next(name for name, end in ends.items() if case <= end)
