@@ -3,6 +3,7 @@
     python evaluate.py --run R                    -> report.html, report.json, model_card.md in the run's folder
     python evaluate.py --run R --fail-above 0.02  exit status 3 if more than 2 % of the samples are copies
     python evaluate.py --run R --sections copies  some sections only -> report_part.html, report_part.json
+    python evaluate.py --run R --samples other.zip --out F   slices that another generator drew, read in the same way
     python evaluate.py compare R S T              what their reports say, side by side -> comparison.html
     python evaluate.py --run R --quiz             a page for human eyes: which of two slices is drawn? -> quiz.html
     python evaluate.py score answers.json --run R how often the eyes were right
@@ -40,6 +41,7 @@ from ldm.training import distribution, records, runs
 study = Later("study")  # it takes seconds to import
 
 ORDER = tuple(pages.TITLES)  # of the sections
+OF_THE_RUN = ("reconstruction", "cost")  # they say nothing of slices that another generator drew
 
 
 def parser():
@@ -50,6 +52,7 @@ def parser():
     p.add_argument("--data", nargs="+", help="real slices (default: the data that the run was trained on)")
     p.add_argument("--sections", nargs="+", metavar="NAME", help=f"of {', '.join(ORDER)} (default: all)")
     p.add_argument("--count", type=int, default=1000, help="slices to draw (default: 1000)")
+    p.add_argument("--samples", metavar="ARCHIVE", help="slices that another generator drew, instead of drawing some")
     p.add_argument("--sampler", default="dpm_solver_pp", choices=tuple(samplers.SAMPLERS))
     p.add_argument("--steps", type=int, default=20, help="network calls per slice (default: 20)")
     p.add_argument(
@@ -78,6 +81,11 @@ def check(flags):
     for name in flags.sections or ():
         if name not in ORDER:
             raise runs.RunError(f"--sections {name}: there are {', '.join(ORDER)}")
+    if flags.samples and not flags.out:
+        raise runs.RunError("--samples: give --out FOLDER too, for a report beside the run's own")
+    for name in (flags.sections or ()) if flags.samples else ():
+        if name in OF_THE_RUN:
+            raise runs.RunError(f"--sections {name} is about the run, not about --samples: leave one of them out")
     if flags.fail_above is not None and flags.sections and "copies" not in flags.sections:
         raise runs.RunError("--fail-above needs copies among the --sections: add it")
 
@@ -97,17 +105,20 @@ def work(flags):
     out = Path(flags.out) if flags.out else run
     files.check_folder(out)
     records.all_of(run)  # refuses what is no run before TensorFlow is imported, which takes seconds,
-    dataset.refuse_absent(flags.data or ())  # and likewise data that is not there
+    dataset.refuse_absent([*(flags.data or ()), *([flags.samples] if flags.samples else ())])  # and data that is absent
     command.load("evaluate.py", "study")
     print(f"{run}: {distribution.set_precision(flags.precision)}")
     if flags.quiz:
         return write_quiz(run, out, flags)
     names = [name for name in ORDER if name in (flags.sections or ORDER)]
-    if flags.sections:
+    if flags.samples:
+        names = [name for name in names if name not in OF_THE_RUN]
+    elif flags.sections:
         check_model(run, names)
     known = study.make(
         run,
         flags.data,
+        drawn=flags.samples,
         count=flags.count,
         sampler=flags.sampler,
         steps=flags.steps,
@@ -119,7 +130,7 @@ def work(flags):
         plane=flags.plane,
     )
     found = study.measure(known, [name for name in names if name in study.MEASURES])
-    found["samples"] = shown_samples(known.samples, run.name, flags.sampler, flags.steps, flags.seed)
+    found["samples"] = shown_samples(known.samples, run.name, flags)
     found["cost"] = study.cost(known.drawing, began)
     found = {name: found[name] for name in names if name in found}
     sections = {
@@ -128,7 +139,7 @@ def work(flags):
     }
     facts = {"about": about(known, run.name, flags), **report_facts(found, sections)}
     warnings = [warning for section in sections.values() for warning in section.warnings]
-    written = write(out, run.name, known, facts, sections, whole=names == list(ORDER))
+    written = write(out, flags.samples or run.name, known, facts, sections, whole=names == list(ORDER))
     show(facts, warnings)
     print(f"-> {', '.join(written)}")
     return audit_status(facts, flags.fail_above)
@@ -151,13 +162,13 @@ def write(out, name, known, facts, sections, whole):
     return written
 
 
-def shown_samples(samples, run, sampler, steps, seed):
+def shown_samples(samples, run, flags):
     """Some of the samples, to be looked at."""
     if samples is None:
         return study.Measured({}, {"run": run}, "diffusion model")
-    images = samples.spread(32).images
-    shown = {"images": images, "count": len(samples), "sampler": sampler, "steps": steps, "seed": seed}
-    return study.Measured({}, shown)
+    how = f"by {flags.sampler}, {flags.steps} network calls each, seed {flags.seed}"
+    how = f"of {flags.samples}" if flags.samples else how
+    return study.Measured({}, {"images": samples.spread(32).images, "count": len(samples), "how": how})
 
 
 def report_facts(found, sections):
@@ -175,14 +186,16 @@ def report_facts(found, sections):
 
 def about(known, run, flags):
     """What a report must agree on with another to be compared, and what it may differ in."""
+    drawn = {"samples": flags.samples} if flags.samples else {}
     return {
         "format": schema.FORMAT,
         "run": run,
+        **drawn,
         "data": str(known.people.source.manifest()["sha256"]),
         "image size": known.people.record["settings"]["image_size"],
         "features": known.features or [],
-        "count": flags.count,
-        "sampler": flags.sampler,
+        "count": len(known.samples) if flags.samples else flags.count,
+        "sampler": "another" if flags.samples else flags.sampler,
         "steps": flags.steps,
         "seed": flags.seed,
     }

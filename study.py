@@ -241,10 +241,38 @@ def draw_samples(run, generator, people, count, sampler, steps, seed, out):
     return Slices(images.astype("float32") / 255, conditions["z"], conditions["label"], heads), taken
 
 
+def read_samples(people, archive, count):
+    """Slices that somebody else drew, as samples: so that any generator is read against the same people.
+
+    Args:
+        people: of a run, whose picture size, slice indices and labels the slices must have.
+        archive: what `dataset.open_source` reads; who is a person there is a head here.
+        count: at most so many are taken, head after head.
+
+    Raises:
+        DataError: if there are no such slices, or the run's people have none of that index.
+    """
+    source = dataset.open_source(archive).with_labels_of(people.record["data"]["labels"])
+    size, parts = people.record["settings"]["image_size"], []
+    for split in dataset.SPLITS:
+        if np.any(source.split == split):
+            found = dataset.read_split(source, split, size, cache_bytes=0)
+            parts.append(Slices(metrics.to_unit(found["image"]), found["z"], found["label"], found["case"]))
+    samples = measures.together(*parts)
+    known = np.unique(people.real["train"].z)
+    if strange := sorted(set(samples.z.tolist()) - set(known.tolist())):
+        raise dataset.DataError(
+            f"--samples {archive}: it has slices of index {strange[0]}, and the people of the run from {known[0]} to "
+            f"{known[-1]}; name the slices as `predict.py archive` does."
+        )
+    return samples.take(np.argsort(samples.case, kind="stable")[:count])
+
+
 def make(
     run,
     data=None,
     *,
+    drawn=None,
     count=1000,
     sampler="dpm_solver_pp",
     steps=20,
@@ -260,6 +288,8 @@ def make(
     Args:
         run: folder.
         data: see `open_people`.
+        drawn: archive of slices that somebody else drew, see `read_samples`: they are the samples, and of the run's
+            own stages nothing is loaded.
         count, sampler, steps: of the samples.
         kind, feature_steps: of the features, see `describer`.
         seed: of noise and conditions.
@@ -274,9 +304,9 @@ def make(
         RunError, DataError: see `open_people`; or if a stage of the run is unfinished.
     """
     people = open_people(run, data)
-    generator = Generator(run) if (run / "diffusion.keras").exists() else None
+    generator = Generator(run) if drawn is None and (run / "diffusion.keras").exists() else None
     first_stage, decoded, test = None, None, people.real.get("test")
-    if not people.in_pixels:
+    if not (people.in_pixels or drawn):
         first_stage = generator.autoencoder if generator else records.load_first_stage(run)
     if first_stage is not None and test is not None and "decoded" in needs:
         through = tf.function(first_stage.reconstruct, reduce_retracing=True, autograph=False)
@@ -287,16 +317,19 @@ def make(
         indices = np.unique(test.z)
         noisy = with_noise(first_stage, test.at(indices[batches.evenly(len(indices), measures.INDICES)]), seed)
     bits = getattr(first_stage, "bits_per_slice", None)
-    described_later = generator is not None and {"samples", "features"} <= set(needs)
+    described_later = (generator is not None or drawn is not None) and {"samples", "features"} <= set(needs)
     of_all = everybody(people) if "everybody" in needs and not described_later else {}
     common = {"seed": seed, "noisy": noisy, "plane": plane, "everybody": of_all}
-    if generator is None or "samples" not in needs:
+    if (generator is None and drawn is None) or "samples" not in needs:
         return Study(people, decoded, bits, **common)
-    with timed("drawing samples"):
-        samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
-    known = Study(people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, **common)
-    if "bad" in needs and test is not None and count >= measures.LEAST:
-        known = replace(known, bad=measures.bad_generators(people.real["train"], samples, seed))
+    if drawn is None:
+        with timed("drawing samples"):
+            samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
+        known = Study(people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, **common)
+    else:
+        known = Study(people, decoded, bits, read_samples(people, drawn, count), **common)
+    if "bad" in needs and test is not None and len(known.samples) >= measures.LEAST:
+        known = replace(known, bad=measures.bad_generators(people.real["train"], known.samples, seed))
     if "features" not in needs:
         return known
     with timed("features"):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from dataclasses import FrozenInstanceError, fields, replace
 from types import SimpleNamespace
 
@@ -479,3 +480,66 @@ def test_inception_without_its_weights_names_the_way_out(monkeypatch):
     monkeypatch.setattr(features.keras, "applications", SimpleNamespace(InceptionV3=offline))
     with pytest.raises(runs.RunError, match="leave the flag out"):
         features.inception()
+
+
+# ---- what another generator drew -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def elsewhere(evaluated, phantoms, tmp_path_factory):
+    """The report on slices that came from an archive: here a copy of the run's own people."""
+    run, _, _ = evaluated
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    out = tmp_path_factory.mktemp("out")
+    status = evaluate.main(["--run", str(run), "--samples", phantoms, "--out", str(out), *FEW])
+    assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    return status, out, json.loads((out / "report_part.json").read_text())
+
+
+def test_slices_of_another_generator_are_read_like_samples(elsewhere):
+    status, out, facts = elsewhere
+    assert status == 0
+    assert schema.problems(facts) == []
+    assert facts["about"]["samples"].endswith("phantom.zip") and facts["about"]["count"] == COUNT
+    assert "reconstruction" not in facts and "cost" not in facts and not (out / "model_card.md").exists()
+    assert facts["distribution"]["samples"]["precision"] > 0  # of grey noise it is 0, see above
+    assert facts["copies"]["pixels"]["rate"] > 0.5  # they are the training people themselves
+
+
+def test_samples_keep_their_heads_and_indices(evaluated, phantoms):
+    _, known, _ = evaluated
+    read = study.read_samples(known.people, phantoms, COUNT)
+    heads, counts = np.unique(read.case, return_counts=True)
+    assert counts.tolist() == [32, 32, 6] and len(heads) == 3
+    source = known.people.source
+    row = np.flatnonzero(source.case == read.case[40])[int(read.z[40])]
+    want = dataset.read_split(source, source.split[row], SIZE)
+    match = (want["case"] == read.case[40]) & (want["z"] == read.z[40])
+    np.testing.assert_array_equal(read.images[40], metrics.to_unit(want["image"][match][0]))
+
+
+def test_samples_of_other_indices_are_refused(evaluated, tmp_path, capsys):
+    run, _, _ = evaluated
+    with zipfile.ZipFile(tmp_path / "far.zip", "w") as archive:
+        for case, index in ((1, 40), (2, 40), (3, 40)):
+            figures.save_png(tmp_path / "a.png", np.full((SIZE, SIZE), case * 10, "uint8"))
+            archive.write(tmp_path / "a.png", f"case_00{case}_slice_{index}.png")
+    words = ["--run", str(run), "--samples", str(tmp_path / "far.zip"), "--out", str(tmp_path), *FEW]
+    assert evaluate.main(words) == 2
+    said = capsys.readouterr().err
+    assert "far.zip" in said and "index 40" in said and "0 to 31" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--samples", "other.zip"], "--out"),
+        (["--samples", "other.zip", "--out", "there", "--sections", "reconstruction"], "--sections reconstruction"),
+        (["--samples", "absent.zip", "--out", "there"], "absent.zip"),
+    ],
+)
+def test_flags_for_other_samples_are_checked(evaluated, words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, _, _ = evaluated
+    assert evaluate.main(["--run", str(run), *words]) == 2
+    assert said in capsys.readouterr().err

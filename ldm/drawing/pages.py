@@ -102,8 +102,7 @@ def samples(facts, shown, picture):
     """Some of the samples, and how they were drawn."""
     sheet = picture("samples")
     figures.save_png(sheet, figures.sheet(figures.enlarge(2 * shown["images"] - 1), 8))
-    text = "{count} slices by {sampler}, {steps} network calls each, seed {seed}.".format(**shown)
-    return [text], [], [(sheet, "some of the samples")], []
+    return ["{count} slices {how}.".format(**shown)], [], [(sheet, "some of the samples")], []
 
 
 def distribution(facts, shown, picture):

@@ -17,6 +17,7 @@ SHAPE = {
     "about": {
         "format": int,
         "run": str,
+        "samples?": str,  # archive of slices that another generator drew; sampler and steps then say nothing
         "data": str,
         "image size": int,
         "features": [str],  # which networks, see `features.names_of`; none where no section asked for features
