@@ -318,10 +318,10 @@ def encoded(autoencoder, source, split, views, masks, *, seed, flip):
         found.append({key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
         print(f"latents: {split}, view {number + 1} of {views}", flush=True)
     arrays = {key: found[0][key] for key in ("z", "label", "case")}  # the same in every view
-    for key in ("latents", "mask") if masks else ("latents",):
-        arrays[key] = np.stack([view[key] for view in found])
+    arrays |= {key: np.stack([view[key] for view in found]) for key in found[0] if key not in arrays}
     if isinstance(autoencoder, modules.VQVAE):
-        arrays["codes"] = np.stack([batches.in_batches(autoencoder.codes, view) for view in arrays["latents"]])
+        codes = tf.function(autoencoder.codes, reduce_retracing=True, autograph=False)
+        arrays["codes"] = np.stack([batches.in_batches(codes, view) for view in arrays["latents"]])
     return arrays
 
 

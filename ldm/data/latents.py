@@ -5,6 +5,7 @@ stage that learns from latents has no other augmentation.
 """
 
 import contextlib
+import functools
 import os
 import struct
 import zipfile
@@ -40,13 +41,21 @@ def view(batches, number: int, *, seed: int = 0, flip: bool = False, strength=1.
         if number:
             rows = np.arange(first, first + count, dtype=np.int64)
             seeds = np.stack([np.full_like(rows, seed + number), rows], axis=-1)
+            augment = _compiled_augment(flip, strength)
             if "mask" in batch:
-                image, mask = pixels.augment(batch["image"], seeds, flip, batch["mask"], strength)
+                image, mask = augment(batch["image"], seeds, masks=batch["mask"])
                 batch = {**batch, "image": image, "mask": mask}
             else:
-                batch = {**batch, "image": pixels.augment(batch["image"], seeds, flip, strength=strength)}
+                batch = {**batch, "image": augment(batch["image"], seeds)}
         first += count
         yield batch
+
+
+@functools.cache
+def _compiled_augment(flip, strength):
+    """`pixels.augment` as a graph: eagerly it costs more than encoding what it has changed."""
+    change = functools.partial(pixels.augment, flip=flip, strength=strength)
+    return tf.function(change, reduce_retracing=True, autograph=False)
 
 
 def write(path, latents, z, label, case, codes=None, mask=None) -> None:
