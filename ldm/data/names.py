@@ -11,14 +11,26 @@ import dataclasses
 import re
 from typing import NamedTuple
 
-from ldm.data import archive, folders, freesurfer, people, visits, words
+from ldm.data import archive, copies, folders, freesurfer, people, visits, words
 
 STRAYS = 0.1  # up to this part of the pictures may say no person, and is left out; more, and all are refused
+MOST_SLICES = 1000  # of a head
 
 OASIS_MASK = re.compile(r"seg_.*_slice_\d+")
 PICTURES = set("image images img imgs picture pictures input inputs".split())
 CHANNEL = re.compile(r"(.*\d.*)_(000\d)")
 TOOL = re.compile("i?y_|[mwrsau]{0,3}[cp][0-6]|[mwrsau]{1,4}")  # prefixes of SPM and CAT12
+FIELD = re.compile(  # what registration (ANTs, FSL) and FAST leave beside a volume, and is no picture of a head
+    r"(?:.*(?:[_.\-]|subjecttotemplate|templatetosubject))?"
+    r"(?:[a-z]*\d*(?:inverse|inv|field)?warp|inversewarped|warp(?:field|coeff?)s?|[a-z]*jac(?:obian)?"
+    r"|disp(?:lacement)?field|deformation(?:field)?|bias(?:field)?|mixeltype|xfm)",
+    re.IGNORECASE | re.DOTALL,
+)
+MADE = re.compile(  # endings of other pictures of the same head
+    r"(.+?)(?:[_.\-](?:fast|restore|brain|bet|warped|n4|corrected|biascorrected|stripped|skullstripped|denoised|reoriented"
+    r"|normali[sz]ed|brainextractionbrain))+",
+    re.IGNORECASE | re.DOTALL,
+)
 SIDES = {64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448, 512, 1024}  # that pictures often have
 UNREAD = tuple(".tif .tiff .bmp .gif .webp .jp2 .npy .npz .mat .h5 .mha .mhd .nrrd .mnc .nii .nii.gz".split())
 OFFER = (
@@ -98,7 +110,10 @@ def understand(
         listing.rows = _by_rule(read, person, shown)
         used = ()
     else:
-        read = (_without_what_tools_made if volumes else _without_what_is_beside_images)(listing, read)
+        if volumes:
+            read = _without_what_tools_made(listing, _without_fields(listing, read, shown))
+        else:
+            read = _without_what_is_beside_images(listing, read)
         listing.rows, used = _by_names(listing, read, shown)
         # Tissue masks are those of the course archive; what others call a mask may be anything.
         tissue = [name for name in masks if course or OASIS_MASK.fullmatch(_stem(name.entry.rpartition("/")[2]))]
@@ -141,12 +156,14 @@ def _read_all(names: list[str], shown: str, volumes: bool) -> tuple[Listing, lis
         inside = [name for name in found if folders.OASIS_FOLDER.search(name.rpartition("/")[0])]
         listing.leave_out("beside the folders of slices", sorted(set(found) - set(inside)))
         found = inside
+    spelled = {} if volumes else copies.respell([_stem(entry.rpartition("/")[2]) for entry in found])
     read = []
     for entry in found:
         path, _, file = called.get(entry, entry).rpartition("/")
         if path not in paths:
             paths[path] = folders.read_course(path) if course else folders.read(path)
-        read.append(_Name(entry, paths[path], words.read(file if entry in called else _stem(file), not volumes)))
+        stem = file if entry in called else _stem(file)
+        read.append(_Name(entry, paths[path], words.read(spelled.get(stem, stem), not volumes)))
     return listing, read if volumes else _without_size(read), course
 
 
@@ -189,8 +206,21 @@ def _without_what_is_beside_images(listing: Listing, read: list[_Name]) -> list[
     return [name for name in read if name.entry.rpartition("/")[0] not in inside]
 
 
+def _without_fields(listing: Listing, read: list[_Name], shown: str) -> list[_Name]:
+    """`p01_1Warp`, `p01_1InverseWarp` and other arrays that say where a head was moved, or how bright a coil is."""
+    fields = {name.entry for name in read if FIELD.fullmatch(_stem(name.entry.rpartition("/")[2]))}
+    if len(fields) == len(read):
+        raise archive.DataError(
+            f"--data {shown} holds fields of registrations only (such as {read[0].entry!r}); point --data at volumes."
+        )
+    listing.leave_out("a field of a registration or a bias, no picture", sorted(fields))
+    return [name for name in read if name.entry not in fields]
+
+
 def _without_what_tools_made(listing: Listing, read: list[_Name]) -> list[_Name]:
-    """`c1p01`, `mwp01`, ... beside `p01`: SPM names what it makes of a volume as that, with a prefix."""
+    """`c1p01`, `mwp01`, ... beside `p01`: SPM names what it makes of a volume as that, with a prefix; others use
+    endings, `p01_brain` and `p01_Warped`.
+    """
     stems = [_stem(name.entry.rpartition("/")[2]) for name in read]
     there, made = {*stems}, collections.defaultdict(set)
     for stem in stems:
@@ -199,6 +229,7 @@ def _without_what_tools_made(listing: Listing, read: list[_Name]) -> list[_Name]
                 made[stem[:end]].add(stem)
     all_made = set().union(*made.values())
     usual = set().union(*(each for each in made.values() if 2 * len(each) >= len(there - all_made)))
+    usual |= {stem for stem in there if (found := MADE.fullmatch(stem)) and found[1] in there}
     listing.leave_out("made of another volume", [n.entry for n, stem in zip(read, stems, strict=True) if stem in usual])
     return [name for name, stem in zip(read, stems, strict=True) if stem not in usual]
 
@@ -370,7 +401,9 @@ def _by_names(listing: Listing, read: list[_Name], shown: str) -> tuple[list[Row
     rows = visits.by_ends(rows, sure, listing.notes)
     used |= scans
     strays = _strays(read, rows) if listing.kind != "volumes" else set()
-    rows = [row for row in rows if row.entry not in strays]
+    by_lot = _numbered_by_lot(rows, sure)
+    nobody += sorted(by_lot)
+    rows = [row for row in rows if row.entry not in strays | by_lot]
     if not rows or len(nobody) > STRAYS * len(read):
         raise archive.DataError(
             f"--data {shown}: names such as {nobody[0]!r} do not say whose picture it is, so that one person could be "
@@ -417,6 +450,12 @@ def _strays(read: list[_Name], rows: list[Row]) -> set[str]:
             found.add(name.entry)
     found &= {row.entry for row in rows}
     return found if len(found) <= max(STRAYS * len(read), 2) and 2 * len(found) < len(read) else set()
+
+
+def _numbered_by_lot(rows: list[Row], sure: set[str]) -> set[str]:
+    """`p1_80_0_6071`, alone of its person: Keras ends the names of augmented pictures with a number drawn by lot."""
+    alone = collections.Counter(row.person for row in rows)
+    return {row.entry for row in rows if row.z >= MOST_SLICES and alone[row.person] == 1 and row.entry not in sure}
 
 
 def _with_labels(rows: list[Row], said: dict[str, folders.Folder], used: set[str]) -> list[Row]:

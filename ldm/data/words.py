@@ -53,7 +53,7 @@ COPY = set(
     "copy copies kopie copia of duplicate dup aug augmented augmentation flip flipped hflip vflip fliplr flipud mirror "
     "mirrored rot rotate rotated rotation noise noisy gauss gaussian blur blurred sharpen sharpened bright brightness "
     "contrast gamma clahe shift shifted translate translated shear sheared affine zoom zoomed crop cropped scale "
-    "scaled elastic jitter resized resize orig original".split()
+    "scaled elastic jitter resized resize orig original deg degrees".split()
 )
 MASK = re.compile(r"(?:.*(?:mask|seg)s?|segm|segmentations?|msk|aparc|wmparc|labelmaps?)\d*")
 MASK_AT_AN_END = set(
@@ -180,7 +180,7 @@ class _Reader:
                     self.role[i + 1], self.contrast = "contrast", "t1c"
             elif text.startswith("("):
                 self.role[i] = "copy"
-            elif word in COPY:
+            elif word in COPY or text.lstrip("0123456789") in COPY:  # aug, aug0, 0aug
                 self._copy(i, numbers)
             elif MASK.fullmatch(text.rpartition("+")[2]) or ((word in MASK_AT_AN_END or text == "wmh") and i in ends):
                 self.role[i], self.mask = "mask", True

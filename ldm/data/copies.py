@@ -1,0 +1,39 @@
+"""Copies: names that count copies of a picture before the mark, not after it as `ldm.data.words` reads them."""
+
+import collections
+import re
+
+from ldm.data import words
+
+AFTER = re.compile(r"(?P<start>(?:.*[_\- ])?\d+)[_\- ](?P<number>\d{1,2})[_\- ](?P<mark>[a-z]+)(?P<rest>)", re.I | re.S)
+BEFORE = re.compile(r"(?P<start>)(?P<number>\d{1,2})[_\- ](?P<mark>[a-z]+)[_\- ](?P<rest>.*\d)", re.I | re.S)
+MARKS = words.COPY - set("crop cropped resize resized scale scaled orig original".split())  # done to all pictures once
+
+
+def respell(stems: list[str]) -> dict[str, str]:
+    """`p1_80_0_aug`, `p1_80_1_aug` -> `p1_80_aug_0`, `p1_80_aug_1`, and `0_aug_p1_80` -> `aug_0_p1_80`.
+
+    A number is that of a copy, not a slice, if what is left of most names without number and mark is there as well
+    (`p1_80`), or else if all these numbers have one digit. `site1_007_12_aug` stays as it is.
+
+    Args:
+        stems: all names, without folders and suffixes.
+
+    Returns:
+        How to read those names that count copies.
+    """
+    found, times = {}, collections.Counter(stems)
+    for stem in times:
+        said = AFTER.fullmatch(stem) or BEFORE.fullmatch(stem)
+        if said and said["mark"].lower() in MARKS:
+            found[stem] = said
+    beside = 2 * sum((said["start"] or said["rest"]) in times for said in found.values()) >= len(found)
+    if not (beside or all(int(said["number"]) < 10 for said in found.values())):
+        return {}
+    spelled = {}
+    for stem, said in found.items():
+        other = "_".join(filter(None, (said["start"], said["mark"], said["number"], said["rest"])))
+        read = words.read(other)
+        if read.z is not None and (beside or read.person or times[stem] > 1):  # in several folders
+            spelled[stem] = other
+    return spelled
