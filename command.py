@@ -130,7 +130,8 @@ def load(name, module):
     before = from_the_start(name) if main else {}
     try:
         if "tensorflow" not in sys.modules:
-            with _without_chatter():
+            with _without_chatter(), _as_if_absent("matplotlib", "sklearn"):
+                import keras  # noqa: F401  (TensorFlow imports it by itself, or later)
                 import tensorflow as tf
 
                 tf.config.list_physical_devices()  # looks for GPUs, and says so
@@ -138,6 +139,18 @@ def load(name, module):
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def _as_if_absent(*names):
+    """Nobody can import these modules: Keras does where it can, for what is not used here, a third of its seconds."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # to import None is an ImportError
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 @contextlib.contextmanager

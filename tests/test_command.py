@@ -254,3 +254,14 @@ def test_convolutions_are_one_dnn_s_unless_the_user_says_otherwise(before, after
     ask = "import command, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
     said = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert said.stdout.strip() == after
+
+
+def test_keras_does_not_import_what_is_not_used():
+    """Scikit-learn and matplotlib would be a third of the seconds before any work; both can be imported afterwards."""
+    ask = (
+        "import sys, command; command.load('x', 'tensorflow');"
+        "print(*sorted({'matplotlib', 'sklearn', 'keras'} & set(sys.modules)));"
+        "import matplotlib.pyplot, sklearn.linear_model"
+    )
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, cwd=ROOT)
+    assert (said.returncode, said.stdout.split()) == (0, ["keras"]), said.stderr
