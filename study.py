@@ -317,19 +317,21 @@ def make(
         indices = np.unique(test.z)
         noisy = with_noise(first_stage, test.at(indices[batches.evenly(len(indices), measures.INDICES)]), seed)
     bits = getattr(first_stage, "bits_per_slice", None)
-    described_later = (generator is not None or drawn is not None) and {"samples", "features"} <= set(needs)
+    sampled = (generator is not None or drawn is not None) and "samples" in needs
+    described_later = sampled and "features" in needs
     of_all = everybody(people) if "everybody" in needs and not described_later else {}
     common = {"seed": seed, "noisy": noisy, "plane": plane, "everybody": of_all}
-    if (generator is None and drawn is None) or "samples" not in needs:
+    if not sampled:
         return Study(people, decoded, bits, **common)
-    if drawn is None:
+    if drawn is not None:
+        samples = read_samples(people, drawn, count)
+    else:
         with timed("drawing samples"):
             samples, taken = draw_samples(run, generator, people, count, sampler, steps, seed, out or run)
-        known = Study(people, decoded, bits, samples, saw_masks=uses_masks(generator), drawing=taken, **common)
-    else:
-        known = Study(people, decoded, bits, read_samples(people, drawn, count), **common)
-    if "bad" in needs and test is not None and len(known.samples) >= measures.LEAST:
-        known = replace(known, bad=measures.bad_generators(people.real["train"], known.samples, seed))
+        common |= {"saw_masks": uses_masks(generator), "drawing": taken}
+    known = Study(people, decoded, bits, samples, **common)
+    if "bad" in needs and test is not None and len(samples) >= measures.LEAST:
+        known = replace(known, bad=measures.bad_generators(people.real["train"], samples, seed))
     if "features" not in needs:
         return known
     with timed("features"):
