@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import dataset
 from ldm.later import Later
-from ldm.training import distribution, runs
+from ldm.training import distribution, records, runs
 
 page, generators = Later("page"), Later("generator")
 
@@ -57,6 +57,7 @@ def do(argv):
     flags = parser().parse_args(argv)
     run = runs.folder(flags.run) if flags.run else runs.newest("diffusion")
     runs.refuse_missing(run / "diffusion.keras")
+    records.refuse_damaged(run, "autoencoder", "diffusion")
     refuse_taken(flags.port)
     if not importlib.util.find_spec("gradio"):
         raise runs.RunError("the page needs gradio: run `pip install -r requirements-app.txt`")

@@ -105,6 +105,7 @@ def work(flags):
     out = Path(flags.out) if flags.out else run
     files.check_folder(out)
     records.all_of(run)  # refuses what is no run before TensorFlow is imported, which takes seconds,
+    records.refuse_damaged(run, "autoencoder", "diffusion")
     dataset.refuse_absent([*(flags.data or ()), *([flags.samples] if flags.samples else ())])  # and data that is absent
     command.load("evaluate.py", "study")
     print(f"{run}: {distribution.set_precision(flags.precision)}")

@@ -429,7 +429,9 @@ def do(argv):
     run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
     files.check_folder(values["out"].parent if name == "archive" else values["out"])
     asked = predict_flags.arguments(work, values)
-    if stage == "diffusion":  # before TensorFlow is imported, which takes seconds
+    needed = {"autoencoder", stage, "prior" if asked.get("kind") == "transformer" else stage}
+    records.refuse_damaged(run, *sorted(needed))  # before TensorFlow is imported, which takes seconds
+    if stage == "diffusion":
         runs.refuse_missing(run / "diffusion.keras")
         if wanted := asked.get("wanted"):
             known = records.of(run, "diffusion")["data"]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import keras
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import small_records
 
+import app
+import command
 import evaluate
 import modules  # noqa: F401  (registers the classes that a .keras file names)
 import predict
@@ -58,6 +61,47 @@ def test_a_damaged_model_is_one_sentence(name, damage, tmp_path):
 def test_the_model_of_another_stage_is_told_by_its_class(tmp_path):
     path = shutil.copy(RUN / "prior.keras", tmp_path / "diffusion.keras")
     assert "it holds a CodePrior" in refusal(runs.RunError, path, lambda: runs.load_model(path))
+
+
+COMMANDS = {
+    "predict": lambda run: predict.main(["--run", run]),
+    "predict prior": lambda run: predict.main(["prior", "transformer", "--run", run]),
+    "reconstruct": lambda run: predict.main(["reconstruct", "--run", run]),
+    "evaluate": lambda run: evaluate.main(["--run", run]),
+    "app": lambda run: app.main(["--run", run]),
+}
+USED = {"predict prior": ["autoencoder", "prior"], "reconstruct": ["autoencoder"]}
+
+
+@pytest.mark.parametrize("command_line", COMMANDS)
+def test_what_is_damaged_is_refused_before_tensorflow_is_imported(command_line, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load", lambda *_: pytest.fail("TensorFlow is imported, which takes seconds"))
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(RUN, tmp_path / "run")
+    for stage in USED.get(command_line, ["autoencoder", "diffusion"]):
+        path = run / f"{stage}.keras"
+        for damage in (*DAMAGES.values(), lambda data: (RUN / "prior.keras").read_bytes(), None):
+            if damage:
+                path.write_bytes(damage((RUN / path.name).read_bytes()))
+            else:
+                path = run / f"{stage}.json"
+                path.write_text("{}")
+            if path.read_bytes() != (RUN / path.name).read_bytes():
+                assert COMMANDS[command_line](str(run)) == 2
+                said = capsys.readouterr().err
+                assert said.count("\n") == 1 and f"{path} cannot be read (" in said
+                shutil.copy(RUN / path.name, path)
+    if command_line == "reconstruct":  # a run in pixels has none
+        return
+    (run / "autoencoder.keras").unlink()
+    assert COMMANDS[command_line](str(run)) == 2 and "autoencoder.keras is not there yet" in capsys.readouterr().err
+
+
+def test_a_model_that_unpacks_to_much_more_is_refused(tmp_path):
+    path = tmp_path / "diffusion.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("config.json", bytes(10**7))
+    assert "it declares 10,000,000 bytes" in refusal(runs.RunError, path, lambda: runs.refuse_damaged(path))
 
 
 def test_no_model_file_is_executed(tmp_path):

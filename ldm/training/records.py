@@ -111,6 +111,20 @@ def of(run, stage):
     return record
 
 
+def refuse_damaged(run, *stages):
+    """Look at what stages have written, if they have, without TensorFlow, whose import takes seconds.
+
+    Raises:
+        RunError: if a model is damaged or another stage's, its record is not there or as in `read`, or there is no
+            first stage where one is needed.
+    """
+    for stage in stages:
+        if (run / f"{stage}.keras").exists():
+            runs.refuse_damaged(run / f"{stage}.keras")
+            if of(run, stage)["settings"]["first_stage"] != "none":
+                runs.refuse_missing(run / "autoencoder.keras")
+
+
 def all_of(run):
     """{stage: what the run wrote down of it}, of the stages that it has begun.
 

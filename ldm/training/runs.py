@@ -23,6 +23,7 @@ import math
 import os
 import platform
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,14 @@ ROOT = Path("checkpoint")
 STAGES = ("autoencoder", "latents", "diffusion", "prior")
 LONGEST_NAME = 200  # bytes; most file systems take 255
 KINDS = {"autoencoder": ("VQVAE", "VAE"), "diffusion": ("DiffusionModel",), "prior": ("CodePrior",)}  # of models
+MOST_PACKED = 50  # times smaller than its content a `.keras` file may be; weights pack badly
 TENSORFLOW_SAYS = {  # of files
     "ResourceExhaustedError": errno.ENOSPC,
     "PermissionDeniedError": errno.EACCES,
     "FailedPreconditionError": errno.ENOTDIR,
     "NotFoundError": errno.ENOENT,
 }
+NO_MODEL = "put its copy back, or remove it and train that stage again"
 NO_HISTORY = "put its copy back, or remove it, and curves and best epoch count from where training goes on"
 LAST_SEED = 2_000_000_000  # tensors hold seeds as int32, and to some a number is added
 
@@ -192,13 +195,28 @@ def load_model(path):
     refuse_missing(path)
     from ldm.training import prior  # noqa: F401  (a .keras file may name its class)
 
-    way_out = "put its copy back, or remove it and train that stage again"
-    with unreadable(path, way_out), of_today(path, old_runs.modernised(path)) as today:
+    refuse_damaged(path)
+    with unreadable(path, NO_MODEL), of_today(path, old_runs.modernised(path)) as today:
         model = keras.saving.load_model(today, compile=False, safe_mode=True)
-        if type(model).__name__ not in KINDS.get(path.stem, (type(model).__name__,)):
-            raise ValueError(f"it holds a {type(model).__name__}")
         refuse_no_numbers(model.weights)
     return model
+
+
+def refuse_damaged(path):
+    """Look into a `.keras` file without TensorFlow, whose import takes seconds: is it whole, and of its stage?
+
+    Raises:
+        RunError: if it is not.
+    """
+    with unreadable(path, NO_MODEL), zipfile.ZipFile(path) as file:
+        declared = sum(part.file_size for part in file.infolist())
+        if declared > MOST_PACKED * path.stat().st_size:
+            raise ValueError(f"it declares {declared:,} bytes")
+        if damaged := file.testzip():
+            raise ValueError(f"its part {damaged} is damaged")
+        kind = json.loads(file.read("config.json"))["class_name"]
+        if kind not in KINDS.get(path.stem, (kind,)):
+            raise ValueError(f"it holds a {kind}")
 
 
 def refuse_missing(path):
