@@ -128,6 +128,24 @@ def test_dicom_people_are_told_apart_and_never_named(tmp_path, head, capsys):
     assert image.max() > 0.9 and image.min() == -1
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tag", ["PixelSpacing", "ImageOrientationPatient"])
+def test_dicom_without_a_geometry_is_refused(tmp_path, head, tag):
+    slices_of(tmp_path / "a", head.get_fdata(), head.affine)
+    for path in (tmp_path / "a").iterdir():
+        data = pydicom.dcmread(path)
+        setattr(data, tag, [0.0] * len(data[tag].value))
+        data.save_as(path)
+    refuse(tmp_path / "a", "says no size of its pixels, or no directions of its rows and columns")
+
+
+def test_the_shape_of_a_damaged_mgz_is_said_in_plain_numbers(tmp_path):
+    nibabel.save(nibabel.MGHImage(np.zeros((4, 4, 4), np.float32), np.eye(4)), tmp_path / "a.mgh")
+    data = (tmp_path / "a.mgh").read_bytes()
+    (tmp_path / "a.mgh").write_bytes(data[:4] + np.array([2**30] * 3, ">i4").tobytes() + data[16:])
+    refuse(tmp_path / "a.mgh", "has the shape (1073741824, 1073741824, 1073741824)")
+
+
 def test_dicom_that_is_no_volume_is_refused_in_one_sentence(tmp_path, head):
     voxels, affine = head.get_fdata(), head.affine
     slices_of(tmp_path / "few", voxels[:, :, :5], affine)

@@ -289,3 +289,14 @@ def test_pixels_are_bounded_with_their_channels():
         archive.probe(head + bytes((16, 6)) + bytes(30))
     with pytest.raises(ValueError, match="PNG"):
         archive.probe(head + bytes((8, 0)) + bytes(30))
+
+
+@pytest.mark.parametrize("kind", ["L", "I;16", "RGB", "RGBA", "P"])
+def test_that_all_pictures_are_of_one_grey_is_said(kind, tmp_path):
+    """Black slices beside others are the ends of a stack."""
+    plain = Image.fromarray(np.full((8, 8), 7, np.uint16)) if kind == "I;16" else Image.new(kind, (8, 8))
+    plain.save(stored := io.BytesIO(), "PNG")
+    black = {f"p{p}_{z}.png": stored.getvalue() for p in range(3) for z in (0, 1)}
+    (said,) = open_source(write(tmp_path / "black", black)).listing.notes
+    assert said.startswith("6 pictures that were looked at are of one grey each (such as 'p")
+    assert not open_source(write(tmp_path / "ends", black | {"p1_1.png": encode(brain(0))})).listing.notes

@@ -24,6 +24,12 @@ def test_what_is_no_number_beside_numbers_is_refused_by_its_cells(cell):
     assert table.read(b"case,site\n1,4\n2,Rome\n3,Oslo\n")["site"][2] == "Rome"
 
 
+def test_a_column_of_decimal_commas_is_refused():
+    with pytest.raises(ValueError, match="has '61,5' of case 1 in the column 'age'; write numbers with a point"):
+        table.read(b'case,age\n1,"61,5"\n2,"70,2"\n')
+    assert table.read(b'case,label\n1,"1,2"\n')["label"] == {1: "1,2"}
+
+
 def test_columns_without_a_name_say_nothing_and_doubled_ones_are_refused():
     assert table.read(b"case,age,,\n1,61,,\n") == {"age": {1: "61"}}
     with pytest.raises(ValueError, match="column 'Age' twice"):

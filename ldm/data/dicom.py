@@ -84,6 +84,11 @@ class Series:
             slices.append(pixels.astype(np.float32))
         right, down = np.reshape([float(value) for value in first.ImageOrientationPatient], (2, 3))
         height, width = (float(value) for value in first.PixelSpacing)  # of a pixel, mm: between rows, between columns
+        if not (height > 0 and width > 0 and np.linalg.norm(np.cross(right, down)) > 0.5):
+            raise archive.DataError(
+                f"{self.paths[0]} says no size of its pixels, or no directions of its rows and columns; convert the "
+                "series to NIfTI with dcm2niix."
+            )
         affine = np.eye(4)
         affine[:3, 0], affine[:3, 1], affine[:3, 2] = right * width, down * height, np.cross(right, down) * step
         affine[:3, 3] = [float(value) for value in first.ImagePositionPatient]

@@ -9,6 +9,7 @@ from ldm.batches import evenly
 from ldm.data import archive, table
 
 SPLITS = ("train", "validate", "test")
+LAST_SEED = 2_000_000_000  # as in training
 HELD_OUT = 0.15  # part of the people that a missing split is carved with
 
 
@@ -108,9 +109,11 @@ def _refuse_two_splits(shown: str, person: str, first: str, second: str):
 
 
 def check_seed(seed: int) -> None:
-    """Raises DataError for a seed that NumPy's generators do not take."""
+    """Raises DataError for a seed that NumPy's generators or, later, tensors do not take."""
     if seed < 0:
         raise archive.DataError(f"--seed {seed} is negative; give 0 or more.")
+    if seed > LAST_SEED:
+        raise archive.DataError(f"--seed {str(seed)[:20]} is too large; give {LAST_SEED} at most.")
 
 
 def join(listing, people: dict[str, str | None]) -> None:

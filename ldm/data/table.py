@@ -106,6 +106,11 @@ def _check_column(name: str, column: dict) -> None:
         raise ValueError(
             f"has numbers in the column {name!r}, but also {some}; write numbers, or leave the cells empty"
         )
+    comma = next((item for item in texts.items() if re.fullmatch(r"-?\d+,\d+", item[1])), None)
+    if comma and name != "label":
+        raise ValueError(
+            f"has {comma[1]!r} of case {comma[0]} in the column {name!r}; write numbers with a point, not a comma"
+        )
     same: dict[str, str] = {}
     for value in texts.values():
         if (other := same.setdefault(value.casefold(), value)) != value:

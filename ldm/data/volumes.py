@@ -189,11 +189,11 @@ def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str], most: 
     path = _shown(found)
     try:
         volume = found.image() if isinstance(found, dicom.Series) else _open(found, notes, most)
-        shape = tuple(length for place, length in enumerate(volume.shape) if place < 3 or length > 1)
+        shape = tuple(int(length) for place, length in enumerate(volume.shape) if place < 3 or length > 1)
         if len(shape) != 3 or min(shape) < 1 or max(shape) > archive.MAX_SIDE or np.prod(shape, dtype=float) > most:
             raise archive.DataError(
-                f"{path} has the shape {volume.shape}, but one three-dimensional volume of at most {most:,} voxels is "
-                "needed."
+                f"{path} has the shape {tuple(map(int, volume.shape))}, but one three-dimensional volume of at most "
+                f"{most:,} voxels is needed."
             )
         if volume.get_data_dtype().kind not in "iuf":
             raise archive.DataError(f"{path} holds {volume.get_data_dtype()}, but one number per voxel is needed.")
