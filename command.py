@@ -6,6 +6,7 @@
 `train.py`, `predict.py` and `evaluate.py` call `from_the_start` first, `run` for their work, `load` for slow imports.
 """
 
+import argparse
 import atexit
 import contextlib
 import errno
@@ -48,6 +49,15 @@ CHATTER = re.compile(
     rb"|E0000 .*cuInit.*"
 )
 _stderr = 2  # where a sentence of ours goes, also while TensorFlow is not listened to
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong with a flag, and does not list all the others."""
+
+    def error(self, message):
+        self.exit(
+            2, f"{self.prog}: {message.removeprefix('argument ')} (`python {self.prog} --help` lists the flags)\n"
+        )
 
 
 class Terminated(KeyboardInterrupt):

@@ -543,7 +543,7 @@ def _find_people(source: Source, labels, missing, out: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="dataset.py", description="Write phantom brains, or say what an archive of slices holds, and who is in it."
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -45,9 +45,7 @@ OF_THE_RUN = ("reconstruction", "cost")  # they say nothing of slices that anoth
 
 
 def parser():
-    p = argparse.ArgumentParser(
-        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command.Parser(prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", help="name of the run (default: the one that was trained last)")
     p.add_argument("--data", nargs="+", help="real slices (default: the data that the run was trained on)")
     p.add_argument("--sections", nargs="+", metavar="NAME", help=f"of {', '.join(ORDER)} (default: all)")
@@ -246,7 +244,7 @@ def audit_status(facts, limit):
 
 
 def compare_parser():
-    p = argparse.ArgumentParser(prog="evaluate.py compare", description="What the reports of runs say, side by side.")
+    p = command.Parser(prog="evaluate.py compare", description="What the reports of runs say, side by side.")
     p.add_argument("runs", nargs="+", metavar="RUN", help="a run with a report, or a report.json")
     p.add_argument("--out", default="comparison.html", help="page to write (default: comparison.html)")
     return p
@@ -335,7 +333,7 @@ def write_quiz(run, out, flags):
 
 
 def score_parser():
-    p = argparse.ArgumentParser(prog="evaluate.py score", description="How often the answers to a quiz are right.")
+    p = command.Parser(prog="evaluate.py score", description="How often the answers to a quiz are right.")
     p.add_argument("answers", nargs="+", help="answers.json of those who answered")
     p.add_argument("--run", help="name of the run whose quiz it is (default: the one that was trained last)")
     p.add_argument("--sheet", help="the answer sheet (default: quiz_sheet.json of the run)")

@@ -41,9 +41,7 @@ OPENED = ("seed", "axis", "labels", "person", "contrast", "missing", "center")  
 
 def parser():
     """The flags, as `ldm.training.settings` declares them. Those left out are None, and override nothing."""
-    p = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command.Parser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("stage", nargs="?", default="all", choices=("all", *runs.STAGES))
     for title, options in schema.flags().items():
         group = p.add_argument_group(title)

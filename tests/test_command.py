@@ -15,6 +15,7 @@ from PIL import Image
 
 import app
 import command
+import dataset
 import evaluate
 import predict
 import train
@@ -265,3 +266,20 @@ def test_keras_does_not_import_what_is_not_used():
     )
     said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, cwd=ROOT)
     assert (said.returncode, said.stdout.split()) == (0, ["keras"]), said.stderr
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "said"),
+    [
+        (train.main, "--image-size 1e3", "train.py: --image-size: invalid int value: '1e3'"),
+        (train.main, "--replicas x", "train.py: --replicas: invalid int value: 'x'"),
+        (evaluate.main, "--count nan", "evaluate.py: --count: invalid int value: 'nan'"),
+        (evaluate.main, "score", "evaluate.py score: the following arguments are required: answers"),
+        (dataset.main, "describe a.zip --axis 3", "dataset.py describe: --axis: invalid choice: 3"),
+    ],
+)
+def test_a_flag_of_the_wrong_kind_is_one_line(main, flags, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(flags.split())
+    shown = capsys.readouterr().err
+    assert end.value.code == 2 and shown.startswith(said) and shown.count("\n") == 1 and "--help" in shown
