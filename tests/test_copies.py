@@ -17,7 +17,7 @@ def rows_of(pattern, originals=(), **options):
     "pattern",
     "p{p}_{z}_{k}_aug {p}_{z}_{k}_aug p{p}_{z}_{k}_rotated p{p}_{z}_{k}aug {k}_aug_p{p}_{z} p{p}_{z}-{k}-flip "
     "sub-0{p}_{z}_{k}_aug case_00{p}_slice_{z}_{k}_aug p{p}_{z}_aug_{k} patient_00{p}/{z}_{k}_aug "
-    "p00{p}/{z}_{k}_aug p{p}_{z}_{k}deg".split(),
+    "p00{p}/{z}_{k}_aug p{p}_{z}_{k}deg p{p}_{z}_{k}_flip_rot".split(),
 )
 def test_the_number_of_a_copy_is_neither_person_nor_slice(pattern):
     rows = rows_of(pattern + ".png")

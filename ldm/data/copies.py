@@ -5,8 +5,9 @@ import re
 
 from ldm.data import words
 
-AFTER = re.compile(r"(?P<start>(?:.*[_\- ])?\d+)[_\- ](?P<number>\d{1,2})[_\- ](?P<mark>[a-z]+)(?P<rest>)", re.I | re.S)
-BEFORE = re.compile(r"(?P<start>)(?P<number>\d{1,2})[_\- ](?P<mark>[a-z]+)[_\- ](?P<rest>.*\d)", re.I | re.S)
+MARK = r"(?P<number>\d{1,2})[_\- ](?P<mark>[a-z]+(?:[_\- ][a-z]+){0,3})"
+AFTER = re.compile(rf"(?P<start>(?:.*[_\- ])?\d+)[_\- ]{MARK}(?P<rest>)", re.I | re.S)
+BEFORE = re.compile(rf"(?P<start>){MARK}[_\- ](?P<rest>.*\d)", re.I | re.S)
 MARKS = words.COPY - set("crop cropped resize resized scale scaled orig original".split())  # done to all pictures once
 
 
@@ -25,7 +26,7 @@ def respell(stems: list[str]) -> dict[str, str]:
     found, times = {}, collections.Counter(stems)
     for stem in times:
         said = AFTER.fullmatch(stem) or BEFORE.fullmatch(stem)
-        if said and said["mark"].lower() in MARKS:
+        if said and MARKS.issuperset(re.split(r"[_\- ]", said["mark"].lower())):
             found[stem] = said
     beside = 2 * sum((said["start"] or said["rest"]) in times for said in found.values()) >= len(found)
     if not (beside or all(int(said["number"]) < 10 for said in found.values())):
