@@ -319,12 +319,12 @@ def refuse_absent(paths) -> None:
 
 def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
     """Finds out what kind of data the paths are. Returns the store and what was understood of the names in it."""
-    path = paths[0]
+    path, notes = paths[0], []
     if path.is_dir() and len(paths) == 1:
         store = archive.FolderStore(path)
         found = {name: store.path_of(name) for name in store.names if archive.is_volume(name)}
         if not any(map(archive.is_image, store.names)) and all(name.lower().endswith(".dcm") for name in found):
-            found = dicom.find(path, [store.path_of(name) for name in store.names])
+            found, notes = dicom.find(path, [store.path_of(name) for name in store.names])
         if found and any(map(archive.is_image, store.names)):
             raise DataError(f"--data {path} holds volumes and PNG or JPEG files; put the two into two folders.")
         if not found:
@@ -340,7 +340,7 @@ def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
         found = volumes.name_files(paths)
     listing = names.understand(list(found), shown, person, contrast, volumes=True)
     store = volumes.VolumeStore({row.entry: found[row.entry] for row in listing.rows}, axis)
-    listing.notes += store.notes
+    listing.notes += notes + store.notes
     of_volume = {row.entry: row for row in listing.rows}
     listing.rows = [of_volume[volume]._replace(entry=name, z=z) for name, volume, z in store.slices]
     return store, listing

@@ -102,7 +102,9 @@ def test_a_dicom_series_shows_what_nifti_shows(tmp_path, codes):
     """However the scanner lays its slices, and whatever the files are called."""
     stored = nibabel.load(volume(tmp_path / "head.nii", codes, 900.0))
     slices_of(tmp_path / "series", stored.get_fdata(), stored.affine)
-    (series,) = dicom.find(tmp_path, sorted((tmp_path / "series").iterdir())).values()
+    found, notes = dicom.find(tmp_path, sorted((tmp_path / "series").iterdir()))
+    (series,) = found.values()
+    assert not notes
     for axis in (0, 1, 2):
         np.testing.assert_array_equal(shown(series, axis), shown(tmp_path / "head.nii", axis))
 
@@ -115,11 +117,13 @@ def test_dicom_people_are_told_apart_and_never_named(tmp_path, head, capsys):
     slices_of(tmp_path / "ADNI/AD/002_S_0001/MPRAGE/2008", voxels, affine, "002_S_0001 ")
     slices_of(tmp_path / "ADNI/AD/002_S_0001/scout", voxels[:, :, :4], affine, "002_S_0001")
     slices_of(tmp_path / "ADNI/AD/002_S_0001/FLAIR", voxels, affine, "002_S_0001", series="AX T2 FLAIR")
+    slices_of(tmp_path / "ADNI/CN/002_S_0005/MPRAGE/2006", voxels[:, :, :7], affine, "002_S_0005")
     (tmp_path / "ADNI" / "DICOMDIR").write_bytes(b"\0" * 200)
     assert dataset.main(["describe", str(tmp_path / "ADNI")]) == 0
     source = dataset.open_source(tmp_path / "ADNI")
     said = capsys.readouterr().out + repr(source) + repr(source.manifest()) + repr(source.entries)
     assert "002_S" not in said and "_S_000" not in said
+    assert "2 DICOM series of fewer than 8 slices are left out; of 1 people there is nothing else" in said
     assert len(source.case_names) == 4 and len(np.unique(source.scan)) == 5
     assert source.label_names == ("AD", "CN")
     assert all(name.startswith("sub-") and len(name) == 4 + dicom.DIGITS for name in source.case_names.values())

@@ -104,7 +104,7 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def find(folder: Path, files: list[Path]) -> dict[str, Series]:
+def find(folder: Path, files: list[Path]) -> tuple[dict[str, Series], list[str]]:
     """The volumes among the files of a folder, by names that say who it is and give nothing away.
 
     Args:
@@ -112,12 +112,13 @@ def find(folder: Path, files: list[Path]) -> dict[str, Series]:
         files: in it.
 
     Returns:
-        `<shared folders>/sub-<number>/ses-<number>_<contrast>.dcm` -> series; empty if no file is DICOM.
+        `<shared folders>/sub-<number>/ses-<number>_<contrast>.dcm` -> series; empty if no file is DICOM. And sentences
+        on what is left out.
 
     Raises:
         DataError: if files are DICOM, but no series is a volume, or a file is damaged.
     """
-    found = [path for path in files if is_dicom(path)]
+    found, notes = [path for path in files if is_dicom(path)], []
     series = collections.defaultdict(dict)
     for path in found:
         about = _read_about(path)
@@ -130,6 +131,10 @@ def find(folder: Path, files: list[Path]) -> dict[str, Series]:
             f"--data {folder} holds DICOM files, but no series of {LEAST} slices or more with one orientation; give "
             "the folder of whole series, or convert them to NIfTI with dcm2niix."
         )
+    if short := len(series) - len(stacks):
+        nobody = len({key[0] for key in series} - {key[0] for key in stacks})
+        lost = f"; of {nobody} people there is nothing else" if nobody else ""
+        notes = [f"{short} DICOM series of fewer than {LEAST} slices are left out{lost}"]
     shared = _shared_folders({key: slices[0][1].relative_to(folder).parts[:-1] for key, slices in stacks.items()})
     counted, volumes = collections.Counter(), {}
     for key, slices in sorted(stacks.items(), key=lambda item: item[1][0][1]):
@@ -139,7 +144,7 @@ def find(folder: Path, files: list[Path]) -> dict[str, Series]:
         name = f"sub-{patient}/ses-{counted[patient]}" + (f"_{contrast}" if contrast else "") + ".dcm"
         places, paths = zip(*slices, strict=True)
         volumes["/".join([*shared[key], name])] = Series(paths, places)
-    return volumes
+    return volumes, notes
 
 
 def _read_about(path: Path):
