@@ -574,6 +574,7 @@ def _work(flags) -> int:
     """Does what the flags say; returns the exit status."""
     if flags.command == "phantom":
         write_phantoms(flags.out, flags.people, flags.image_size, flags.seed)
+        print(f"-> {flags.out}: {flags.people} people; see them with `python dataset.py describe {flags.out}`")
         return 0
     # who looks like whom is asked of scans, so what a table says of people is not heard here
     labels = flags.labels if flags.command == "describe" else None

@@ -278,6 +278,7 @@ def test_replicas_get_contiguous_parts(course):
 def test_phantom_zip_is_read_back(tmp_path, capsys):
     out = tmp_path / "new" / "phantom.zip"
     assert dataset.main(["phantom", "--people", "4", "--out", str(out), "--image-size", "32"]) == 0
+    assert capsys.readouterr().out.startswith(f"-> {out}: 4 people; ")
     assert os.listdir(out.parent) == ["phantom.zip"]  # no temporary file is left
     source = open_source(out)
     assert [len(source.select(split)) for split in dataset.SPLITS] == [64, 32, 32]

@@ -34,8 +34,8 @@ MADE = re.compile(  # endings of other pictures of the same head
 SIDES = {64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448, 512, 1024}  # that pictures often have
 UNREAD = tuple(".tif .tiff .bmp .gif .webp .jp2 .npy .npz .mat .h5 .mha .mhd .nrrd .mnc .nii .nii.gz".split())
 OFFER = (
-    "say `--person REGEX` (a regular expression with the group (?P<person>...), and (?P<slice>...) if there is one) "
-    "or `--person each` to take every slice for itself"
+    "give each person a folder with a number (`patient_001/`), say `--person REGEX` (a regular expression with the "
+    "group (?P<person>...), and (?P<slice>...) if there is one) or `--person each` to take every slice for itself"
 )
 
 

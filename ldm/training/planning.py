@@ -129,6 +129,7 @@ def plan(left, speed, epochs, at_end, afterwards=0):
     if steps < 1:
         needed = (left - training + end + speed.step) / 60
         raise runs.RunError(
-            f"--minutes leaves {max(left, 0) / 60:.1f} for a stage that needs {needed:.1f} to begin with"
+            f"--minutes leaves {max(left, 0) / 60:.1f} for a stage that needs {needed:.1f} to begin with: give more of "
+            "them, or --epochs and --steps-per-epoch"
         )
     return epochs, steps
