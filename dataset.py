@@ -137,10 +137,9 @@ class Source:
             raise DataError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}.")
         rows = np.flatnonzero(self.split == split)
         if not len(rows):
-            people = len(np.unique(self.case))
             raise DataError(
-                f"--data {self.path}: the {split} split is empty ({people} people in all); add people to that split "
-                "or point --data at an archive that has more of them."
+                f"--data {self.path}: the {split} split is empty ({len(np.unique(self.case))} people in all); add "
+                "people to that split or point --data at an archive that has more of them."
             )
         return rows
 
@@ -306,15 +305,15 @@ def open_recorded(about: dict, data=None) -> Source:
     return open_source(data or own, seed=settings["seed"], axis=settings["axis"], **options)
 
 
-def refuse_absent(paths) -> None:
+def refuse_absent(paths, flag="--data") -> None:
     """Raises DataError for the first path that does not exist."""
     for path in paths:
         if not str(path):
-            raise DataError("--data '' names nothing; give a zip, a folder of slices, or volumes.")
+            raise DataError(f"{flag} '' names nothing; give a zip, a folder of slices, or volumes.")
         if not Path(path).exists():
-            raise DataError(f"--data {path} does not exist; give a zip, a folder of slices, or volumes.")
+            raise DataError(f"{flag} {path} does not exist; give a zip, a folder of slices, or volumes.")
         if Path(path).is_fifo() or Path(path).is_socket():  # reading it would wait without end
-            raise DataError(f"--data {path} is neither a file nor a folder; give a zip, or slices in a folder.")
+            raise DataError(f"{flag} {path} is neither a file nor a folder; give a zip, or slices in a folder.")
 
 
 def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):

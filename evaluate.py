@@ -104,7 +104,8 @@ def work(flags):
     files.check_folder(out)
     records.all_of(run)  # refuses what is no run before TensorFlow is imported, which takes seconds,
     records.refuse_damaged(run, "autoencoder", "diffusion")
-    dataset.refuse_absent([*(flags.data or ()), *([flags.samples] if flags.samples else ())])  # and data that is absent
+    dataset.refuse_absent(flags.data or ())  # and data that is absent
+    dataset.refuse_absent([] if flags.samples is None else [flags.samples], "--samples")
     command.load("evaluate.py", "study")
     print(f"{run}: {distribution.set_precision(flags.precision)}")
     if flags.quiz:
@@ -317,10 +318,10 @@ def compare(flags):
 
 def write_quiz(run, out, flags):
     """Write the page of pairs, and the sheet of answers apart; returns the exit status."""
-    if not (run / "diffusion.keras").exists():
+    if not flags.samples and not (run / "diffusion.keras").exists():
         raise runs.RunError(f"--quiz: there is no diffusion model yet: `python train.py diffusion --run {run.name}`")
     sampling = {"count": flags.count, "sampler": flags.sampler, "steps": flags.steps, "seed": flags.seed}
-    known = study.make(run, flags.data, out=out, needs={"samples"}, **sampling)
+    known = study.make(run, flags.data, drawn=flags.samples, out=out, needs={"samples"}, **sampling)
     real = known.people.real.get("test")
     if real is None:
         raise runs.RunError("--quiz: there are no test people, and training people may have been learned by heart")

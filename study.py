@@ -35,6 +35,13 @@ from ldm.judging import audit, measures, metrics, planes
 from ldm.judging.measures import Measured, Slices
 from ldm.training import records
 
+AS_DRAWN = "give a zip of slices that are named as `predict.py archive` names them"
+OF_SAMPLES = {  # what is said of data that somebody trains on: what of slices that somebody drew
+    "--data": "--samples",
+    dataset.names.OFFER: AS_DRAWN,
+    "say `--person REGEX`": AS_DRAWN,
+    dataset.people.TWO: "and of a single one nothing can be said: add others",
+}
 MOST = 4_000  # slices of a split that are looked at in full size: 1 GB at 256 pixels
 
 
@@ -246,26 +253,36 @@ def read_samples(people, archive, count):
 
     Args:
         people: of a run, whose picture size, slice indices and labels the slices must have.
-        archive: what `dataset.open_source` reads; who is a person there is a head here.
-        count: at most so many are taken, head after head.
+        archive: what `dataset.open_source` reads, read as the run's own data is; who is a person there is a head here.
+        count: at most so many are taken, head after head, in random order.
 
     Raises:
         DataError: if there are no such slices, or the run's people have none of that index.
     """
-    source = dataset.open_source(archive).with_labels_of(people.record["data"]["labels"])
-    size, parts = people.record["settings"]["image_size"], []
+    size, labels = people.record["settings"]["image_size"], people.record["data"]["labels"]
+    parts, known = [], np.unique(people.real["train"].z)
+    try:
+        source = dataset.open_recorded(people.record, archive).with_labels_of(labels)  # along the run's axis, centred
+    except dataset.DataError as error:
+        said = str(error)
+        for of_data, of_samples in OF_SAMPLES.items():
+            said = said.replace(of_data, of_samples)
+        raise dataset.DataError(said) from error
+    if strange := sorted(set(source.z.tolist()) - set(known.tolist())):
+        raise dataset.DataError(
+            f"--samples {archive}: it has slices of index {strange[0]}, and the people of the run from {known[0]} to "
+            f"{known[-1]}; {AS_DRAWN}."
+        )
+    source = source.of_some(2 * count)  # of each split: no more than is needed is read
     for split in dataset.SPLITS:
         if np.any(source.split == split):
             found = dataset.read_split(source, split, size, cache_bytes=0)
-            parts.append(Slices(metrics.to_unit(found["image"]), found["z"], found["label"], found["case"]))
+            label = found["label"] if labels else np.full_like(found["label"], -1)
+            parts.append(Slices(metrics.to_unit(found["image"]), found["z"], label, found["case"]))
     samples = measures.together(*parts)
-    known = np.unique(people.real["train"].z)
-    if strange := sorted(set(samples.z.tolist()) - set(known.tolist())):
-        raise dataset.DataError(
-            f"--samples {archive}: it has slices of index {strange[0]}, and the people of the run from {known[0]} to "
-            f"{known[-1]}; name the slices as `predict.py archive` does."
-        )
-    return samples.take(np.argsort(samples.case, kind="stable")[:count])
+    heads, head = np.unique(samples.case, return_inverse=True)
+    place = np.random.default_rng(0).permutation(len(heads))  # names may be sorted by label
+    return samples.take(np.argsort(place[head], kind="stable")[:count])
 
 
 def make(

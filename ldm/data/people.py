@@ -10,6 +10,10 @@ from ldm.data import archive, table
 
 SPLITS = ("train", "validate", "test")
 LAST_SEED = 2_000_000_000  # as in training
+TWO = (
+    "but training and validation need two people at least; add another (names such as case_002_slice_0.png or "
+    "002_0.png tell people apart, others `--person REGEX`)"
+)
 HELD_OUT = 0.15  # part of the people that a missing split is carved with
 
 
@@ -214,10 +218,7 @@ def carve(shown: str, split: np.ndarray, case: np.ndarray, label: np.ndarray, se
         return split, made
     cases, first = np.unique(case[split == "train"], return_index=True)
     if len(cases) < 2 and "validate" in missing:
-        raise archive.DataError(
-            f"--data {shown} holds one person only ({case[0]}), but training and validation need two people at least; "
-            "add another (names such as case_002_slice_0.png or 002_0.png tell people apart, others `--person REGEX`)."
-        )
+        raise archive.DataError(f"--data {shown} holds one person only, {TWO}.")
     labels = dict(zip(cases.tolist(), label[split == "train"][first].tolist(), strict=True))
     people = _interleave(cases, label[split == "train"][first], np.random.default_rng(seed)).tolist()
     for name in missing:
