@@ -67,7 +67,15 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     | {"ldm.judging.audit", "ldm.judging.metrics"},
     "command": set(),
     **{command: set(FILES) - COMMANDS - {"ldm"} for command in COMMANDS},
-    "app": {"command", "dataset", "generator", "page", "ldm.training.runs", "ldm.training.distribution"},
+    "app": {
+        "command",
+        "dataset",
+        "generator",
+        "page",
+        "ldm.training.runs",
+        "ldm.training.records",
+        "ldm.training.distribution",
+    },
     "evaluate": {"command", "dataset", "study", "ldm.diffusion.samplers", "ldm.drawing.pages", "ldm.drawing.report"}
     | {"ldm.training.runs", "ldm.training.records", "ldm.training.distribution"}
     | {"ldm.judging.planes", "ldm.judging.schema", "ldm.judging.quiz", "ldm.drawing.comparison", "ldm.drawing.quiz"},

@@ -6,6 +6,7 @@ From bytes to what a network sees, in reading order:
     volumes     NIfTI, MGZ and Analyze volumes, and DICOM series, as stacks of slices
     dicom       the series in a folder of DICOM files
     words       what one file or folder name says of itself
+    copies      names that count copies of a picture before the mark
     folders     what the folders above a file say of it
     freesurfer  which volume of a FreeSurfer folder is used
     names       what the names of an archive say together: person, scan, slice, label, split; what is left out
