@@ -83,17 +83,23 @@ def peer(name, flags, frame):
     return json.loads(report.read_text())
 
 
+def pixels_of(name):
+    """'power at 5.6 pixels' -> 5.6."""
+    return float(name.split()[2])
+
+
 def row(report):
     """A line of the table: {title: text}."""
     texture, sets = report["texture"], report["scales"]["sets"]
     levels = dict(zip(report["scales"]["pixels"], sets["samples"]["levels"], strict=False))
     first = report.get("reconstruction", {}).get("first stage")
-    power, euler = texture["power at 5.6 pixels"], texture["Euler number of bright white matter"]
+    wave = min((name for name in texture if name.startswith("power at")), key=lambda name: abs(pixels_of(name) - 5.6))
+    power, euler = texture[wave], texture["Euler number of bright white matter"]
     distance = report["anatomy"]["distance"]["samples"]
     return {
         "pixels": f"{report['about']['image size']}",
         "first stage: foreground SSIM": f"{first['foreground SSIM'][0]:.3f}" if first else "none",
-        "power at 5.6 pixels": f"{power['samples']['mean']:.2f}",
+        "power (people 1)": f"{power['samples']['mean']:.2f} at {pixels_of(wave):g} pixels",
         "Euler number of white matter": f"{euler['samples']['mean']:.1f} ({euler['people']['mean']:.1f})",
         "mean grey, sd": f"{distance['mean']:.2f}",
         **{f"AUC at {side}": f"{levels[side]['AUC']:.2f}" if side in levels else "" for side in SCALES},
