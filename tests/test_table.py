@@ -30,6 +30,16 @@ def test_a_column_of_decimal_commas_is_refused():
     assert table.read(b'case,label\n1,"1,2"\n')["label"] == {1: "1,2"}
 
 
+def test_a_cell_of_two_lines_is_said_in_one():
+    assert table.read(b'case,label\n1,"AD\n or  so"\n') == {"label": {1: "AD or so"}}
+
+
+@pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e999"])
+def test_a_number_must_be_finite(cell):
+    with pytest.raises(ValueError, match=f"numbers in the column 'age', but also '{cell}' of case 2"):
+        table.read(f"case,age\n1,61\n2,{cell}\n".encode())
+
+
 def test_columns_without_a_name_say_nothing_and_doubled_ones_are_refused():
     assert table.read(b"case,age,,\n1,61,,\n") == {"age": {1: "61"}}
     with pytest.raises(ValueError, match="column 'Age' twice"):

@@ -60,7 +60,8 @@ def read(data: bytes, missing=()) -> dict[str, dict]:
     for line in lines:
         if None in line:
             raise ValueError(f"has a row with more cells than columns (case {line[reader.fieldnames[0]]}); mend it")
-        row = {name: (line[written] or "").strip() for name, written in zip(names, reader.fieldnames, strict=True)}
+        cells = [" ".join((line[written] or "").split()) for written in reader.fieldnames]  # one line each
+        row = dict(zip(names, cells, strict=True))
         who = person(row.pop("case"))
         if links and (first := row.pop("slice")):
             found["slice"].setdefault(who, {})[_first_slice(first, who)] = _whose(row, first, who)
@@ -100,6 +101,7 @@ def _check_column(name: str, column: dict) -> None:
     """
     texts = {who: value for who, value in column.items() if not np.isfinite(_number(value))}
     spoiled = any(char.isdigit() for value in texts.values() for char in value)
+    spoiled |= any(map(_is_number, texts.values()))  # infinity
     few = len(texts) < MIXED * len(column) or (spoiled and len(texts) <= SPOILED * len(column))
     if texts and few and name != "label":
         some = ", ".join(f"{value!r} of case {who}" for who, value in list(texts.items())[:3])
