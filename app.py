@@ -32,15 +32,8 @@ page, generators = Later("page"), Later("generator")
 HOST = "127.0.0.1"
 
 
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaints are one sentence."""
-
-    def error(self, message):
-        raise runs.RunError(message.removeprefix("argument "))
-
-
 def parser():
-    p = Parser(prog="app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command.Parser(prog="app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", help="name of the run (default: the one that was trained last)")
     p.add_argument("--port", type=int, default=7860, help="of the page (default: 7860)")
     return p

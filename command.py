@@ -1,4 +1,5 @@
-"""How a command line ends: with the status of its work, or with one sentence on stderr, never with a traceback.
+"""How a command line begins and ends: what TensorFlow reads from the environment; the status of its work, or one
+sentence on stderr, never a traceback.
 
     0 done    2 a mistake that the user can mend    130 interrupted (Ctrl-C)    143 terminated (as batch systems do)
     141 nobody reads any more what is printed, as in `| head`: nothing is said then

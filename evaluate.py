@@ -195,7 +195,7 @@ def about(known, run, flags):
         "image size": known.people.record["settings"]["image_size"],
         "features": known.features or [],
         "count": len(known.samples) if flags.samples else flags.count,
-        "sampler": "another" if flags.samples else flags.sampler,
+        "sampler": "none of ours" if flags.samples else flags.sampler,
         "steps": flags.steps,
         "seed": flags.seed,
     }

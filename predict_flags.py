@@ -229,7 +229,7 @@ TASKS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaints are one sentence."""
+    """Its complaints are `runs.RunError`s: the page has them, too, and must not end as a command line does."""
 
     def error(self, message):
         raise runs.RunError(message.removeprefix("argument "))

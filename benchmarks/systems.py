@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("reconstruction", "texture", "scales", "anatomy")
 SCALES = (32, 64, 128)
 PEERS = ("diffusers", "monai")
-INDICES = 32  # at least, of a sheet
+SHOWN = 32  # slices of a sheet, those of one head
 
 
 def command(*words):
@@ -73,7 +73,7 @@ def peer(name, flags, frame):
         if subprocess.run([*map(str, worker + how)], cwd=ROOT).returncode:
             raise SystemExit(f"{name} did not train")
         opened = dataset.open_source(drawn)
-        first = dataset.read_split(opened, opened.split[0], images.shape[1])["image"][:INDICES]
+        first = dataset.read_split(opened, opened.split[0], images.shape[1])["image"][:SHOWN]
         figures.save_png(folder / "sheet.png", figures.sheet(figures.enlarge(first), 8))
     report = folder / "report_part.json"
     if not report.exists():
