@@ -205,6 +205,6 @@ def test_systems_are_trained_once_judged_and_set_side_by_side(tmp_path, monkeypa
     assert [done[0] for done in ran] == ["train.py", "train.py", "predict.py", "evaluate.py"]
     assert "--preset" in ran[0] and "--preset" not in ran[1]  # what was begun is gone on with
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == "| `64-f4` | 64 | none | 0.81 | 6.0 (4.8) | 0.34 | 0.52 | 0.67 |  |"
+    assert line == "| `64-f4` | 64 | none | 0.81 at 5.6 pixels | 6.0 (4.8) | 0.34 | 0.52 | 0.67 |  |"
     systems.main(words)
     assert len(ran) == 4 and capsys.readouterr().out.splitlines()[-1] == line
