@@ -1,7 +1,7 @@
 """The smoke run of `sh test.sh`: the command lines, one after the other, on tiny phantoms and tiny networks.
 
-    python tests/smoke.py FOLDER whole     all stages of one run, all tasks, the evaluation
-    python tests/smoke.py FOLDER others    pixels, the other first stages, the other samplers
+    python tests/smoke.py FOLDER whole     all stages of one run, all tasks
+    python tests/smoke.py FOLDER others    pixels, the other first stages and samplers; then the evaluation of that run
 
 FOLDER holds phantom.zip. All commands of a half share one process, because importing TensorFlow takes longer than most
 of them; `test.sh` runs both halves side by side, because most of it is one thread's work.
@@ -9,6 +9,7 @@ of them; `test.sh` runs both halves side by side, because most of it is one thre
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -34,11 +35,10 @@ dataset describe {{0}}/samples/drawn.zip
 predict denoise {DRAWN} --count 2 --from 0.3 --steps 4
 predict anomaly {DRAWN} --count 2 --steps 4
 predict inpaint {DRAWN} --count 2 --resample 2 --steps 4
-second_stage ladder {RUN} --count 50 --sampler ddim --calls 2 3 --feature-steps 20 --out {{0}}/samples/ladder.png
-evaluate {RUN} --count 60 --steps 3 --feature-steps 20 --fail-above 0.9
 """
 
-# Of the KL-VAE nothing is gained with this learning rate, so adversarial training begins.
+# Of the KL-VAE nothing is gained with this learning rate, so adversarial training begins. The last two lines judge the
+# run of the other half, which trains it first of all.
 OTHERS = f"""
 train --run {{0}}/pixels {TINY} --autoencoder none --attention 16 --schedule flow --prediction flow --accumulate 2 \
 --labels {{0}}/people.csv --conditions age sex
@@ -51,14 +51,25 @@ train latents --run {{0}}/vae
 predict prior histogram --run {{0}}/vae {OTHER} --z sweep
 predict reconstruct --run {{0}}/vae {OTHER}
 first_stage table {{0}}/fsq {{0}}/vae {OTHER}/rate.png
+second_stage ladder {RUN} --count 50 --sampler ddim --calls 2 3 --feature-steps 20 {OTHER}/ladder.png
+evaluate {RUN} --count 60 --steps 3 --feature-steps 20 --fail-above 0.9
 """
 
 WRITTEN = {
     "whole": """ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json transformer.png normal.png
-        person_euler.nii.gz interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png ladder.png drawn.zip
+        person_euler.nii.gz interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png drawn.zip""",
+    "others": """heun.gif histogram.png histogram_tissue.png reconstruct_tissue.png rate.png ladder.png
         ../run/report.html ../run/report.json ../run/model_card.md""",
-    "others": "heun.gif histogram.png histogram_tissue.png reconstruct_tissue.png rate.png",
 }
+
+
+def wait_for(path, minutes=15):
+    """Until the other half has written it."""
+    for _ in range(minutes * 60):
+        if path.exists():
+            return
+        time.sleep(1)
+    sys.exit(f"smoke run: {path.name} was not written")
 
 
 def main(folder, half):
@@ -68,8 +79,14 @@ def main(folder, half):
     for line in lines:
         print(f"== {line.replace(folder, 'smoke')}", flush=True)
         command, *words = line.split()
+        if half == "others" and f"{folder}/run" in words:
+            wait_for(Path(folder) / "prior.trained")
+        began = time.time()
         if importlib.import_module(command).main(words):
             sys.exit(f"smoke run: {line} failed")
+        print(f"== {time.time() - began:.0f} seconds", flush=True)
+        if words[0] == "prior" and command == "train":
+            (Path(folder) / "prior.trained").touch()
     home = Path(folder) / {"whole": "samples", "others": "other"}[half]
     for name in WRITTEN[half].split():
         if not (home / name).exists() or not (home / name).stat().st_size:
