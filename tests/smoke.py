@@ -35,9 +35,10 @@ dataset describe {{0}}/samples/drawn.zip
 predict denoise {DRAWN} --count 2 --from 0.3 --steps 4
 predict anomaly {DRAWN} --count 2 --steps 4
 predict inpaint {DRAWN} --count 2 --resample 2 --steps 4
+second_stage ladder {RUN} --count 50 --sampler ddim --calls 2 3 --feature-steps 20 --out {{0}}/samples/ladder.png
 """
 
-# Of the KL-VAE nothing is gained with this learning rate, so adversarial training begins. The last two lines judge the
+# Of the KL-VAE nothing is gained with this learning rate, so adversarial training begins. The last line judges the
 # run of the other half, which trains it first of all.
 OTHERS = f"""
 train --run {{0}}/pixels {TINY} --autoencoder none --attention 16 --schedule flow --prediction flow --accumulate 2 \
@@ -51,14 +52,13 @@ train latents --run {{0}}/vae
 predict prior histogram --run {{0}}/vae {OTHER} --z sweep
 predict reconstruct --run {{0}}/vae {OTHER}
 first_stage table {{0}}/fsq {{0}}/vae {OTHER}/rate.png
-second_stage ladder {RUN} --count 50 --sampler ddim --calls 2 3 --feature-steps 20 {OTHER}/ladder.png
 evaluate {RUN} --count 60 --steps 3 --feature-steps 20 --fail-above 0.9
 """
 
 WRITTEN = {
     "whole": """ddim.png ddim.gif ddpm.png ddpm.gif reconstruct.png reconstruct.json transformer.png normal.png
-        person_euler.nii.gz interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png drawn.zip""",
-    "others": """heun.gif histogram.png histogram_tissue.png reconstruct_tissue.png rate.png ladder.png
+        person_euler.nii.gz interpolate.gif denoise.png anomaly.png inpaint.gif ddim_mask.png ladder.png drawn.zip""",
+    "others": """heun.gif histogram.png histogram_tissue.png reconstruct_tissue.png rate.png
         ../run/report.html ../run/report.json ../run/model_card.md""",
 }
 
