@@ -39,12 +39,14 @@ echo "== ruff"
 
 echo "== smoke run on phantoms: dataset, train, predict, evaluate"
 smoke=$(mktemp -d)
-trap 'rm -rf "$smoke"' EXIT
+others=
+trap 'kill $others 2>/dev/null || true; rm -rf "$smoke"' EXIT  # where one half failed, the other need not go on
 "$python" dataset.py phantom --people 8 --image-size 64 --out "$smoke/phantom.zip"
 "$python" tests/smoke.py "$smoke" others >"$smoke/others.log" 2>&1 &
 others=$!
 "$python" tests/smoke.py "$smoke" whole
 wait "$others" || { cat "$smoke/others.log"; exit 1; }
+others=
 
 echo "== tests"
 "$python" -m pytest -q -n 2 -m "$marker"
