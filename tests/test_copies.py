@@ -49,6 +49,20 @@ def test_originals_tell_copies_apart():
     assert len(spelled) == len(stems) and spelled["p3_81_11_aug"] == "p3_81_aug_11"
 
 
+@pytest.mark.parametrize("folder", ["orig/", ""])
+def test_copies_without_a_mark_beside_their_originals(folder):
+    originals = [f"{folder}p{p}_{z}.png" for p in PEOPLE for z in SLICES]
+    rows = rows_of("augmented/p{p}_{z}_{k}.png" if folder else "p{p}_{z}_{k}.png", originals)
+    assert [row.person for row in rows] == [f"p{p}" for p in PEOPLE for _ in SLICES for _ in COPIES]
+    assert [row.z for row in rows] == [z for _ in PEOPLE for z in SLICES for _ in COPIES]
+
+
+def test_slices_beside_a_picture_of_their_person_stay_slices():
+    pictures = [f"site1_00{p}" for p in PEOPLE]
+    assert copies.respell(pictures + [f"{one}_{z}" for one in pictures for z in range(12)]) == {}
+    assert copies.respell(["p1", "p2", "p1_8", "p2_8", "ann_1", "ann_1_0"]) == {}
+
+
 def test_numbers_drawn_by_lot_are_no_slices():
     """Keras writes `<prefix>_<index>_<number>.png`."""
     found = [f"p{p}_{z}_{k}_{1000 + 971 * p + 97 * z + k}.png" for p in PEOPLE for z in SLICES for k in COPIES]
