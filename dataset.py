@@ -185,7 +185,7 @@ class Source:
             data, code = self.read(self.entries[row])
             if code == archive.JPEG and place < CHECK_SAMPLE and pixels.is_cut_off(data):
                 raise DataError(f"{self.path}: {self.entries[row]!r} is half a JPEG; replace it or remove it.")
-        self.listing.notes += pixels.note_plain([self.entries[row] for row in rows[:20]], self.store.read)
+        self.listing.notes += pixels.notes([self.entries[row] for row in rows[:20]], self.store.read)
 
     def read(self, name: str) -> tuple[bytes, int]:
         """The bytes of one slice and what a decoder has to know about them (GREY8, ..., JPEG, RAW of

@@ -224,7 +224,7 @@ class Page:
                 count = gr.Slider(2, max(most, 3), min(most, 32), step=1, label="slices of the head", elem_id="stack")
                 gap = gr.Number(
                     1.0 if of_volumes else round(0.45 * self.generator.record["settings"]["image_size"] / indices, 1),
-                    label="from slice index to slice index, in pixels",
+                    label="distance of neighbouring slices, in pixels",
                     info="" if of_volumes else "a guess: this archive does not say it",
                 )
                 plane = gr.Dropdown(

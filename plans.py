@@ -30,7 +30,7 @@ def planned(stage, run, settings, source, strategy, left):
         return settings  # the stage itself will say what is missing
     if left <= 0 and stage != "latents":  # these take a view where there is no time for more
         raise runs.RunError(
-            f"--minutes was over before the {stage} stage began, by {-left / 60:.1f}: give more of them, "
+            f"--minutes was over before the {stage} stage began, by {-left / 60:.1f} minutes: give more of them, "
             "or --epochs and --steps-per-epoch"
         )
     print(f"{stage}: timing a few steps, to plan for {max(left, 0) / 60:.1f} minutes", flush=True)

@@ -340,8 +340,8 @@ def archive(run, wanted, sampling, pictures, coherence, voxel, reject_copies):
         return generator.draw(x_T, known, sampling.sampler, steps, **options)
 
     written = synthetic.write(generator, run, out, made_with, draw)
-    anew = sum(map(len, written["drawn anew as copies"].values()))
-    print(f"archive: {written['people']} people, {written['slices']} slices, {anew} drawn anew as copies -> {out}")
+    anew = f", {sum(map(len, written['drawn anew as copies'].values()))} drawn anew as copies" if reject_copies else ""
+    print(f"archive: {written['people']} people, {written['slices']} slices{anew} -> {out}")
     table = f" --labels {out / 'labels.csv'}" if out.suffix != ".zip" and (out / "labels.csv").exists() else ""
     print(f"next: python train.py --data {out}{table} --dry-run")
 
@@ -438,7 +438,7 @@ def do(argv):
             drawn_conditions(known, wanted.z, wanted.label, wanted.conditions, wanted.count)
     dataset.refuse_absent(values.get("data") or ())
     command.load("predict.py", "modules")  # with TensorFlow; it registers the classes that a .keras file names
-    print(f"{run}: {distribution.set_precision(values['precision'])}")
+    print(f"{run}{records.unfinished(run, stage)}: {distribution.set_precision(values['precision'])}")
     keras.utils.set_random_seed(values.get("seed", 0))
     work(run, **asked)
     return 0

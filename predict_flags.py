@@ -216,7 +216,7 @@ TASKS = {
         f"sampler eta spacing {GUIDED} count label conditions coherence voxel reject_copies",
         changes={
             "sampler": ONE["sampler"] | {"default": "dpm_solver_pp"},
-            "count": {"default": 1000, "help": "slices, rounded up to whole people"},
+            "count": {"default": 1000, "help": "slices, rounded up to whole people, of whom there are three or more"},
             "out": {"default": Path("synthetic.zip"), "help": "a .zip of slices, or a folder of NIfTI volumes"},
             "voxel": {"help": "mm, of volumes"},
         },

@@ -51,26 +51,20 @@ def write(generator, run, out, wanted, draw):
         run: its folder.
         out: name that ends in .zip, or a folder that is made.
         wanted: what the data set is made with, for its provenance; whoever goes on must want the same. Of these,
-            "count" (slices, rounded up to whole people), "label", "conditions", "seed", "voxel" (mm, of volumes; None
-            for slices) and "reject_copies" are obeyed here, the others by `draw`.
+            "count" (slices, rounded up to whole people, three or more), "label", "conditions", "seed", "voxel"
+            (mm, of volumes; None for slices) and "reject_copies" are obeyed here, the others by `draw`.
         draw: callable (conditions, number of a noise) -> latents of one person.
 
     Returns:
         What `provenance.json` says.
 
     Raises:
-        RunError: for too few people, a name that is taken, other flags than those it was begun with, or a run that
+        RunError: for a name that is taken, other flags than those it was begun with, or a run that
             copies its training people again and again.
     """
     first, last = generator.record["data"]["z"]
     depth = last - first + 1
-    people = math.ceil(wanted["count"] / depth)
-    if people < len(dataset.SPLITS):
-        least = depth * (len(dataset.SPLITS) - 1) + 1
-        raise runs.RunError(
-            f"--count {wanted['count']}: people have {depth} slices each, so that makes {people} of the "
-            f"{len(dataset.SPLITS)} that {', '.join(dataset.SPLITS)} need: give {least} or more"
-        )
+    people = max(len(dataset.SPLITS), math.ceil(wanted["count"] / depth))  # each split has one
     if out.exists():
         raise runs.RunError(f"{out} is there already: move it away, or name another --out")
     parts = out.with_name(f"{out.name}.parts")

@@ -210,9 +210,15 @@ def announce(stage, run, settings, source, replicas, precision):
 
 
 def show(settings, todo):
-    """Print the settings: a line for those of the whole run, and one for each stage to do."""
+    """Print the settings: a line for those of the whole run, and one for each stage to do.
+
+    Where `--minutes` will plan a stage, it says so in the place of what is planned.
+    """
     whole = {key: value for key, value in settings.items() if key not in runs.STAGES}
     for title, group in (("settings", whole), *((stage, settings[stage]) for stage in todo)):
+        if settings["minutes"] and not group.get("planned", True):
+            planned = group.keys() & {"epochs", "steps_per_epoch", "views"}
+            group = group | dict.fromkeys(planned, "as --minutes plans")
         print(f"{title}: {json.dumps(group)}")
 
 
@@ -322,7 +328,7 @@ def overfit(stage, settings, source, strategy):
 def main(argv=None):
     """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 or 143 interrupted."""
     flags = parser().parse_args(argv)
-    hint = "all finished epochs are saved: run the same command to go on"
+    hint = "" if flags.dry_run else "all finished epochs are saved: run the same command to go on"
     return command.run("train.py", lambda: work(flags), (dataset.DataError, runs.RunError), hint)
 
 

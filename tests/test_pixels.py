@@ -10,7 +10,7 @@ from small_archives import THREE, brain, encode, oasis_entries, take, undecodabl
 
 import dataset
 from dataset import DataError, data_errors, make_dataset, open_source
-from ldm.data import archive
+from ldm.data import archive, pixels
 from ldm.data.pixels import augment, is_cut_off
 
 
@@ -300,3 +300,18 @@ def test_that_all_pictures_are_of_one_grey_is_said(kind, tmp_path):
     (said,) = open_source(write(tmp_path / "black", black)).listing.notes
     assert said.startswith("6 pictures that were looked at are of one grey each (such as 'p")
     assert not open_source(write(tmp_path / "ends", black | {"p1_1.png": encode(brain(0))})).listing.notes
+
+
+def test_colour_is_said_and_grey_stored_as_colour_is_none():
+    grey = Image.fromarray(brain(0))
+
+    def said(image, kind="PNG"):
+        image.save(stored := io.BytesIO(), kind)
+        return pixels.notes(["a.png", "b.png"], lambda entry: stored.getvalue())
+
+    assert not any(map(said, (grey, grey.convert("RGB"), grey.convert("P")))) and not said(grey.convert("RGB"), "JPEG")
+    hot = Image.merge("RGB", (grey, Image.new("L", grey.size), grey))
+    assert said(hot) == [
+        "2 of 2 pictures that were looked at are in colour (such as 'a.png'); their brightness is read"
+    ]
+    assert said(hot.convert("P")) == said(hot, "JPEG") == said(hot)

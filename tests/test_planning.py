@@ -43,14 +43,14 @@ def test_twice_the_time_is_more_than_twice_the_steps():
 
 
 def test_too_little_time_is_refused_with_what_is_needed():
-    with pytest.raises(runs.RunError, match="--minutes leaves 0.5 for a stage that needs 1.0"):
+    with pytest.raises(runs.RunError, match="leaves 0.5 minutes .* needs 1.0 on this machine.*give 3 minutes more"):
         plan(30.0, Speed(50.0, 1.0, 0.01), epochs=5, at_end=500)
 
 
 def test_minutes_that_are_over_are_refused_before_anything_is_timed(tmp_path):
     """The reading of a large archive counts. Latents go on, with one view, so that no first stage was in vain."""
     settings = resolved("--run", tmp_path / "run")
-    with pytest.raises(runs.RunError, match="over before the autoencoder stage began, by 1.5: give more"):
+    with pytest.raises(runs.RunError, match="over before the autoencoder stage began, by 1.5 minutes: give more"):
         plans.planned("autoencoder", tmp_path / "run", settings, None, None, left=-90.0)
 
 

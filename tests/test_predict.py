@@ -59,8 +59,8 @@ def refusal(argv, capsys):
 @pytest.mark.parametrize(
     "line, named",
     [
-        ("--run nowhere", "python train.py diffusion"),
-        ("reconstruct --run nowhere", "python train.py autoencoder"),
+        ("--run nowhere", "checkpoint/nowhere is no run: train one"),
+        ("reconstruct --run nowhere", "checkpoint/nowhere is no run: train one"),
         ("--steps 0", "--steps: must be a whole number at least 1 and at most 100000, not 0"),
         ("--steps 2.5", "--steps: must be a whole number"),
         ("--eta 2", "--eta: must be a number at least 0 and at most 1, not 2"),
@@ -80,8 +80,8 @@ def refusal(argv, capsys):
         ("denoise --z sweep", "--z: must be a whole number"),
         ("--prior transformer --top-p 0", "--top-p"),
         ("--prior transformer --temperature -1", "--temperature"),
-        ("--prior transformer --run nowhere", "python train.py autoencoder"),
-        ("prior normal --run nowhere", "python train.py autoencoder"),
+        ("--prior transformer --run nowhere", "checkpoint/nowhere is no run: train one"),
+        ("prior normal --run nowhere", "checkpoint/nowhere is no run: train one"),
         ("prior", "kind"),
         ("prior nothing", "nothing"),
         ("paint", "there is no task paint: name one of sample, person"),

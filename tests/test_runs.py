@@ -188,6 +188,8 @@ def test_newest_run_is_the_one_trained_last(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_a_missing_model_names_the_command_that_makes_it(stage, tmp_path):
+    (tmp_path / "mine").mkdir()
+    small_records.write_record(tmp_path / "mine", "autoencoder")
     with pytest.raises(runs.RunError, match=f"run `python train.py {stage} --run mine` first"):
         runs.load_model(tmp_path / "mine" / f"{stage}.keras")
 
@@ -235,6 +237,26 @@ def test_a_history_is_read_whatever_interrupted_runs_leave_behind(tmp_path):
     assert np.isnan(rows[2].pop("loss")) and [row.get("loss") for row in rows] == [3.0, 1.5, None, 0.9]
     assert [row.get("val_loss") for row in rows] == [None, 2.2, None, None]
     assert not any("note" in row for row in rows)
+
+
+def test_a_run_that_is_none_names_those_that_are(tmp_path):
+    for name in ("mine", "empty"):
+        (tmp_path / name).mkdir()
+    small_records.write_record(tmp_path / "mine", "diffusion", {"image_size": 16})
+    named = r"mien is no run: train one with `python train.py --run mien`, or give the --run of .* \(mine\)"
+    with pytest.raises(runs.RunError, match=named):
+        runs.refuse_missing(tmp_path / "mien" / "diffusion.keras")
+    with pytest.raises(runs.RunError, match="autoencoder.keras is not there yet: run `python train.py autoencoder"):
+        runs.refuse_missing(tmp_path / "mine" / "autoencoder.keras")
+
+
+def test_it_is_said_how_far_a_stage_is_that_is_still_in_training(tmp_path):
+    assert records.unfinished(tmp_path, "diffusion") == ""
+    small_records.write_record(tmp_path, "diffusion", {"diffusion": {"epochs": 4}}, finished=False)
+    (tmp_path / "diffusion.csv").write_text("epoch,loss\n0,1\n1,0.9\n")
+    assert records.unfinished(tmp_path, "diffusion") == " after epoch 2 of 4"
+    small_records.write_record(tmp_path, "diffusion", {"diffusion": {"epochs": 4}}, finished=True)
+    assert records.unfinished(tmp_path, "diffusion") == ""
 
 
 def test_a_first_stage_still_in_training_is_not_for_use(tmp_path):

@@ -79,6 +79,14 @@ def test_it_is_read_back_as_whole_people_with_labels_and_columns(zipped):
     assert all(67.5 - 7 <= float(age) <= 67.5 + 7 for age in source.covariates["age"].values())
 
 
+def test_there_are_never_fewer_than_three_people(home, tmp_path, capsys):
+    assert archive(home, "pixels", tmp_path / "a.zip", count=1) == 0
+    said = capsys.readouterr().out
+    assert "archive: 3 people, 96 slices -> " in said, "and not a word of copies, which were not looked for"
+    source = dataset.open_source(tmp_path / "a.zip")
+    assert [len({*source.case[source.split == split]}) for split in dataset.SPLITS] == [1, 1, 1]
+
+
 def test_train_reads_it(zipped, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--data", str(zipped), "--run", "again", "--preset", "64-f8", "--dry-run"]
@@ -152,7 +160,6 @@ def test_whoever_goes_on_must_want_the_same(home, tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     "count, more, named",
     [
-        (64, (), "give 65 or more"),
         (96, ("--label", "MCI"), "this run knows AD and NC"),
         (96, ("--conditions", "age=70"), "was told no columns"),
         (96, ("--voxel", "1", "1", "2"), "--voxel has no effect without"),

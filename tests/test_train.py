@@ -359,6 +359,14 @@ def test_a_dry_run_draws_no_phantoms(tmp_path, monkeypatch, capsys):
     assert "would draw 96 phantom brains" in capsys.readouterr().out
 
 
+def test_a_dry_run_says_what_minutes_will_plan(tmp_path, phantoms, capsys):
+    argv = ["--dry-run", "--data", phantoms, "--run", str(tmp_path / "run"), "--preset", "64-f4", "--minutes", "5"]
+    assert train.main(argv) == 0
+    stages = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[-3:])
+    for stage, planned in {"autoencoder": ("epochs", "steps_per_epoch"), "latents": ("views",)}.items():
+        assert [json.loads(stages[stage])[name] for name in planned] == ["as --minutes plans"] * len(planned)
+
+
 def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
     run = tmp_path / "run"
     argv = ["--dry-run", "--data", phantoms, "--run", str(run), "--image-size", "32", "--attention", "4"]

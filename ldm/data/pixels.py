@@ -89,21 +89,32 @@ def is_cut_off(data: bytes) -> bool:
     return False
 
 
-def note_plain(entries: list[str], read) -> list[str]:
-    """A sentence where each of these pictures is of one grey throughout, as nothing can be learned from them.
+def notes(entries: list[str], read) -> list[str]:
+    """A sentence where each of these pictures is of one grey throughout, as nothing can be learned from them, and one
+    where some are in colour, of which only the brightness is read.
 
     Args:
         entries: some pictures of an archive.
         read: callable entry -> bytes.
     """
+    plain, coloured = [], []
     for entry in entries:
         try:
-            extrema = Image.open(io.BytesIO(read(entry))).getextrema()  # of one band, or of each
+            image = Image.open(io.BytesIO(read(entry)))
+            bands = np.atleast_2d(image.getextrema())  # of one band, or of each
+            if np.all(np.ptp(bands, axis=1) == 0):
+                plain.append(entry)
+            elif image.mode in ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"):
+                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), "int16"), -1, 0)
+                if max(np.abs(red - green).max(), np.abs(blue - green).max()) > JPEG_NOISE:
+                    coloured.append(entry)
         except (OSError, SyntaxError, ValueError):  # damage is found by others
             return []
-        if np.any(np.ptp(np.atleast_2d(extrema), axis=1) > 0):
-            return []
-    return [f"{len(entries)} pictures that were looked at are of one grey each (such as {entries[0]!r}): no heads"]
+    looked = f"{len(entries)} pictures that were looked at"
+    found = [f"{looked} are of one grey each (such as {plain[0]!r}): no heads"] if len(plain) == len(entries) else []
+    if coloured:
+        found.append(f"{len(coloured)} of {looked} are in colour (such as {coloured[0]!r}); their brightness is read")
+    return found
 
 
 def _check_whole(data) -> bool:

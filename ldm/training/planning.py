@@ -8,6 +8,7 @@ A plan is made once, before a stage begins, and written down as the stage's sett
 rate knows its end, and whoever goes on with the run keeps to it.
 """
 
+import math
 import time
 from typing import NamedTuple
 
@@ -128,8 +129,9 @@ def plan(left, speed, epochs, at_end, afterwards=0):
     steps = int((training / epochs - end) / speed.step)
     if steps < 1:
         needed = (left - training + end + speed.step) / 60
+        more = math.ceil((needed - left / 60) / SHARES["autoencoder"]) + 1  # the least share of what is given
         raise runs.RunError(
-            f"--minutes leaves {max(left, 0) / 60:.1f} for a stage that needs {needed:.1f} to begin with: give more of "
-            "them, or --epochs and --steps-per-epoch"
+            f"--minutes leaves {max(left, 0) / 60:.1f} minutes to a stage that needs {needed:.1f} on this machine "
+            f"to begin with: give {more} minutes more, or --epochs and --steps-per-epoch"
         )
     return epochs, steps

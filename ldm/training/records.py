@@ -133,7 +133,7 @@ def all_of(run):
     """
     found = {stage: record for stage in runs.STAGES if (record := read(run, stage))}
     if not found:
-        raise runs.RunError(f"{run} is no run: train one with `python train.py --run {run.name}`")
+        raise runs.no_run(run)
     refuse_strangers(run, found)
     return found
 
@@ -195,6 +195,15 @@ def _both(stage, model, record):
         "columns": (list(told.covariates), columns),
         **labels,
     }
+
+
+def unfinished(run, stage):
+    """ " after epoch 2 of 4", of a stage that is still in training; empty of one that is finished."""
+    record = read(run, stage)
+    if record is None or record.get("finished"):
+        return ""
+    done = len(runs.read_history(run / f"{stage}.csv"))
+    return f" after epoch {done} of {record['settings'][stage]['epochs']}"
 
 
 def load_first_stage(run):

@@ -107,7 +107,7 @@ OPTIONS = (
     Option("run", "validation_slices", 640, int, "that an epoch is validated with at most, the same ones each time, "
            "evenly spread over people and slice indices", bounds="[8, 1000000]", changes=True),
     Option("run", "minutes", None, float, "plan epochs and steps such that the stages that run take so long "
-           "together", bounds="(0, 100000]", changes=True),
+           "together", bounds="[1, 100000]", changes=True),
     Option("run", "center", False, bool, "move each scan so that its head lies in the middle of the picture"),
     Option("run", "flip", False, bool, "mirror training slices left to right"),
     Option("run", "seed", 0, int, "of splits that are carved out, order, augmentation, weights and noise",
