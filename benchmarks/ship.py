@@ -77,7 +77,8 @@ def ship(run, out):
         files.write(made / name, in_16_bits(run / name))
     for name in COPIED:
         if (run / name).exists():
-            files.write(made / name, (run / name).read_bytes())
+            titles = (run / name).read_bytes().replace(f"of {run.name}".encode(), f"of {out.name}".encode())
+            files.write(made / name, titles)
     size = sum(path.stat().st_size for path in made.iterdir())
     before, after = (drawn(folder) for folder in (run, made))
     facts = {"run": run.name, "bytes": size, "PSNR to the run": float(metrics.psnr(before, after).mean())}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm.drawing import report
+from ldm.drawing import pages, report
 from ldm.drawing.report import Section, Table
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
@@ -129,6 +129,10 @@ def test_what_cannot_be_shown_is_refused_and_leaves_the_old_page(tmp_path, secti
         report.write_html(tmp_path / "a.html", "new", [section], {})
     assert (tmp_path / "a.html").read_bytes() == before
     assert os.listdir(tmp_path) == ["a.html"]
+
+
+def test_scores_of_people_are_spelt_with_their_deviations():
+    assert pages.of_people({"black": {"PSNR": (9.74163, 0.4256)}}) == {"black": {"PSNR": "9.742 ± 0.426"}}
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

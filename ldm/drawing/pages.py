@@ -313,6 +313,14 @@ SECTIONS = {
 }
 
 
+def of_people(rows):
+    """{"first stage": {"SSIM": (0.93, 0.02)}} -> {"first stage": {"SSIM": "0.930 ± 0.020"}}, as the report's table."""
+    return {
+        name: {score: f"{number(mean)} ± {number(sd)}" for score, (mean, sd) in row.items()}
+        for name, row in rows.items()
+    }
+
+
 def card(name, record, facts, warnings, seed):
     """The facts of a model card, for `report.write_model_card`.
 
@@ -324,7 +332,9 @@ def card(name, record, facts, warnings, seed):
         seed: of the evaluation.
     """
     manifest, settings = record["data"], record["settings"]
-    numbers = {key: facts[key] for key in ("reconstruction", "distribution", "cost") if key in facts}
+    numbers = {key: facts[key] for key in ("distribution", "cost") if key in facts}
+    if "reconstruction" in facts:
+        numbers = {"reconstruction (mean ± deviation over people)": of_people(facts["reconstruction"]), **numbers}
     return {
         "title": f"Model card of {name}",
         "summary": "A generator of brain-MRI slices: latent diffusion. The report beside this card has the figures.",
