@@ -429,6 +429,7 @@ def do(argv):
     run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
     files.check_folder(values["out"].parent if name == "archive" else values["out"])
     asked = predict_flags.arguments(work, values)
+    runs.refuse_no_run(run)
     needed = {"autoencoder", stage, "prior" if asked.get("kind") == "transformer" else stage}
     records.refuse_damaged(run, *sorted(needed))  # before TensorFlow is imported, which takes seconds
     if stage == "diffusion":

@@ -131,9 +131,8 @@ def all_of(run):
     Raises:
         RunError: if it has none, so that the folder is no run; if they tell of other slices; as `read`.
     """
+    runs.refuse_no_run(run)
     found = {stage: record for stage in runs.STAGES if (record := read(run, stage))}
-    if not found:
-        raise runs.no_run(run)
     refuse_strangers(run, found)
     return found
 

@@ -219,22 +219,25 @@ def refuse_damaged(path):
             raise ValueError(f"it holds a {kind}")
 
 
-def no_run(run):
-    """A `RunError` for a folder that is no run; it names those beside it that are."""
-    there = sorted({record.parent.name for stage in STAGES for record in run.parent.glob(f"*/{stage}.json")})
-    others = f", or give the --run of one that is there ({', '.join(there)})" if 0 < len(there) < 20 else ""
-    return RunError(f"{run} is no run: train one with `python train.py --run {run.name}`{others}")
+def refuse_no_run(run):
+    """Refuse a folder in which no stage has begun.
+
+    Raises:
+        RunError: naming the runs that are beside it.
+    """
+    if not any((run / f"{stage}.json").exists() for stage in STAGES):
+        there = sorted({record.parent.name for stage in STAGES for record in run.parent.glob(f"*/{stage}.json")})
+        others = f", or give the --run of one that is there ({', '.join(there)})" if 0 < len(there) < 20 else ""
+        raise RunError(f"{run} is no run: train one with `python train.py --run {run.name}`{others}")
 
 
 def refuse_missing(path):
     """Refuse to go on without a stage's model.
 
     Raises:
-        RunError: naming the command that makes it, or the runs that there are.
+        RunError: naming the command that makes it.
     """
     if not path.exists():
-        if not any((path.parent / f"{stage}.json").exists() for stage in STAGES):
-            raise no_run(path.parent)
         raise RunError(f"{path} is not there yet: run `python train.py {path.stem} --run {path.parent.name}` first")
 
 
