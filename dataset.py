@@ -1,10 +1,9 @@
 """Slices in: a zip, a folder, class folders or NIfTI volumes -> a table of slices -> batches for training.
 
-What lives here: the table of slices (`Source`, made by `open_source`), the `tf.data` pipeline that reads and decodes
-them (`make_dataset`), what a table says of people (`covariates_of`), and the command line. The rooms under it:
-`ldm.data.archive` gets bytes out of a zip or a folder, `volumes` out of NIfTI; `names` says who a file name speaks of;
-`pixels` decodes, fits and augments; `masks` reads tissue masks; `latents` is the same for what a first stage has
-encoded.
+Here are the table of slices (`Source`, made by `open_source`), the `tf.data` pipeline that reads them (`make_dataset`),
+what a table says of people (`covariates_of`), and the command line. The rooms under it, in `ldm.data`: `archive` gets
+bytes out of a zip or a folder, `volumes` out of NIfTI; `names` says who a file name speaks of; `pixels` decodes, fits
+and augments; `masks` reads tissue masks; `latents` is the same for what a first stage has encoded.
 
     source = open_source("dataset/oasis.zip")
     for batch in make_dataset(source, "train", image_size=128, batch_size=32, training=True):
@@ -101,9 +100,7 @@ class Source:
     kept: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def columns(self, chosen=None) -> dict[str, dict]:
-        """What kind of fact each column of the table holds, all of them or those named (see
-        `ldm.data.table.describe`).
-        """
+        """What kind of fact each column of the table holds, all or those named (see `ldm.data.table.describe`)."""
         train = {table.person(self.case_names[case]) for case in np.unique(self.case[self.split == "train"]).tolist()}
         return {
             name: table.describe(self.covariates[name], train)
@@ -521,9 +518,11 @@ def _describe(source: Source) -> None:
     """Prints the manifest for people: one line per fact, one per split; then what was understood of the names."""
     manifest = source.manifest()
     print(f"{manifest['source']}: {manifest['kind']}, {manifest['images']} slices, {manifest['bytes']:,} bytes")
-    print(f"labels: {', '.join(manifest['labels']) or 'none'}; masks: {manifest['masks']}; z: {manifest['z']}")
+    labels = ", ".join(manifest["labels"]) or "none"
+    print(f"labels: {labels}; masks: {manifest['masks']}; slice indices: {' to '.join(map(str, manifest['z']))}")
     for split, facts in manifest["splits"].items():
-        print(f"{split:>8}: {people.counted(facts['people']):>12} {facts['images']:7} slices  ({facts['made']})")
+        made = facts["made"].replace("carved by case", "whole people by lot").replace("archive", "of the archive")
+        print(f"{split:>8}: {people.counted(facts['people']):>12} {facts['images']:7} slices  ({made})")
     print("\n".join(people.describe(source) + repeats.describe(source)))
 
 
