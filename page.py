@@ -8,6 +8,7 @@ the machine, and a header forbids the browser to ask anybody else.
 import functools
 import html
 import os
+import re
 import shlex
 import tempfile
 import threading
@@ -413,8 +414,10 @@ def on_canvas(image):
 
 
 def mistake(error):
-    """What the page shows of an error: a mistake is its own sentence; of other faults the terminal says more."""
-    said = str(error)
+    """What the page shows of an error: a mistake is its own sentence, without the dashes of flags, as a page has none;
+    of other faults the terminal says more.
+    """
+    said = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
     if not isinstance(error, DataError | runs.RunError | OSError):
         traceback.print_exception(error)
         said = f"the program failed ({error}): the terminal in which it runs says where"

@@ -302,6 +302,10 @@ def test_the_page_is_built_and_says_the_words_of_predict(generator, tmp_path):
         )
     }
     assert "a&lt;b&gt;.exe" in last["bar"]
+    assert (
+        page.mistake(runs.RunError("--steps must be 1 -- or t-2"))
+        == "<span role='alert'>steps must be 1 -- or t-2</span>"
+    )
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
@@ -388,7 +392,7 @@ def test_somebody_clicks_through_the_page(browser, generator, real, tmp_path, fr
         # a mistake is a sentence
         hand.type("steps", "0")
         hand.until("#draw").click()
-        hand.said("--steps: must be a whole number at least 1")
+        hand.said("steps: must be a whole number at least 1")
         hand.type("steps", "4")
         hand.tab("AD against NC")
         hand.until("#draw_labels").click()
