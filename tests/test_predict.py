@@ -157,7 +157,8 @@ def test_an_interrupted_command_says_so(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(predict.WORK, "sample", interrupted)
-    monkeypatch.setattr(predict.runs, "refuse_missing", lambda path: None)
+    for name in ("refuse_no_run", "refuse_missing"):
+        monkeypatch.setattr(predict.runs, name, lambda path: None)
     assert predict.main(["--run", "nowhere"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
