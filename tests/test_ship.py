@@ -47,6 +47,13 @@ def test_a_shipped_run_is_half_as_large_and_draws_the_same(ship, run, tmp_path):
     assert not list(tmp_path.glob("~*"))
 
 
+def test_titles_get_the_new_name_and_facts_keep_theirs(ship):
+    said = b"# Model card of the\n<h1>Can the pictures of the be trusted?</h1> share of the copies, run: the"
+    assert ship.titled(said, "the", "phantom") == said.replace(b"card of the", b"card of phantom").replace(
+        b"pictures of the be", b"pictures of phantom be"
+    )
+
+
 def test_what_is_too_large_or_of_other_data_is_not_shipped(ship, run, tmp_path, monkeypatch):
     monkeypatch.setattr(ship, "MOST_BYTES", 1000)
     monkeypatch.setattr(ship, "drawn", lambda folder: np.zeros((1, 16, 16, 1)))

@@ -98,11 +98,11 @@ def notes(entries: list[str], read) -> list[str]:
         read: callable entry -> bytes.
     """
     plain, coloured = [], []
-    for entry in entries:
+    for before, entry in enumerate(entries):
         try:
-            image = Image.open(io.BytesIO(read(entry)))
-            bands = np.atleast_2d(image.getextrema())  # of one band, or of each
-            if np.all(np.ptp(bands, axis=1) == 0):
+            image = Image.open(io.BytesIO(read(entry)))  # its pixels are decoded only where they are asked for
+            all_plain = len(plain) == before
+            if all_plain and np.all(np.ptp(np.atleast_2d(image.getextrema()), axis=1) == 0):  # of one band, or of each
                 plain.append(entry)
             elif image.mode in ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"):
                 red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), "int16"), -1, 0)

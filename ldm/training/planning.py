@@ -129,7 +129,7 @@ def plan(left, speed, epochs, at_end, afterwards=0):
     steps = int((training / epochs - end) / speed.step)
     if steps < 1:
         needed = (left - training + end + speed.step) / 60
-        more = math.ceil((needed - left / 60) / SHARES["autoencoder"]) + 1  # the least share of what is given
+        more = math.ceil((needed - left / 60) / SHARES["autoencoder"]) + 1  # a network has that share at least
         raise runs.RunError(
             f"--minutes leaves {max(left, 0) / 60:.1f} minutes to a stage that needs {needed:.1f} on this machine "
             f"to begin with: give {more} minutes more, or --epochs and --steps-per-epoch"
