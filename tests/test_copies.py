@@ -63,6 +63,20 @@ def test_slices_beside_a_picture_of_their_person_stay_slices():
     assert copies.respell(["p1", "p2", "p1_8", "p2_8", "ann_1", "ann_1_0"]) == {}
 
 
+def test_more_than_ten_copies_without_a_mark_are_asked_about():
+    """`p1_80_11` may as well be slice 11 of a person `p1_80`, whose picture `p1_80` is; `sub-01_80_11` may not."""
+    ten = [f"{{}}_{z}{end}.png" for z in SLICES for end in ("", *(f"_{k}" for k in range(12)))]
+    with pytest.raises(DataError, match="'p4_81_11.png' may be copy 11 of the slice 'p4_81', or slice 11 of a person"):
+        names.understand([name.format(f"p{p}") for p in PEOPLE for name in ten], "here")
+    rule = r"(?P<person>p\d)_(?P<slice>\d+)(?P<scan>_\d+)?"
+    for spelled, person in (("p{}", rule), ("sub-0{}", None)):
+        rows = names.understand([name.format(spelled.format(p)) for p in PEOPLE for name in ten], "here", person).rows
+        assert [row.person for row in rows] == [spelled.format(p) for p in PEOPLE for _ in ten]
+        assert [row.z for row in rows] == [z for _ in PEOPLE for z in SLICES for _ in range(13)]
+    found = ["site1_001.png", *(f"site1_0{p:02}_{z}.png" for p in range(1, 13) for z in range(12))]
+    assert {"site1_001", "site1_012"} < {row.person for row in names.understand(found, "here").rows}  # one such picture
+
+
 def test_numbers_drawn_by_lot_are_no_slices():
     """Keras writes `<prefix>_<index>_<number>.png`."""
     found = [f"p{p}_{z}_{k}_{1000 + 971 * p + 97 * z + k}.png" for p in PEOPLE for z in SLICES for k in COPIES]

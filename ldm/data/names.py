@@ -114,6 +114,7 @@ def understand(
             read = _without_what_tools_made(listing, _without_fields(listing, read, shown))
         else:
             read = _without_what_is_beside_images(listing, read)
+            _refuse_unclear(read, shown)
         listing.rows, used = _by_names(listing, read, shown)
         # Tissue masks are those of the course archive; what others call a mask may be anything.
         tissue = [name for name in masks if course or OASIS_MASK.fullmatch(_stem(name.entry.rpartition("/")[2]))]
@@ -204,6 +205,17 @@ def _without_what_is_beside_images(listing: Listing, read: list[_Name]) -> list[
     out = [name.entry for name in read if name.entry.rpartition("/")[0] in inside]
     listing.leave_out("beside images of the same names", out)
     return [name for name in read if name.entry.rpartition("/")[0] not in inside]
+
+
+def _refuse_unclear(read: list[_Name], shown: str) -> None:
+    stems = {_stem(name.entry.rpartition("/")[2]): name.entry for name in read if not name.folder.person}
+    unclear = copies.unclear(list(stems))
+    if len(unclear) > STRAYS * len(read):
+        start, _, number = unclear[-1].replace("-", "_").rpartition("_")
+        raise archive.DataError(
+            f"--data {shown}: {stems[unclear[-1]]!r} may be copy {number} of the slice {start!r}, or slice {number} "
+            f"of a person {start!r}; {OFFER}."
+        )
 
 
 def _without_fields(listing: Listing, read: list[_Name], shown: str) -> list[_Name]:
