@@ -48,6 +48,12 @@ def test_the_order_is_that_of_the_slices(source, path, training):
     assert dataset.make_latents_dataset is latents.make_dataset
 
 
+def test_who_lets_go_of_a_dataset_does_not_wait_for_its_tuning(source, path):
+    """TensorFlow's tuning thread wakes once a minute, and at times misses that it is to end."""
+    for made in (make_dataset(source, "train", 16, 5, True, cache_bytes=0), latents.make_dataset(path, 5, True)):
+        assert made.options().autotune.enabled is False
+
+
 @pytest.mark.parametrize("most, expected", [(None, range(12)), (40, range(12)), (5, [0, 3, 6, 8, 11]), (1, [0])])
 def test_validation_sees_so_many_slices_at_most_evenly_spread(source, path, most, expected):
     streams = (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ldm.data import order
 from ldm.nets.networks import conditions_of
 from ldm.nets.transformer import draw_tokens, dropout, lengthen
 from ldm.training import distribution, runs
@@ -43,13 +44,14 @@ def batch_of(count, seed=0, shape=SHAPE):
 
 def fitted(model, batch, steps, batch_size, learning_rate=1e-2):
     model.compile(optimizer=FusedAdamW(learning_rate), jit_compile=False)
-    data = tf.data.Dataset.from_tensor_slices(batch).repeat().batch(batch_size)
+    data = tf.data.Dataset.from_tensor_slices(batch).repeat().batch(batch_size).with_options(order.untuned())
     model.fit(data, steps_per_epoch=steps, verbose=0)
     return model
 
 
 def bits_of(model, batch):
-    return model.evaluate(tf.data.Dataset.from_tensor_slices(batch).batch(64), return_dict=True, verbose=0)
+    data = tf.data.Dataset.from_tensor_slices(batch).batch(64).with_options(order.untuned())
+    return model.evaluate(data, return_dict=True, verbose=0)
 
 
 # ---- what a code may know --------------------------------------------------------------------------------------------

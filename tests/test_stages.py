@@ -12,7 +12,7 @@ import dataset
 import modules
 import stages
 from ldm import tissue
-from ldm.data import pixels
+from ldm.data import order, pixels
 from ldm.data.masks import tissue_fractions
 from ldm.training import callbacks, presets, records, runs
 from ldm.training import settings as schema
@@ -207,8 +207,10 @@ def slices(start_step=0, training=True):
     image = rng.uniform(-1, 1, (20, 8, 8, 1)).astype("float32")
     arrays = {"image": image, "z": np.arange(20, dtype="int32"), "label": np.full(20, -1, "int32")}
     if training:
-        return tf.data.Dataset.from_tensor_slices(arrays).repeat().batch(4, drop_remainder=True).skip(start_step)
-    return tf.data.Dataset.from_tensor_slices(arrays | {"number": np.arange(20, dtype="int32") // 8}).batch(8)
+        batches = tf.data.Dataset.from_tensor_slices(arrays).repeat().batch(4, drop_remainder=True).skip(start_step)
+    else:
+        batches = tf.data.Dataset.from_tensor_slices(arrays | {"number": np.arange(20, dtype="int32") // 8}).batch(8)
+    return batches.with_options(order.untuned())
 
 
 def fit(run, settings=STAGE, watchers=()):
