@@ -19,7 +19,7 @@ from keras import layers, ops
 
 import dataset
 from ldm import batches
-from ldm.data import order, pixels
+from ldm.data import pixels
 from ldm.nets.layers import GroupNorm, ResBlock, SpaceToDepth, downsample
 from ldm.nets.saving import Recorded, register
 from ldm.training import distribution, losses, optimizers, runs
@@ -123,8 +123,8 @@ def neighbours(slices, seed, size=BATCH):
             rows = rows_of_neighbours(slices["z"], slices["case"], size, rng)
             yield {name: value[rows] for name, value in kept.items()}
 
-    batches = tf.data.Dataset.from_generator(batches_of_neighbours, output_signature=shapes)
-    return batches.prefetch(2).with_options(order.untuned())
+    stream = tf.data.Dataset.from_generator(batches_of_neighbours, output_signature=shapes)
+    return stream.prefetch(2).with_options(batches.untuned())
 
 
 def rows_of_neighbours(z, case, size, rng):

@@ -1,8 +1,10 @@
 """Many slices, some at a time: a batch at a time for what would not fit into memory, an even choice for what is
-shown.
+shown, and how tf.data streams them.
 """
 
 import numpy as np
+
+from ldm.later import tensorflow as tf
 
 SIZE = 32  # slices that go through a network at a time, unless somebody says otherwise
 
@@ -28,3 +30,14 @@ def in_batches(function, *arrays, size=SIZE):
 def evenly(length, count):
     """At most `count` of the places 0 ... length - 1, evenly spread, the first and the last among them; int64."""
     return np.linspace(0, length - 1, min(count, length)).round().astype(int)
+
+
+def untuned() -> "tf.data.Options":
+    """For a stream without the thread that tunes it as it runs: AUTOTUNE is then as many calls as there are cores.
+
+    That thread sleeps twice as long each time, up to a minute, and at times misses that it is to end (TensorFlow 2.21):
+    who lets go of a stream, after a training or on Ctrl-C, waits until it wakes.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options

@@ -45,7 +45,7 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "ldm.training.adversary": wing("training") | {"ldm.nets.networks", "ldm.nets.saving"},
     "ldm.training.prior": wing("training")
     | {"ldm.nets.layers", "ldm.nets.networks", "ldm.nets.saving", "ldm.nets.transformer"},
-    "features": {"dataset", "ldm.data.order", "ldm.data.pixels"}
+    "features": {"dataset", "ldm.data.pixels"}
     | {f"ldm.training.{room}" for room in ("distribution", "losses", "optimizers", "runs")}
     | wing("nets"),
     "generator": {"modules", "ldm.training.runs", "ldm.training.records", "ldm.data.masks", "ldm.data.latents"}

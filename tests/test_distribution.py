@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import dataset
+from ldm.batches import untuned
 from ldm.training import distribution
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,15 @@ def test_strategy_has_as_many_replicas_as_asked_for():
     assert distribution.make_strategy().num_replicas_in_sync == 1
     assert distribution.make_strategy(1).num_replicas_in_sync == 1
     assert distribution.make_strategy(2).num_replicas_in_sync == 2
+
+
+def test_who_lets_go_of_a_stream_does_not_wait_for_its_tuning():
+    """Neither for that of the dataset nor for those of the streams that a strategy makes of it, one for each device."""
+    numbers = tf.data.Dataset.range(8).batch(2).with_options(untuned())
+    stream = iter(distribution.make_strategy(2).experimental_distribute_dataset(numbers))._iterators[0]
+    assert stream._dataset.options().autotune.enabled is False
+    parts = stream._iterator._device_iterators
+    assert [part._dataset.options().autotune.enabled for part in parts] == [False, False]
 
 
 def test_more_replicas_than_devices_are_refused():

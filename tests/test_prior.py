@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ldm.data import order
+from ldm.batches import untuned
 from ldm.nets.networks import conditions_of
 from ldm.nets.transformer import draw_tokens, dropout, lengthen
 from ldm.training import distribution, runs
@@ -44,13 +44,13 @@ def batch_of(count, seed=0, shape=SHAPE):
 
 def fitted(model, batch, steps, batch_size, learning_rate=1e-2):
     model.compile(optimizer=FusedAdamW(learning_rate), jit_compile=False)
-    data = tf.data.Dataset.from_tensor_slices(batch).repeat().batch(batch_size).with_options(order.untuned())
+    data = tf.data.Dataset.from_tensor_slices(batch).repeat().batch(batch_size).with_options(untuned())
     model.fit(data, steps_per_epoch=steps, verbose=0)
     return model
 
 
 def bits_of(model, batch):
-    data = tf.data.Dataset.from_tensor_slices(batch).batch(64).with_options(order.untuned())
+    data = tf.data.Dataset.from_tensor_slices(batch).batch(64).with_options(untuned())
     return model.evaluate(data, return_dict=True, verbose=0)
 
 

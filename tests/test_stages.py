@@ -12,7 +12,8 @@ import dataset
 import modules
 import stages
 from ldm import tissue
-from ldm.data import order, pixels
+from ldm.batches import untuned
+from ldm.data import pixels
 from ldm.data.masks import tissue_fractions
 from ldm.training import callbacks, presets, records, runs
 from ldm.training import settings as schema
@@ -210,7 +211,7 @@ def slices(start_step=0, training=True):
         batches = tf.data.Dataset.from_tensor_slices(arrays).repeat().batch(4, drop_remainder=True).skip(start_step)
     else:
         batches = tf.data.Dataset.from_tensor_slices(arrays | {"number": np.arange(20, dtype="int32") // 8}).batch(8)
-    return batches.with_options(order.untuned())
+    return batches.with_options(untuned())
 
 
 def fit(run, settings=STAGE, watchers=()):

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 import modules
-from ldm.data import order
+from ldm.batches import untuned
 from ldm.nets.networks import Discriminator
 from ldm.training.adversary import AdversarialTraining
 from ldm.training.optimizers import FusedAdamW
@@ -46,7 +46,7 @@ def dataset_of(count, batch_size, **options):
     """Batches of one static size, or, where the count is not divisible, a smaller last one."""
     batches = tf.data.Dataset.from_tensor_slices(batch_of(count, **options))
     batches = batches.batch(batch_size, drop_remainder=count % batch_size == 0)
-    return batches.with_options(order.untuned())
+    return batches.with_options(untuned())
 
 
 def make_vqvae(**options):

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from ldm.batches import evenly
+from ldm.batches import evenly, untuned
 from ldm.later import tensorflow as tf
 
 
@@ -47,14 +47,3 @@ def in_order(batches: "tf.data.Dataset") -> "tf.data.Dataset":
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def untuned() -> "tf.data.Options":
-    """Without the thread that tunes a pipeline as it runs: as many calls at once as there are cores.
-
-    That thread sleeps for up to a minute between two looks, and at times misses that it is to end (seen in TensorFlow
-    2.21): whoever lets go of a dataset, at the end of a training or on Ctrl-C, then waits until it wakes.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return options

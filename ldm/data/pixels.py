@@ -14,7 +14,8 @@ from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data import archive, centring, order
+from ldm.batches import untuned
+from ldm.data import archive, centring
 from ldm.later import tensorflow as tf
 
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
@@ -244,7 +245,7 @@ def read(source, rows: "tf.data.Dataset", size: int, batch_size: int) -> "tf.dat
         return centring.moved(image, shift) if source.center else image
 
     slices = rows.map(fetch_op, num_parallel_calls=2).unbatch()
-    return slices.map(see, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).with_options(order.untuned())
+    return slices.map(see, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).with_options(untuned())
 
 
 def decoded(source, split: str, size: int, budget: int) -> np.ndarray | None:

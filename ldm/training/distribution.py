@@ -12,6 +12,7 @@ from pathlib import Path
 
 from einops import rearrange
 
+from ldm.batches import untuned
 from ldm.later import keras
 from ldm.later import tensorflow as tf
 
@@ -28,6 +29,7 @@ def make_strategy(replicas=None):
     Raises:
         ValueError: if more GPUs are asked for than there are, or CPU devices were set up before with another number.
     """
+    _let_go_of_streams()
     if machines()[0]:
         return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
@@ -38,6 +40,19 @@ def make_strategy(replicas=None):
             )
         return _mirrored(tuple(gpu.name for gpu in gpus[:replicas]))
     return _mirrored(tuple(cpu.name for cpu in _logical_cpus(replicas or 1)))
+
+
+@functools.cache
+def _let_go_of_streams():
+    """Leave out the thread that tunes the streams which a strategy makes for its devices: see `batches.untuned`.
+
+    They take no options from the dataset they are made of, so that every `fit` ended with up to a minute of waiting.
+    """
+    from tensorflow.python.data.ops import multi_device_iterator_ops as streams
+
+    made = getattr(streams, "_create_device_dataset", None)  # no part of TensorFlow's public names
+    if made:
+        streams._create_device_dataset = lambda *options: made(*options).with_options(untuned())
 
 
 def machines():
