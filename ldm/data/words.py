@@ -23,9 +23,10 @@ LONI = re.compile(r"([A-Za-z]+_[A-Za-z0-9]+)_(?:MR|PT)_.*_\d{14,}_S\d+_I\d+")  #
 HASH = re.compile(
     r"(?=.*\d)[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=.*\d)(?=.*[a-f])[0-9a-f]{16,}", re.IGNORECASE
 )
-DATE = re.compile(  # and perhaps the time of day
-    r"(?<!\d)(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])"
-    r"(?:[-_T]\d\d([-_.:])\d\d\2\d\d(?:\.\d+)?)?(?!\d)"
+DAY = r"(?<!\d)(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])"
+DATE = re.compile(DAY + r"(?:[-_T ]\d\d([-_.:])\d\d\2\d\d(?:\.\d+)?)?(?!\d)")  # and perhaps the time of day
+MOMENT = re.compile(  # alone in a name, but for words and a `(2)`: a screenshot, a photograph
+    r"\D*" + DAY + r"\D{1,4}(?:[01]\d|2[0-3])([-_.:]?)[0-5]\d\2[0-5]\d(?:\.\d+|-\d{3})?(?:\D*|[^\d(]*\(\d+\))",
 )
 NUMBERED = re.compile(r"(.*[_\- ])([0-9]{1,9})", re.DOTALL)
 PARTS = re.compile(r"([a-z]*)(\d*)([a-z0-9]*)")  # of a token: a word, a number, and what comes after it
@@ -105,6 +106,8 @@ def read(stem: str, sliced: bool = True) -> Words:
     """
     if sliced and HASH.fullmatch(stem):  # a number that somebody has drawn by lot
         return Words()
+    if sliced and MOMENT.fullmatch(stem):  # says when it was made, and nobody
+        return Words(scan=stem)
     numbered = NUMBERED.fullmatch(stem) if sliced else None
     stack = _read_stack(numbered[1], len(numbered[2])) if numbered else None
     return stack._replace(z=int(numbered[2])) if stack else _Reader(stem, sliced).words()
