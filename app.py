@@ -48,7 +48,7 @@ def main(argv=None):
 def do(argv):
     """Open the page, until it is interrupted."""
     flags = parser().parse_args(argv)
-    run = runs.folder(flags.run) if flags.run else runs.newest("diffusion")
+    run = runs.folder(flags.run) if flags.run is not None else runs.newest("diffusion")
     runs.refuse_no_run(run)
     runs.refuse_missing(run / "diffusion.keras")
     records.refuse_damaged(run, "autoencoder", "diffusion")

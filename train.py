@@ -86,7 +86,7 @@ def resolve(flags):
         )
     settings = planned_by_minutes(run, settings, given, todo)
     trained = next((stage for stage in todo if stage in schema.TRAINED), None)
-    if given.get("init_from") and not (runs.folder(flags.init_from) / f"{trained}.keras").exists():
+    if "init_from" in given and not (runs.folder(flags.init_from, "--init-from") / f"{trained}.keras").exists():
         raise runs.RunError(f"--init-from {flags.init_from}: no run of that name has a trained {trained} stage")
     for stage in runs.STAGES:
         records.refuse_change(run, stage, settings)
@@ -101,7 +101,7 @@ def folder_of(flags):
         RunError: if that one is named.
     """
     named_by_data = Path(flags.data[0]).name.split(".")[0] if flags.data else None
-    run = runs.folder(flags.run or named_by_data or flags.preset or "phantom")
+    run = runs.folder(named_by_data or flags.preset or "phantom" if flags.run is None else flags.run)
     if (run / "shipped.json").exists():
         if flags.run:
             raise runs.RunError(f"{run} comes with this repository: give another --run, or remove {run}/shipped.json")

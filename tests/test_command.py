@@ -234,7 +234,7 @@ def test_tensorflows_chatter_is_kept_back_and_nothing_else(capfd):
 
 
 @pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main, app.main])
-@pytest.mark.parametrize("name", ["..", ".", "x" * 300, "\udcff", "a\nb"])
+@pytest.mark.parametrize("name", ["", "..", ".", "x" * 300, "\udcff", "a\nb"])
 def test_every_command_refuses_a_run_without_a_folder_of_its_own(main, name, capsys):
     assert main(["--run", name]) == 2
     said = capsys.readouterr().err

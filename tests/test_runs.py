@@ -60,10 +60,12 @@ def test_a_run_is_a_name_under_checkpoint_or_a_path(tmp_path):
     assert runs.folder(str(tmp_path / "first")) == tmp_path / "first"
 
 
-@pytest.mark.parametrize("name", [".", "..", "/", "../", "a/..", "x" * 300, "ä" * 150, "here/" + "x" * 300])
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "../", "a/..", "x" * 300, "ä" * 150, "here/" + "x" * 300])
 def test_a_name_that_no_folder_of_its_own_can_have_is_refused(name):
     with pytest.raises(runs.RunError, match="--run"):
         runs.folder(name)
+    with pytest.raises(runs.RunError, match="^--init-from"):
+        runs.folder(name, "--init-from")
     assert runs.folder("x" * 200) and runs.folder("../a/..b") and runs.folder("ä" * 100)
 
 

@@ -53,8 +53,12 @@ class RunError(ValueError):
     """A user's mistake about a run: one sentence that says the way out."""
 
 
-def folder(name):
+def folder(name, flag="--run"):
     """The folder of a run, given its name under `checkpoint/` or a path.
+
+    Args:
+        name: as it was given.
+        flag: with which, for messages.
 
     Raises:
         RunError: for a name that no folder of its own can have.
@@ -62,11 +66,11 @@ def folder(name):
     path = Path(name) if os.sep in str(name) else ROOT / name
     last = Path(name).name  # "" of "." and of "/"
     if last in ("", ".."):
-        raise RunError(f"--run {name} names no folder of its own: give the run a name")
+        raise RunError(f"{flag} {str(name) or repr(name)} names no folder of its own: give the run a name")
     if not str(name).isprintable() or any("\ud800" <= letter <= "\udfff" for letter in str(name)):
-        raise RunError(f"--run {str(name)!r} has characters that cannot be printed: give another name")
+        raise RunError(f"{flag} {str(name)!r} has characters that cannot be printed: give another name")
     if len(os.fsencode(last)) > LONGEST_NAME:
-        raise RunError(f"--run {last[:20]}... is longer than {LONGEST_NAME} bytes: give a shorter name")
+        raise RunError(f"{flag} {last[:20]}... is longer than {LONGEST_NAME} bytes: give a shorter name")
     return path
 
 
