@@ -291,12 +291,12 @@ def anomaly(run, wanted, sampling, real, pictures, start):
 
 def inpaint(run, wanted, sampling, real, pictures, box, resample):
     """A part of real slices drawn anew, to fit the rest."""
-    generator, images, known = given_real(run, wanted, real)
-    size, path = images.shape[1], pictures.out / "inpaint.png"
+    size, path = records.of(run, "diffusion")["settings"]["image_size"], pictures.out / "inpaint.png"
     box = box or (size * 3 // 8, size * 3 // 8, size // 4, size // 4)
     (top, left, tall, wide), named = box, f"--box {' '.join(map(str, box))}"
     if min(top, left) < 0 or min(tall, wide) < 1 or max(top + tall, left + wide) > size:
         raise runs.RunError(f"{named} does not lie within {size}x{size} pixels")
+    generator, images, known = given_real(run, wanted, real)
     area = np.zeros((1, size, size, 1), "float32")
     area[:, top : top + tall, left : left + wide] = 1.0
     mask = generator.touched(area)
@@ -426,7 +426,7 @@ def do(argv):
     """Do what the words say; returns the exit status."""
     name, values = predict_flags.parse(argv)
     stage, work = predict_flags.TASKS[name].stage, WORK[name]
-    run = runs.folder(values["run"]) if values["run"] else runs.newest(stage)
+    run = runs.folder(values["run"]) if values["run"] is not None else runs.newest(stage)
     files.check_folder(values["out"].parent if name == "archive" else values["out"])
     asked = predict_flags.arguments(work, values)
     runs.refuse_no_run(run)

@@ -396,6 +396,14 @@ def test_a_box_must_lie_where_the_model_draws(home, tmp_path, box, said, capsys)
     assert said in refusal(line.split(), capsys)
 
 
+def test_a_box_outside_is_refused_before_slices_are_read_or_drawn(home, tmp_path, monkeypatch, capsys):
+    """`--box 0 0 0 0` of the run that comes along cost a minute in which its data was drawn."""
+    monkeypatch.setattr(predict, "given_real", lambda *_: pytest.fail("slices were read"))
+    for box in ("30 0 4 4", "0 0 0 0", "-1 0 4 4"):
+        line = f"inpaint --run {home / 'vqvae'} --out {tmp_path} --split train --count 1 --steps 1 --box {box}"
+        assert f"--box {box} does not lie within 32x32" in refusal(line.split(), capsys)
+
+
 @pytest.mark.parametrize("task", [pytest.param("denoise", marks=pytest.mark.slow), "anomaly"])
 def test_real_slices_are_shown_beside_what_is_made_of_them(task, home, tmp_path, monkeypatch, latent):
     found = captured(monkeypatch)
