@@ -79,6 +79,9 @@ def check(flags):
     for name in flags.sections or ():
         if name not in ORDER:
             raise runs.RunError(f"--sections {name}: there are {', '.join(ORDER)}")
+    for flag, value in (("--fail-above", flags.fail_above), ("--sections", flags.sections)) if flags.quiz else ():
+        if value is not None:
+            raise runs.RunError(f"{flag} is about a report, which --quiz does not write: leave one of them out")
     if flags.samples and not flags.out:
         raise runs.RunError("--samples: give --out FOLDER too, for a report beside the run's own")
     for name in (flags.sections or ()) if flags.samples else ():
@@ -99,7 +102,7 @@ def work(flags):
     """Do what the flags say; returns the exit status."""
     check(flags)
     began = time.time()
-    run = runs.folder(flags.run) if flags.run else runs.newest("diffusion", "autoencoder")
+    run = runs.folder(flags.run) if flags.run is not None else runs.newest("diffusion", "autoencoder")
     out = Path(flags.out) if flags.out else run
     files.check_folder(out)
     records.all_of(run)  # refuses what is no run before TensorFlow is imported, which takes seconds,
@@ -346,7 +349,7 @@ def score(flags):
     if flags.sheet:
         path = Path(flags.sheet)
     else:
-        path = (runs.folder(flags.run) if flags.run else runs.newest("diffusion")) / "quiz_sheet.json"
+        path = (runs.folder(flags.run) if flags.run is not None else runs.newest("diffusion")) / "quiz_sheet.json"
     sheet = runs.load_json(path)
     if sheet is None or shapes.problems(sheet, quiz.SHEET, "it"):
         raise runs.RunError(

@@ -441,6 +441,8 @@ def test_exit_status_3_means_more_copies_than_allowed(rate, limit, status):
         (["--seed", "-1"], "--seed"),
         (["--seed", str(runs.LAST_SEED + 1)], "--seed must be at most"),
         (["--fail-above", "1.5"], "--fail-above"),
+        (["--fail-above", "0.1", "--quiz"], "--fail-above is about a report, which --quiz does not write"),
+        (["--sections", "copies", "--quiz"], "--sections is about a report"),
         (["--sections", "copies", "beauty"], "--sections beauty: there are reconstruction, samples, "),
         (["--sections", "leaks", "--fail-above", "0.1"], "--fail-above needs copies among the --sections"),
         (["--run", "nowhere"], "checkpoint/nowhere is no run: train one with `python train.py --run nowhere`"),
