@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from ldm.data import table
+from ldm.data import people, table
+from ldm.data.archive import DataError
+from ldm.data.names import Listing, Row
 
 
 def test_the_unknown_is_left_out_however_it_is_written():
@@ -67,3 +69,34 @@ def test_categories_are_numbered_by_name_whoever_has_them():
     assert [table.encode(value, about) for value in about["values"]] == [0.0, 1.0, 2.0]
     with pytest.raises(ValueError, match="X is none of F, M, other"):
         table.encode("X", about)
+
+
+class _Store:
+    path = "a.zip"
+
+    def __init__(self, **tables):
+        self.tables = {f"{folder}/labels.csv": text.encode() for folder, text in tables.items()}
+        self.names = ["p.png", *self.tables]
+
+    def read(self, name):
+        return self.tables[name]
+
+
+def test_the_table_in_an_archive_that_knows_nobody_says_nothing():
+    somebody = _Store(a="case,label\n7,AD\n1,NC\n")
+    assert table.find(somebody, None, {"sub-01", "sub-02"}) == {"label": {7: "AD", 1: "NC"}}
+    assert table.find(_Store(a="case,label\n7,AD\n"), None, {"sub-01", "sub-02"}) == {}
+    row = Row("p.png", "", "sub-01", "", 0, "")
+    for store, notes in ((somebody, 0), (_Store(), 0), (_Store(a="case,label\n7,AD\n"), 1)):
+        listing = Listing("flat", [row])
+        labels, _ = people.with_table(listing, store, None, "a.zip")
+        assert (len(listing.notes), labels) == (notes, ("AD", "NC") if store is somebody else ())
+    assert listing.notes == ["labels.csv in there names nobody of this data, and is not used"]
+
+
+def test_two_tables_in_an_archive_are_refused_unless_one_is_named(tmp_path):
+    two = _Store(a="case,label\n1,AD\n", b="case,label\n2,NC\n")
+    with pytest.raises(DataError, match=r"'a/labels\.csv' and 'b/labels\.csv': name the one that counts"):
+        table.find(two, None, {"1", "2"})
+    (tmp_path / "t.csv").write_text("case,label\n2,NC\n")
+    assert table.find(two, tmp_path / "t.csv", {"1", "2"}) == {"label": {2: "NC"}}

@@ -84,6 +84,8 @@ def with_table(listing, store, path, shown: str, missing=()) -> tuple[tuple[str,
         DataError: for labels by folder and by a named table, or scans of one person that disagree.
     """
     columns = table.find(store, path, {row.person for row in listing.rows}, missing)
+    if not columns and path is None and any(map(archive.is_table, getattr(store, "names", ()))):
+        listing.notes.append("labels.csv in there names nobody of this data, and is not used")
     if "person" in columns:
         link(listing, columns.pop("slice", {}), path or "labels.csv")
     labels = {row.label for row in listing.rows} - {""}

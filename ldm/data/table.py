@@ -173,14 +173,19 @@ def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
         missing: as in `read`.
 
     Returns:
-        As `read`.
+        As `read`; {} as well where the one in the archive knows none of the people.
 
     Raises:
-        DataError: naming the table that cannot be read, or, if it was named, that knows none of the people.
+        DataError: naming the table that cannot be read, or two in the archive, or a named one that knows nobody.
     """
     inside = [name for name in getattr(store, "names", []) if name.rsplit("/", 1)[-1] == "labels.csv"]
     if path is None and not inside:
         return {}
+    if path is None and len(inside) > 1:
+        raise archive.DataError(
+            f"{store.path} holds two tables of people, {inside[0]!r} and {inside[1]!r}: name the one that counts with "
+            "--labels, or keep one."
+        )
     shown = f"{store.path}: {inside[0]!r}" if path is None else f"--labels {path}"
     try:
         data = store.read(inside[0]) if path is None else _start_of(path)
@@ -192,7 +197,9 @@ def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
     except ValueError as error:
         raise archive.DataError(f"{shown} {error}.") from error
     known = {person(name) for name in people}
-    if path is not None and not any(known & set(column) for column in found.values()):
+    if not any(known & set(column) for column in found.values()):
+        if path is None:  # with `--person` people may have other names than there
+            return {}
         some = ", ".join(sorted(people)[:3])
         raise archive.DataError(f"{shown} names nobody of this data, whose cases are called {some}, ...")
     return found
