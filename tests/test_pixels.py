@@ -315,3 +315,18 @@ def test_colour_is_said_and_grey_stored_as_colour_is_none():
         "2 of 2 pictures that were looked at are in colour (such as 'a.png'); their brightness is read"
     ]
     assert said(hot.convert("P")) == said(hot, "JPEG") == said(hot)
+
+
+@pytest.mark.parametrize("kind", ["LA", "RGBA"])
+def test_that_all_pictures_are_transparent_is_said(kind, tmp_path):
+    """What is transparent is black, whatever colours lie below."""
+    pictures = {}
+    for p in range(3):
+        for z in (0, 1):
+            image = Image.fromarray(brain(9 * p + z)).convert(kind)
+            image.putalpha(0)
+            image.save(stored := io.BytesIO(), "PNG")
+            pictures[f"p{p}_{z}.png"] = stored.getvalue()
+    (said,) = open_source(write(tmp_path / "unseen", pictures)).listing.notes
+    assert said.startswith("6 pictures that were looked at are of one grey each")
+    assert not open_source(write(tmp_path / "seen", pictures | {"p1_1.png": encode(brain(0))})).listing.notes

@@ -103,7 +103,9 @@ def notes(entries: list[str], read) -> list[str]:
         try:
             image = Image.open(io.BytesIO(read(entry)))  # its pixels are decoded only where they are asked for
             all_plain = len(plain) == before
-            if all_plain and np.all(np.ptp(np.atleast_2d(image.getextrema()), axis=1) == 0):  # of one band, or of each
+            ranges = np.atleast_2d(image.getextrema()) if all_plain else np.array([[0, 255]])  # of one band, or of each
+            unseen = image.mode[-1] == "A" and ranges[-1, 1] == 0  # transparent throughout
+            if np.all(np.ptp(ranges, axis=1) == 0) or unseen:
                 plain.append(entry)
             elif image.mode in ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"):
                 red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), "int16"), -1, 0)
