@@ -315,16 +315,19 @@ def refuse_absent(paths, flag="--data") -> None:
 
 def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
     """Finds out what kind of data the paths are. Returns the store and what was understood of the names in it."""
-    path, notes = paths[0], []
+    path, notes, beside, dangling = paths[0], [], [], []
     if path.is_dir() and len(paths) == 1:
         store = archive.FolderStore(path)
         found = {name: store.path_of(name) for name in store.names if archive.is_volume(name)}
+        beside, dangling = [name for name in store.names if name not in found], store.dangling
         if not any(map(archive.is_image, store.names)) and all(name.lower().endswith(".dcm") for name in found):
             found, notes = dicom.find(path, [store.path_of(name) for name in store.names])
+            if found:  # names of files may say who a patient is
+                beside, dangling = [], []
         if found and any(map(archive.is_image, store.names)):
             raise DataError(f"--data {path} holds volumes and PNG or JPEG files; put the two into two folders.")
         if not found:
-            return store, names.understand(store.names, shown, person, contrast)
+            return store, names.understand(store.names, shown, person, contrast, dangling=dangling)
     elif not all(archive.is_volume(item.name) for item in paths):
         if len(paths) > 1:
             raise DataError(f"--data takes one zip or folder, or several volumes, but not a mixture: {shown}.")
@@ -334,7 +337,7 @@ def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
         return store, names.understand(store.names, shown, person, contrast)
     else:
         found = volumes.name_files(paths)
-    listing = names.understand(list(found), shown, person, contrast, volumes=True)
+    listing = names.understand([*found, *beside], shown, person, contrast, volumes=True, dangling=dangling)
     store = volumes.VolumeStore({row.entry: found[row.entry] for row in listing.rows}, axis)
     listing.notes += notes + store.notes
     of_volume = {row.entry: row for row in listing.rows}
@@ -558,9 +561,7 @@ def _parser() -> argparse.ArgumentParser:
     who.add_argument("--out", default="people.csv", help="table to write, for --labels (default: %(default)s)")
     for command_ in (describe, who):
         command_.add_argument("--seed", type=int, default=0, help="of splits that are carved (default: %(default)s)")
-        command_.add_argument(
-            "--axis", type=int, default=2, choices=(0, 1, 2), help="of volumes: 0 sagittal, 1 coronal, 2 axial"
-        )
+        command_.add_argument("--axis", type=int, default=2, choices=(0, 1, 2), help="0 sagittal, 1 coronal, 2 axial")
         command_.add_argument("--labels", help="table of people, with the columns case, label, person, ...")
         command_.add_argument("--person", help="'each', or a regular expression with the group (?P<person>...)")
         command_.add_argument("--missing", nargs="+", help="texts that mean unknown in the table, such as -4")

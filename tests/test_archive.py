@@ -91,6 +91,13 @@ def test_truncated_jpeg_is_named(tmp_path):
     refuse(write(tmp_path / "a", entries), "2_1.jpg", "truncated")
 
 
+def test_a_jpeg_for_printers_is_named_before_anything_is_decoded(tmp_path):
+    entries = {f"{case}_{z}.jpg": encode(brain(9, 64), "JPEG") for case in range(4) for z in range(2)}
+    file = io.BytesIO()
+    Image.fromarray(brain(9, 64)).convert("CMYK").save(file, "JPEG")
+    refuse(write(tmp_path / "a", entries | {"2_1.jpg": file.getvalue()}), "2_1.jpg", "CMYK", "save it in grey")
+
+
 def test_damaged_zip(tmp_path, course):
     data = course.read_bytes()
     broken = tmp_path / "broken.zip"
@@ -174,6 +181,30 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path):
     (folder / "inner" / "back").symlink_to(folder)
     (folder / "aside").symlink_to(other)
     assert sorted(open_source(folder).entries) == [*entries, "aside/9_0.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a privilege there")
+def test_a_link_that_leads_nowhere_is_said(tmp_path):
+    """As git-annex and DataLad keep what was not fetched: who is only behind such links is left out, and said to be."""
+    folder = write(tmp_path / "a", {f"{p}_{z}.png": encode(brain(0)) for p in range(1, 5) for z in (0, 1)})
+    for name in ("9_0.png", "9_1.png", "README"):
+        (folder / name).symlink_to(".git/annex/objects/gone")
+    source = open_source(folder)
+    assert len(source.entries) == 8
+    reason = "links that lead nowhere (to fetch, as by `datalad get`)"
+    assert source.listing.left_out == [(reason, ["9_0.png", "9_1.png"])]
+    for name in source.entries:
+        (folder / name).unlink()
+    refuse(folder, "'9_0.png'", "lead nowhere", "datalad get")
+
+
+@pytest.mark.parametrize("place", ["a.zip", "folder"])
+def test_names_do_not_command_the_terminal(tmp_path, place, capsys):
+    entries = {f"p\x1b[31m{p}\n_{z}.png": encode(brain(0)) for p in range(1, 5) for z in (0, 1)}
+    path = write(tmp_path / place, entries)
+    assert set(open_source(path).case_names.values()) == {rf"p\x1b[31m{p}\x0a" for p in range(1, 5)}
+    assert dataset.main(["describe", str(path)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_a_table_declares_its_size(tmp_path):

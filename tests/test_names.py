@@ -513,6 +513,34 @@ def test_files_of_types_that_are_not_read_are_said():
     ]
 
 
+def test_archives_beside_pictures_are_said():
+    found = [f"p{p}_{z}.png" for p in PEOPLE for z in (80, 81)]
+    assert names.understand([*found, "more.zip", "rest.tar.gz"], "here").left_out == [
+        ("of a type that is not read", ["more.zip", "rest.tar.gz"])
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Screenshot 2024-03-{d:02d} at 10.{i:02d}.{j:02d}.png",
+        "Screenshot 2024-03-{d:02d} at 10.{i:02d}.{j:02d} (2).png",
+        "Screenshot from 2024-03-{d:02d} 10-{i:02d}-{j:02d}.png",
+        "Screenshot_202403{d:02d}-10{i:02d}{j:02d}.png",
+        "WhatsApp Image 2024-03-{d:02d} at 10.{i:02d}.{j:02d} PM.jpeg",
+        "2024-03-{d:02d}T10:{i:02d}:{j:02d}.png",
+        "202403{d:02d}_10{i:02d}{j:02d}.jpg",
+    ],
+)
+def test_a_moment_is_nobody(name):
+    """A screenshot says when it was made: neither its day nor its hour and minute is somebody."""
+    found = [name.format(d=1 + i % 7, i=i, j=3 * i) for i in range(20)]
+    with pytest.raises(DataError, match="do not say whose picture"):
+        names.understand(found, "here")
+    inside = [f"patient_{i % 5:03d}/{one}" for i, one in enumerate(found)]
+    assert len({row.person for row in names.understand(inside, "here").rows}) == 5
+
+
 def test_dev_is_a_validation_split(tmp_path):
     image = encode(brain(0))
     people = {"train": (1, 2), "dev": (3,), "test": (4,)}

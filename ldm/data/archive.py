@@ -73,6 +73,11 @@ def is_table(name: str) -> bool:
     return name.rsplit("/", 1)[-1] == "labels.csv"
 
 
+def _printable(name: str) -> str:
+    """A name whose line ends, and other commands to a terminal, are written out, as \\x1b."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name)
+
+
 def _limit(name: str) -> float:
     """The most bytes that an entry may have."""
     return MAX_TABLE_BYTES if is_table(name) else MAX_ENTRY_BYTES if is_image(name) else float("inf")
@@ -108,7 +113,7 @@ class ZipStore:
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}).") from error
         # Of two entries with one name the later one counts, as it does for unzip.
-        by_name = {info.filename.replace("\\", "/"): info for info in infos}
+        by_name = {_printable(info.filename.replace("\\", "/")): info for info in infos}
         self.names, infos = list(by_name), list(by_name.values())
         self._check(infos)
         # Plain columns instead of 200,000 ZipInfo objects: a tenth of the memory.
@@ -194,12 +199,13 @@ class FolderStore:
     Attributes:
         path: the folder.
         names: every file's name; bytes that are not UTF-8 as \\xff, so that any name can be printed and written down.
+        dangling: names of links that lead nowhere, as git-annex and DataLad keep what was not fetched.
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.dangling = path, []
         found = self._sizes()
-        self._files = {os.fsencode(name).decode("utf-8", "backslashreplace"): name for name in found}
+        self._files = {self._spelt(name): name for name in found}
         sizes = {name: found[file] for name, file in self._files.items()}
         self.names = sorted(sizes)
         for name in self.names:
@@ -208,6 +214,10 @@ class FolderStore:
                     f"{path / name} holds {sizes[name]:,} bytes, which is no {_kind(name)} (limit {_limit(name):,}); "
                     "remove it from the folder."
                 )
+
+    @staticmethod
+    def _spelt(name: str) -> str:
+        return _printable(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
     def _sizes(self) -> dict[str, int]:
         """File -> bytes. A folder is entered once, so that a link back to one above it is not followed."""
@@ -226,8 +236,10 @@ class FolderStore:
                     name = below + item.name
                     if item.is_dir():
                         pending.insert(0 if item.is_symlink() else len(pending), name + "/")  # links come last
-                    elif item.is_file():  # a dangling link is neither
+                    elif item.is_file():
                         sizes[name] = item.stat().st_size
+                    elif item.is_symlink():
+                        self.dangling.append(self._spelt(name))
             except OSError as error:
                 raise DataError(f"{self.path / below} cannot be read ({error.strerror}).") from error
         return sizes
@@ -334,6 +346,8 @@ def _probe_jpeg(data: bytes) -> int:
             height, width = struct.unpack_from(">HH", data, place + 3)
             channels = data[place + 7] if place + 7 < len(data) else 1
             _check_side(width, height, channels)
+            if channels == 4:  # no decoder here turns these into grey
+                raise ValueError("is a JPEG in the colours of printers (CMYK); save it in grey,")
             framed = True
             if marker in (0xC2, 0xCA):  # progressive
                 missing = {name: set(range(64)) for name in data[place + 8 : place + 8 + 3 * channels : 3]}

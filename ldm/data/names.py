@@ -32,7 +32,10 @@ MADE = re.compile(  # endings of other pictures of the same head
     re.IGNORECASE | re.DOTALL,
 )
 SIDES = {64, 96, 112, 128, 160, 192, 224, 240, 256, 299, 320, 384, 448, 512, 1024}  # that pictures often have
-UNREAD = tuple(".tif .tiff .bmp .gif .webp .jp2 .npy .npz .mat .h5 .mha .mhd .nrrd .mnc .nii .nii.gz".split())
+UNREAD = tuple(
+    ".tif .tiff .bmp .gif .webp .jp2 .npy .npz .mat .h5 .mha .mhd .nrrd .mnc .nii .nii.gz .zip .tar .tar.gz .tgz .7z "
+    ".rar".split()
+)
 OFFER = (
     "give each person a folder with a number (`patient_001/`), say `--person REGEX` (a regular expression with the "
     "group (?P<person>...), and (?P<slice>...) if there is one) or `--person each` to take every slice for itself"
@@ -84,7 +87,12 @@ class _Name(NamedTuple):
 
 
 def understand(
-    names: list[str], shown: str, person: str | None = None, contrast: str | None = None, volumes: bool = False
+    names: list[str],
+    shown: str,
+    person: str | None = None,
+    contrast: str | None = None,
+    volumes: bool = False,
+    dangling: list[str] | tuple[str, ...] = (),
 ) -> Listing:
     """Says who is in a zip, a folder or a list of volumes, from the names alone.
 
@@ -95,15 +103,18 @@ def understand(
             its groups person, scan, slice and label say what they are called.
         contrast: the one to use of several ("t1", "t2", "flair", ...); without it T1, if there is one.
         volumes: whether it is about volumes, not pictures.
+        dangling: of links that lead nowhere.
 
     Raises:
         DataError: one sentence, if the names cannot be meant or nobody can be told apart.
     """
+    dangling = sorted(name for name in dangling if archive.is_image(name) or archive.is_volume(name))
     listing, read, course = _read_all(names, shown, volumes)
     masks = [name for name in read if name.folder.mask or (name.said.mask and not course)]
     read = [name for name in read if not (name.folder.mask or (name.said.mask and not course))]
     if not read:
-        _refuse_nothing(shown, names, masks)
+        _refuse_nothing(shown, names, masks, dangling)
+    listing.leave_out("links that lead nowhere (to fetch, as by `datalad get`)", dangling)
     read = _with_channels(read, volumes)
     read = _one_contrast(listing, read, contrast, shown)
     if person is not None:
@@ -143,13 +154,15 @@ def _read_all(names: list[str], shown: str, volumes: bool) -> tuple[Listing, lis
     listing, called = Listing("volumes" if volumes else "flat", []), {}
     if volumes:
         _refuse_twins(sorted(found), shown)
-        called, others, templates = freesurfer.one_of_each(found)
-        listing.leave_out("beside the volume of a FreeSurfer folder that is used", others)
+        called, more, templates = freesurfer.one_of_each(found)
+        listing.leave_out("beside the volume of a FreeSurfer folder that is used", more)
         listing.leave_out("a template of FreeSurfer's", templates)
-        found = list(filter({*found}.difference(others, templates).__contains__, found))
-    listing.leave_out(
-        "of a type that is not read", sorted(name for name in {*names} - {*found} if name.lower().endswith(UNREAD))
-    )
+        found = list(filter({*found}.difference(more, templates).__contains__, found))
+    others = sorted({*names} - {*found})
+    listing.leave_out("of a type that is not read", [name for name in others if name.lower().endswith(UNREAD)])
+    headers = {_stem(name) for name in found if name.lower().endswith(".hdr")}
+    lost = [name for name in others if volumes and name.lower().endswith(".img") and _stem(name) not in headers]
+    listing.leave_out("without the .hdr that belongs to it", lost)
     paths: dict[str, folders.Folder] = {}
     course = not volumes and any(map(folders.OASIS_FOLDER.search, {name.rpartition("/")[0] for name in found}))
     if course:
@@ -270,7 +283,7 @@ def _with_channels(read: list[_Name], volumes: bool) -> list[_Name]:
     return [name._replace(said=each) for name, each in zip(read, said, strict=True)]
 
 
-def _refuse_nothing(shown: str, names: list[str], masks: list[_Name]):
+def _refuse_nothing(shown: str, names: list[str], masks: list[_Name], dangling: list[str]):
     if masks:
         raise archive.DataError(
             f"--data {shown} holds segmentation masks only (such as {masks[0].entry!r}); point --data at the archive "
@@ -278,7 +291,9 @@ def _refuse_nothing(shown: str, names: list[str], masks: list[_Name]):
         )
     hint = "expected are PNG or JPEG files, or a folder of volumes (NIfTI, MGZ, Analyze, DICOM)"
     inner = next((name for name in names if name.lower().endswith((".zip", *archive.VOLUME_SUFFIXES))), None)
-    if inner:
+    if dangling:
+        hint = f"{dangling[0]!r} and the like are links that lead nowhere: fetch them, as by `datalad get`"
+    elif inner:
         hint = f"point --data at {inner!r} inside it (unpacked, where it lies in a zip)"
     raise archive.DataError(f"--data {shown} holds no brain slices; {hint}.")
 
