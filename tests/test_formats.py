@@ -143,6 +143,37 @@ def test_dicom_without_a_geometry_is_refused(tmp_path, head, tag):
     refuse(tmp_path / "a", "says no size of its pixels, or no directions of its rows and columns")
 
 
+def test_dicom_without_a_patient_is_said(tmp_path, head):
+    """Whoever is called nothing, or blanks, is not one person; two scans of one may then be two people."""
+    for place, patient in (("a", ""), ("b", "  "), ("c", None), ("d", "X1"), ("e", "X2")):
+        slices_of(tmp_path / "all" / place, head.get_fdata(), head.affine, patient)
+    source = dataset.open_source(tmp_path / "all")
+    assert len(source.case_names) == 5
+    (said,) = [note for note in source.listing.notes if "PatientID" in note]
+    assert said.startswith("3 DICOM series say no PatientID, and each counts as somebody else")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scale_beyond_all_numbers_costs_no_warning(tmp_path, head):
+    nibabel.save(nibabel.Nifti1Image(head.get_fdata().astype(np.int16), head.affine), tmp_path / "a.nii")
+    data = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii").write_bytes(data[:112] + np.array([3e38, 0], "<f4").tobytes() + data[120:])
+    refuse(tmp_path / "a.nii", "a.nii is black")
+
+
+def test_what_is_beside_volumes_is_said(tmp_path, head):
+    """An .img without its header is somebody who is missing; so is who comes in a format that is not read."""
+    for p in (1, 2, 3):
+        nibabel.save(nibabel.Nifti1Pair(head.get_fdata().astype(np.float32), head.affine), tmp_path / f"sub-{p}.img")
+    (tmp_path / "sub-3.hdr").unlink()
+    (tmp_path / "sub-4.nrrd").write_bytes(b"NRRD0004")
+    (tmp_path / "notes.txt").write_text("")
+    assert dataset.open_source(tmp_path).listing.left_out == [
+        ("of a type that is not read", ["sub-4.nrrd"]),
+        ("without the .hdr that belongs to it", ["sub-3.img"]),
+    ]
+
+
 def test_the_shape_of_a_damaged_mgz_is_said_in_plain_numbers(tmp_path):
     nibabel.save(nibabel.MGHImage(np.zeros((4, 4, 4), np.float32), np.eye(4)), tmp_path / "a.mgh")
     data = (tmp_path / "a.mgh").read_bytes()

@@ -135,6 +135,11 @@ def find(folder: Path, files: list[Path]) -> tuple[dict[str, Series], list[str]]
         nobody = len({key[0] for key in series} - {key[0] for key in stacks})
         lost = f"; of {nobody} people there is nothing else" if nobody else ""
         notes = [f"{short} DICOM series of fewer than {LEAST} slices are left out{lost}"]
+    if unnamed := sum(not key[5] for key in stacks):
+        notes.append(
+            f"{unnamed} DICOM series say no PatientID, and each counts as somebody else, so that one person may be in "
+            "two splits"
+        )
     shared = _shared_folders({key: slices[0][1].relative_to(folder).parts[:-1] for key, slices in stacks.items()})
     counted, volumes = collections.Counter(), {}
     for key, slices in sorted(stacks.items(), key=lambda item: item[1][0][1]):
@@ -155,14 +160,15 @@ def _read_about(path: Path):
             orientation = tuple(round(float(value), 3) for value in about.get("ImageOrientationPatient") or ())
             position = [float(value) for value in about.get("ImagePositionPatient") or ()]
             shape = int(about.get("Rows") or 0), int(about.get("Columns") or 0)
-            patient = _number(str(about.get("PatientID") or about.get("SeriesInstanceUID", "")))
+            named = str(about.get("PatientID") or "").strip()
+            patient = _number(named or str(about.get("SeriesInstanceUID", "")))
     except Exception as error:
         raise archive.DataError(f"{path} is a damaged DICOM file ({_short(error)}); fetch it again.") from error
     if len(orientation) != 6 or len(position) != 3 or not all(shape):
         return None
     place = float(np.cross(orientation[:3], orientation[3:]) @ position)
     described = str(about.get("SeriesDescription", ""))
-    key = (patient, str(about.get("SeriesInstanceUID", "")), described, orientation, shape)
+    key = (patient, str(about.get("SeriesInstanceUID", "")), described, orientation, shape, bool(named))
     return key, str(about.get("SOPInstanceUID", path.name)), place
 
 

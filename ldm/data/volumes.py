@@ -180,6 +180,7 @@ def voxel_of(z, voxel, axis: int) -> list[float]:
     return voxel
 
 
+@np.errstate(all="ignore")  # nibabel reckons with whatever a header holds; what is wrong with it is said here
 def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str], most: int) -> np.ndarray:
     """Reads a volume as (slices, H, W) uint8; see `VolumeStore` for orientation and grey levels.
 
