@@ -70,10 +70,16 @@ def test_a_name_that_no_folder_of_its_own_can_have_is_refused(name):
 
 
 CLUSTER = '{"cluster": {"worker": ["a:1"]}'
+FIRST = '"task": {"type": "worker", "index": 0}'
 
 
 @pytest.mark.parametrize(
-    "said", ["[]", "{", "3", '{"cluster": [1]}', *(CLUSTER + rest for rest in ("}", ', "task": 3}', ', "task": {}}'))]
+    "said",
+    [
+        *("[]", "{", "3", '{"cluster": [1]}'),
+        *(f'{{"cluster": {{"worker": {jobs}}}, {FIRST}}}' for jobs in ("5", "[5]", '"a"', "[]", "[null]")),
+        *(CLUSTER + rest for rest in ("}", ', "task": 3}', ', "task": {}}', f", {FIRST.replace('0', '1')}}}")),
+    ],
 )
 def test_tf_config_that_says_nothing_of_machines_is_one_sentence(said, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", said)

@@ -68,7 +68,8 @@ def machines():
     try:
         config = json.loads(said)
         cluster, task = config.get("cluster", {}), config.get("task", {})
-        if not cluster or task["type"] in cluster and isinstance(task["index"], int):
+        lists = all(isinstance(job, list) and all(isinstance(one, str) for one in job) for job in cluster.values())
+        if not cluster or (lists and task["index"] in range(len(cluster[task["type"]]))):
             return dict(cluster), dict(task)
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
