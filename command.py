@@ -20,12 +20,23 @@ import sys
 import tempfile
 import threading
 
-# What TensorFlow reads when it is imported, which is later.
+# What Keras and TensorFlow read when they are imported, which is later.
+os.environ["KERAS_BACKEND"] = (
+    "tensorflow"  # whatever else is asked for, or stands in ~/.keras: training is TensorFlow's
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if platform.machine() in ("x86_64", "AMD64"):
     # By itself it takes oneDNN's convolutions only where the processor has instructions for neural networks
     # (AVX512-VNNI, AMX, ...). With AVX2 alone they are more than twice as fast as its own, too: docs/speed.md.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+for _number, _name in enumerate(("stdin", "stdout", "stderr")):
+    if (
+        getattr(sys, _name) is None
+    ):  # closed, as by `>&-`: nobody reads what is said, and no other file may take its place
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_RDWR), _number)
+        setattr(sys, _name, open(os.devnull, "w" if _number else "r"))
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MEND = {  # what to do about an error of the system; otherwise: try again

@@ -283,3 +283,27 @@ def test_a_flag_of_the_wrong_kind_is_one_line(main, flags, said, capsys):
         main(flags.split())
     shown = capsys.readouterr().err
     assert end.value.code == 2 and shown.startswith(said) and shown.count("\n") == 1 and "--help" in shown
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes them")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_traceback(closed, tmp_path):
+    script = Path(dataset.__file__)
+    line = f"{sys.executable} {script} describe nowhere.zip {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == ("" if "2>&-" in closed else done.stderr.splitlines()[0] + "\n")
+    line = f"{sys.executable} -c 'import command, sys; print(1); sys.exit(command.run(\"x\", lambda: 0, ()))' {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=script.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("backend", ["torch", "abacus"])
+def test_another_backend_of_keras_is_not_asked_for(backend):
+    """Training is TensorFlow's; who has another one for other work need not take it back."""
+    line = "import command; command.load('x', 'keras'); import keras; print(keras.backend.backend())"
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", line], cwd=Path(dataset.__file__).parent, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "tensorflow\n", done.stderr
