@@ -21,19 +21,16 @@ import tempfile
 import threading
 
 # What Keras and TensorFlow read when they are imported, which is later.
-os.environ["KERAS_BACKEND"] = (
-    "tensorflow"  # whatever else is asked for, or stands in ~/.keras: training is TensorFlow's
-)
+os.environ["KERAS_BACKEND"] = "tensorflow"  # our training is, whatever stands in ~/.keras
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if platform.machine() in ("x86_64", "AMD64"):
     # By itself it takes oneDNN's convolutions only where the processor has instructions for neural networks
     # (AVX512-VNNI, AMX, ...). With AVX2 alone they are more than twice as fast as its own, too: docs/speed.md.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+# Where a stream is closed, as by `>&-`, nobody reads what is said, and no other file may take its number.
 for _number, _name in enumerate(("stdin", "stdout", "stderr")):
-    if (
-        getattr(sys, _name) is None
-    ):  # closed, as by `>&-`: nobody reads what is said, and no other file may take its place
+    if getattr(sys, _name) is None:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_RDWR), _number)
         setattr(sys, _name, open(os.devnull, "w" if _number else "r"))
@@ -53,6 +50,12 @@ MEND = {  # what to do about an error of the system; otherwise: try again
     errno.ELOOP: "its links lead in a circle: mend them, or name another place",
 }
 
+
+OUT_OF_MEMORY = ("MemoryError", "_ArrayMemoryError", "ResourceExhaustedError")  # Python's, NumPy's, TensorFlow's
+NO_MEMORY = (
+    "there is not enough memory: close other programs, or ask for less at a time (a smaller --batch-size in training, "
+    "a smaller --count in drawing)"
+)
 
 # What TensorFlow's C++ says on its way up, whatever level of its log is asked for: that it is there, and that there is
 # no GPU. Warnings and errors stay, but that of a driver that is not installed.
@@ -105,6 +108,10 @@ def run(name, work, mistakes, hint=""):
         said, status = sentence(error), 2
     except KeyboardInterrupt as stop:
         said, status = _stopped(stop, hint)
+    except Exception as error:
+        if type(error).__name__ not in OUT_OF_MEMORY:
+            raise
+        said, status = NO_MEMORY, 2
     print(f"{name}: {said}", file=sys.stderr)
     return status
 

@@ -10,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import app
@@ -66,6 +68,18 @@ def test_a_mistake_is_its_own_sentence(capsys):
 def test_a_fault_of_the_program_stays_a_traceback():
     with pytest.raises(ZeroDivisionError):
         command.run("x.py", lambda: 1 / 0, (Mistake,))
+
+
+def test_too_little_memory_is_one_sentence(capsys):
+    said = "x.py: there is not enough memory: close other programs, or ask for less at a time (a smaller --batch-size"
+    works = (
+        raising(MemoryError()),
+        lambda: np.empty(2**57),
+        raising(tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")),
+    )
+    for work in works:
+        status, found = ended(work, capsys)
+        assert status == 2 and found.startswith(said)
 
 
 KINDS = "ENOSPC EDQUOT EACCES EPERM EROFS EEXIST ENOTDIR EISDIR ENOENT ENAMETOOLONG ELOOP"

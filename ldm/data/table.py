@@ -15,6 +15,7 @@ PERSON_WORD = re.compile(rf"(?:{'|'.join(sorted(words.PERSON))})[-_ ]?(?=\d)", r
 MOST_COLUMNS = 1000
 MIXED = 0.4  # a column with fewer texts than this part of its cells, beside numbers, is meant to be numbers;
 SPOILED = 0.5  # and one with texts in up to this part, if there are digits in them
+LARGEST = 1e18  # no number of a column is larger: float32 holds its square
 
 
 def person(name: str):
@@ -99,9 +100,9 @@ def _check_column(name: str, column: dict) -> None:
     Raises:
         ValueError: naming the cells.
     """
-    texts = {who: value for who, value in column.items() if not np.isfinite(_number(value))}
+    texts = {who: value for who, value in column.items() if not abs(_number(value)) < LARGEST}
     spoiled = any(char.isdigit() for value in texts.values() for char in value)
-    spoiled |= any(map(_is_number, texts.values()))  # infinity
+    spoiled |= any(map(_is_number, texts.values()))  # infinity, 1e300
     few = len(texts) < MIXED * len(column) or (spoiled and len(texts) <= SPOILED * len(column))
     if texts and few and name != "label":
         some = ", ".join(f"{value!r} of case {who}" for who, value in list(texts.items())[:3])
