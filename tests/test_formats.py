@@ -153,6 +153,20 @@ def test_dicom_without_a_patient_is_said(tmp_path, head):
     assert said.startswith("3 DICOM series say no PatientID, and each counts as somebody else")
 
 
+def test_dicom_of_another_modality_is_left_out(tmp_path, head):
+    """Archives of dementia hold CT and PET beside MR."""
+    for place in "abc":
+        slices_of(tmp_path / "all" / place, head.get_fdata(), head.affine, f"X{place}")
+    for place, modality in (("a", "CT"), ("b", "MR")):
+        for path in (tmp_path / "all" / place).iterdir():
+            data = pydicom.dcmread(path)
+            data.Modality = modality
+            data.save_as(path)
+    source = dataset.open_source(tmp_path / "all")
+    assert len(source.case_names) == 2 and "1 DICOM series are no MR (CT), and left out" in source.listing.notes
+    refuse(tmp_path / "all" / "a", "holds DICOM files, but no MR series of")
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_scale_beyond_all_numbers_costs_no_warning(tmp_path, head):
     nibabel.save(nibabel.Nifti1Image(head.get_fdata().astype(np.int16), head.affine), tmp_path / "a.nii")
@@ -184,7 +198,7 @@ def test_the_shape_of_a_damaged_mgz_is_said_in_plain_numbers(tmp_path):
 def test_dicom_that_is_no_volume_is_refused_in_one_sentence(tmp_path, head):
     voxels, affine = head.get_fdata(), head.affine
     slices_of(tmp_path / "few", voxels[:, :, :5], affine)
-    refuse(tmp_path / "few", "no series of 8 slices")
+    refuse(tmp_path / "few", "no MR series of 8 slices")
     slices_of(tmp_path / "gap", voxels, affine, leave_out=(9, 10))
     slices_of(tmp_path / "gap/other", voxels, affine, "somebody else")
     refuse(tmp_path / "gap", "distance to the next slice")

@@ -29,6 +29,7 @@ EVEN = 0.2  # part of the usual distance by which that of two slices may differ;
 DIGITS = 12  # of the number that stands for a PatientID
 TAGS = [
     "PatientID",
+    "Modality",
     "SeriesInstanceUID",
     "SeriesDescription",
     "SOPInstanceUID",
@@ -125,16 +126,21 @@ def find(folder: Path, files: list[Path]) -> tuple[dict[str, Series], list[str]]
         if about is not None:
             key, slice_id, place = about
             series[key].setdefault(slice_id, (place, path))  # the same slice twice counts once
+    others = {key: key[6] for key in series if key[6] not in ("", "MR")}
+    for key in others:
+        del series[key]
     stacks = {key: sorted(slices.values()) for key, slices in series.items() if len(slices) >= LEAST}
     if found and not stacks:
         raise archive.DataError(
-            f"--data {folder} holds DICOM files, but no series of {LEAST} slices or more with one orientation; give "
+            f"--data {folder} holds DICOM files, but no MR series of {LEAST} slices or more with one orientation; give "
             "the folder of whole series, or convert them to NIfTI with dcm2niix."
         )
     if short := len(series) - len(stacks):
         nobody = len({key[0] for key in series} - {key[0] for key in stacks})
         lost = f"; of {nobody} people there is nothing else" if nobody else ""
         notes = [f"{short} DICOM series of fewer than {LEAST} slices are left out{lost}"]
+    if others:
+        notes.append(f"{len(others)} DICOM series are no MR ({', '.join(sorted(set(others.values())))}), and left out")
     if unnamed := sum(not key[5] for key in stacks):
         notes.append(
             f"{unnamed} DICOM series say no PatientID, and each counts as somebody else, so that one person may be in "
@@ -167,8 +173,8 @@ def _read_about(path: Path):
     if len(orientation) != 6 or len(position) != 3 or not all(shape):
         return None
     place = float(np.cross(orientation[:3], orientation[3:]) @ position)
-    described = str(about.get("SeriesDescription", ""))
-    key = (patient, str(about.get("SeriesInstanceUID", "")), described, orientation, shape, bool(named))
+    described, modality = str(about.get("SeriesDescription", "")), str(about.get("Modality") or "")
+    key = (patient, str(about.get("SeriesInstanceUID", "")), described, orientation, shape, bool(named), modality)
     return key, str(about.get("SOPInstanceUID", path.name)), place
 
 
