@@ -14,13 +14,13 @@ ENCODED = 64  # slices of a batch of the latents' stage
 SPLITS = (("train", True), ("validate", False))  # and whether it is for training
 
 
-def planned(stage, run, settings, source, strategy, left):
+def planned(stage, run, settings, source, strategy, budget):
     """The settings of a run, with those of a stage planned to end when the time is up.
 
     Args:
         stage: one of `runs.STAGES`, not begun yet.
         run, settings, source, strategy: as everywhere in `stages`.
-        left: seconds.
+        budget: `planning.Budget`.
 
     Raises:
         RunError: if the time is too short.
@@ -28,6 +28,7 @@ def planned(stage, run, settings, source, strategy, left):
     made_of = {"latents": "autoencoder.keras", "diffusion": "latents/train.npz", "prior": "latents/train.npz"}
     if settings["first_stage"] != "none" and stage in made_of and not (run / made_of[stage]).exists():
         return settings  # the stage itself will say what is missing
+    left = budget.left(stage)
     if left <= 0 and stage != "latents":  # these take a view where there is no time for more
         raise runs.RunError(
             f"--minutes was over before the {stage} stage began, by {-left / 60:.1f} minutes: give more of them, "
@@ -38,7 +39,7 @@ def planned(stage, run, settings, source, strategy, left):
     if stage == "latents":
         plan = {"views": views(run, settings, source, left)}
     else:
-        epochs, steps = trained(stage, run, settings, source, strategy, left)
+        epochs, steps = trained(stage, run, settings, source, strategy, budget)
         plan = {"epochs": epochs, "steps_per_epoch": steps}
     settings = merged(settings, {stage: {**plan, "planned": True}})
     if stage == "autoencoder" and settings["first_stage"] == "vae":  # as `stages.with_found` does
@@ -48,23 +49,23 @@ def planned(stage, run, settings, source, strategy, left):
     return settings
 
 
-def trained(stage, run, settings, source, strategy, left):
+def trained(stage, run, settings, source, strategy, budget):
     """(epochs, steps per epoch) of a stage with a network."""
-    began, group, averaged = time.time(), settings[stage], stage != "autoencoder"
+    group, averaged = settings[stage], stage != "autoencoder"
     counts = {split: len(source.select(split)) for split in ("train", "validate")}
     model, train, validation = subject(stage, run, settings, source, strategy)
     stages.compile_for_training(model, group["learning_rate"], 1000, averaged)
     speed = planning.measure(model, train, validation, group["batch_size"])
     del model
     shown = stages.SHOWN * (stages.SHOWN_CALLS if stage == "diffusion" else 1)
-    # a first stage encodes training slices once more for the latents' statistics, a VQ-VAE again to count its codes;
-    # encoding is half of what validation does
-    times = {"vae": 0.5, "vqvae": 1.0}[settings["first_stage"]] if stage == "autoencoder" else 0
-    afterwards = times * min(counts["train"], stages.MEASURED)
-    left -= time.time() - began
-    return planning.plan(
-        left, speed, group["epochs"], min(counts["validate"], settings["validation_slices"]) + shown, afterwards
-    )
+    afterwards = 0
+    if stage == "autoencoder":
+        # it encodes training slices once more for the latents' statistics, a VQ-VAE again to count its codes; then each
+        # slice is encoded for the latents' stage. Encoding is half of what validation does
+        afterwards = {"vae": 0.5, "vqvae": 1.0}[settings["first_stage"]] * min(counts["train"], stages.MEASURED)
+        budget.needs["latents"] = 0.5 * speed.row * sum(counts.values())
+    at_end = min(counts["validate"], settings["validation_slices"]) + shown
+    return planning.plan(budget.left(stage), speed, group["epochs"], at_end, afterwards)
 
 
 def subject(stage, run, settings, source, strategy):

@@ -297,7 +297,7 @@ def do_stage(stage, run, settings, source, manifest, strategy, budget=None, verb
     start = time.time()
     with dataset.data_errors(source):
         if budget and not (run / f"{stage}.json").exists():
-            settings = plans.planned(stage, run, settings, source, strategy, budget.left(stage))
+            settings = plans.planned(stage, run, settings, source, strategy, budget)
         if stage == "autoencoder":
             stages.train_autoencoder(run, settings, source, manifest, strategy, verbose)
         elif stage == "latents":

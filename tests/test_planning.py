@@ -51,7 +51,7 @@ def test_minutes_that_are_over_are_refused_before_anything_is_timed(tmp_path):
     """The reading of a large archive counts. Latents go on, with one view, so that no first stage was in vain."""
     settings = resolved("--run", tmp_path / "run")
     with pytest.raises(runs.RunError, match="over before the autoencoder stage began, by 1.5 minutes: give more"):
-        plans.planned("autoencoder", tmp_path / "run", settings, None, None, left=-90.0)
+        plans.planned("autoencoder", tmp_path / "run", settings, None, None, Budget(-1.5, ["autoencoder"]))
 
 
 def test_the_stages_share_the_minutes_that_are_left():
@@ -66,6 +66,16 @@ def test_the_stages_share_the_minutes_that_are_left():
     # gone on with: the first stage's share is spent, whenever that was; what passed since the command began counts
     later = Budget(10, stages, finished=("autoencoder",), began=clock.now - 5.0, clock=clock)
     assert later.left("diffusion") == pytest.approx(600.0 - 240.0 - 5.0)
+
+
+def test_what_the_latents_need_is_kept_for_them():
+    """Of a large archive each slice is encoded once at least, however few steps there is time for."""
+    budget = Budget(10, runs.STAGES[:3], clock=Clock())
+    budget.needs["latents"] = 20.0  # less than its share
+    assert budget.left("autoencoder") == pytest.approx(240.0)
+    budget.needs["latents"] = 220.0
+    assert budget.left("autoencoder") == pytest.approx((600.0 - 220.0) * 0.4 / 0.95)
+    assert budget.left("latents") == pytest.approx(600.0 * 0.05 / 0.6) and budget.left("diffusion") == 600.0
 
 
 def test_the_stopwatch_leaves_the_first_batch_of_each_out_and_stops_when_it_has_seen_enough():

@@ -25,7 +25,8 @@ PROBE = 4.0  # seconds of steps that are timed, and of validation
 class Budget:
     """The minutes of a command. Each stage has its share of what is left when it begins.
 
-    So one that took longer than planned shortens all that follow, and none to nothing.
+    So one that took longer than planned shortens all that follow, and none to nothing. What a later stage is known to
+    need (`needs`: seconds, by stage) is kept for it, if its share is less.
 
     Args:
         minutes: of the whole command.
@@ -36,14 +37,17 @@ class Budget:
     """
 
     def __init__(self, minutes, stages, finished=(), began=None, clock=time.time):
-        self.stages, self.clock = list(stages), clock
+        self.stages, self.clock, self.needs = list(stages), clock, {}
         spent = sum(SHARES[stage] for stage in finished) / sum(SHARES[stage] for stage in stages)
         self.end = (clock() if began is None else began) + 60.0 * minutes * (1.0 - spent)
 
     def left(self, stage):
         """Seconds that a stage may take which begins now, and after which the later ones follow."""
-        later = self.stages[self.stages.index(stage) :]
-        return (self.end - self.clock()) * SHARES[stage] / sum(SHARES[other] for other in later)
+        later, seconds = self.stages[self.stages.index(stage) :], self.end - self.clock()
+        free = [other for other in later if other == stage or other not in self.needs]
+        kept = sum(self.needs[other] for other in later if other not in free)
+        shares = ((seconds, later), (seconds - kept, free))
+        return min(part * SHARES[stage] / sum(SHARES[other] for other in among) for part, among in shares)
 
 
 class Speed(NamedTuple):
