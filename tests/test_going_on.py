@@ -89,7 +89,10 @@ def whole(begin, tmp_path_factory):
 
 
 def assert_same(stage, ours, theirs):
-    """Weights, averages, optimizer, history: nothing differs but the seconds."""
+    """Weights, averages, optimizer: nothing differs. History: nothing but the seconds, and the last digit of a loss.
+
+    TensorFlow may add its parts in another order in another process (seen in two of twelve), whatever the weights.
+    """
     if stage == "latents":
         for split in ("train", "validate"):
             one, other = (dict(np.load(run / "latents" / f"{split}.npz")) for run in (ours, theirs))
@@ -103,7 +106,9 @@ def assert_same(stage, ours, theirs):
     for weight, same in zip(one.weights, other.weights, strict=True):
         np.testing.assert_array_equal(weight, same, err_msg=weight.path)
     one, other = (runs.read_history(run / f"{stage}.csv") for run in (ours, theirs))
-    assert [{**row, "seconds": 0} for row in one] == [{**row, "seconds": 0} for row in other]
+    assert len(one) == len(other)
+    for row, same in zip(one, other, strict=True):
+        assert {**row, "seconds": 0} == pytest.approx({**same, "seconds": 0}, rel=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("stage", FILES)
