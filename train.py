@@ -169,7 +169,8 @@ def chosen_preset(flags):
     command.load("train.py", "tensorflow")
     machine = distribution.machine()
     slices = int((source.split == "train").sum())
-    flags.preset, why = presets.choose(flags.image_size or max(source.shape), slices, machine)
+    minutes = None if flags.image_size else flags.minutes
+    flags.preset, why = presets.choose(flags.image_size or max(source.shape), slices, machine, minutes)
     kind = f", labels {' and '.join(source.label_names)}" if source.label_names else ""
     print(f"no --preset given: {flags.preset}, for {why} ({len(np.unique(source.case))} people{kind})")
     return source

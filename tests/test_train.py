@@ -230,7 +230,8 @@ def test_every_preset_makes_models_that_fit_each_other(preset, tmp_path):
     assert stages.make_diffusion(settings, 0).data_shape == stages.make_autoencoder(settings, 0).latent_shape
 
 
-CPU, T4, A100, EIGHT = ({"gpus": gpus, "memory": memory} for gpus, memory in ((0, 0), (1, 15.0), (1, 40.0), (8, 80.0)))
+MACHINES = ((0, 0), (1, 15.0), (1, 40.0), (8, 80.0))
+CPU, T4, A100, EIGHT = ({"gpus": gpus, "memory": memory, "fast": True} for gpus, memory in MACHINES)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +253,24 @@ def test_the_preset_is_chosen_by_slices_and_machine(side, slices, machine, name)
     batches = [presets.of(found)[stage]["batch_size"] for stage in ("autoencoder", "diffusion")]
     assert all(rows % max(1, machine["gpus"]) == 0 for rows in batches)
     assert ("not yet run" in why) == (machine["gpus"] > 0 and side >= 192)
+
+
+@pytest.mark.parametrize(
+    "minutes, fast, name, more",
+    [
+        (45, True, "large-256", None),
+        (44, True, "128-f8", 45),
+        (10, True, "64-f4", 45),
+        (60, False, "128-f8", 135),
+        (59, False, "64-f4", 135),
+        (None, False, "large-256", None),
+    ],
+)
+def test_too_few_minutes_make_slices_smaller(minutes, fast, name, more):
+    """Twenty minutes of 256 pixels on one core with AVX2 drew blobs."""
+    found, why = presets.choose(256, 20_000, {**CPU, "fast": fast}, minutes)
+    assert found == name and (f"{minutes} minutes are too few on this processor (give {more})" in why) == bool(more)
+    assert presets.choose(64, 20_000, CPU, 1)[0] == "64-f4" and presets.choose(256, 100, T4, 1)[0] == "t4-256"
 
 
 def test_without_a_preset_the_archive_decides_and_it_is_said_in_one_line(tmp_path, capsys, monkeypatch):
@@ -288,9 +307,10 @@ def test_a_run_that_is_gone_on_with_keeps_its_preset(tmp_path, capsys, phantoms)
 
 def test_the_memory_of_gpus_is_asked_for(monkeypatch):
     monkeypatch.setattr(distribution.tf.config, "list_physical_devices", lambda kind: ["a", "b"])
+    monkeypatch.setattr(distribution, "_fast_policy", lambda: "mixed_float16")
     said = types.SimpleNamespace(stdout="40960\n24576\n")
     monkeypatch.setattr(distribution.subprocess, "run", lambda *_, **__: said)
-    assert distribution.machine() == {"gpus": 2, "memory": 24.0}
+    assert distribution.machine() == {"gpus": 2, "memory": 24.0, "fast": True}
     said.stdout = "[N/A]\n"
     assert distribution.machine()["memory"] == 16.0
 

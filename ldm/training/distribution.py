@@ -80,17 +80,20 @@ def machines():
 
 
 def machine():
-    """{"gpus": number of visible GPUs, "memory": GiB of the smallest}; a card that does not say counts as one of 16."""
-    gpus = len(tf.config.list_physical_devices("GPU"))
+    """{"gpus": number of visible GPUs, "memory": GiB of the smallest, "fast": whether it has 16-bit arithmetic}.
+
+    A card that does not say how large it is counts as one of 16 GiB.
+    """
+    gpus, fast = len(tf.config.list_physical_devices("GPU")), _fast_policy() != "float32"
     if not gpus:
-        return {"gpus": 0, "memory": 0.0}
+        return {"gpus": 0, "memory": 0.0, "fast": fast}
     asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:  # in MiB, a line for each; TensorFlow tells what it has taken, not what there is
         said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
         memory = min(float(line) for line in said.splitlines()) / 1024
     except (OSError, ValueError, subprocess.SubprocessError):
         memory = 16.0
-    return {"gpus": gpus, "memory": memory}
+    return {"gpus": gpus, "memory": memory, "fast": fast}
 
 
 @functools.cache  # two strategies over the same devices number their collectives alike, and mix them up

@@ -201,19 +201,30 @@ PRESETS = {
 MANY, T4 = 12_000, 20.0  # training slices from which an archive is large; GiB of memory that a T4 has less of
 
 
-def choose(side, slices, machine):
+LEAST_MINUTES = {256: 45, 128: 20}  # of a processor with 16-bit arithmetic that slices of so many pixels take
+WITHOUT = 3  # times as many without it
+
+
+def choose(side, slices, machine, minutes=None):
     """The preset for an archive and a machine, where the user names none.
 
     Args:
         side: pixels of the slices, the longer side.
         slices: number of training slices.
-        machine: {"gpus": number, "memory": GiB of the smallest}, see `distribution.machine`.
+        machine: {"gpus": number, "memory": GiB of the smallest, "fast": ...}, see `distribution.machine`.
+        minutes: of `--minutes`; without a GPU, slices are made smaller where there are too few.
 
     Returns:
         Its name, and the reason: the end of a sentence.
     """
     size = 256 if side >= 192 else 128 if side >= 96 else 64
     what = f"slices of {side} pixels"
+    if minutes and not machine["gpus"]:
+        least = {large: (1 if machine["fast"] else WITHOUT) * LEAST_MINUTES[large] for large in LEAST_MINUTES}
+        more = least.get(size)
+        while minutes < least.get(size, 0):
+            size //= 2
+            what = f"slices of {side} pixels, for which {minutes:g} minutes are too few on this processor (give {more})"
     if size < 256:
         return f"{size}-f{size // 16}", what
     if machine["gpus"] > 1:
