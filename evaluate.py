@@ -79,8 +79,8 @@ def check(flags):
     for name in flags.sections or ():
         if name not in ORDER:
             raise runs.RunError(f"--sections {name}: there are {', '.join(ORDER)}")
-    for flag, value in (("--fail-above", flags.fail_above), ("--sections", flags.sections)) if flags.quiz else ():
-        if value is not None:
+    for flag, value in (("--fail-above", flags.fail_above), ("--sections", flags.sections)):
+        if flags.quiz and value is not None:
             raise runs.RunError(f"{flag} is about a report, which --quiz does not write: leave one of them out")
     if flags.samples and not flags.out:
         raise runs.RunError("--samples: give --out FOLDER too, for a report beside the run's own")

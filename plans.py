@@ -50,7 +50,7 @@ def planned(stage, run, settings, source, strategy, budget):
 
 
 def trained(stage, run, settings, source, strategy, budget):
-    """(epochs, steps per epoch) of a stage with a network."""
+    """(epochs, steps per epoch) of a stage with a network; of a first stage, tells the budget what latents need."""
     group, averaged = settings[stage], stage != "autoencoder"
     counts = {split: len(source.select(split)) for split in ("train", "validate")}
     model, train, validation = subject(stage, run, settings, source, strategy)

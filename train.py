@@ -101,7 +101,7 @@ def folder_of(flags):
         RunError: if that one is named.
     """
     named_by_data = Path(flags.data[0]).name.split(".")[0] if flags.data else None
-    run = runs.folder(named_by_data or flags.preset or "phantom" if flags.run is None else flags.run)
+    run = runs.folder((named_by_data or flags.preset or "phantom") if flags.run is None else flags.run)
     if (run / "shipped.json").exists():
         if flags.run:
             raise runs.RunError(f"{run} comes with this repository: give another --run, or remove {run}/shipped.json")
@@ -169,7 +169,7 @@ def chosen_preset(flags):
     command.load("train.py", "tensorflow")
     machine = distribution.machine()
     slices = int((source.split == "train").sum())
-    minutes = None if flags.image_size else flags.minutes
+    minutes = flags.minutes if flags.stage == "all" and not flags.image_size else None
     flags.preset, why = presets.choose(flags.image_size or max(source.shape), slices, machine, minutes)
     kind = f", labels {' and '.join(source.label_names)}" if source.label_names else ""
     print(f"no --preset given: {flags.preset}, for {why} ({len(np.unique(source.case))} people{kind})")

@@ -73,6 +73,9 @@ def test_more_than_ten_copies_without_a_mark_are_asked_about():
         rows = names.understand([name.format(spelled.format(p)) for p in PEOPLE for name in ten], "here", person).rows
         assert [row.person for row in rows] == [spelled.format(p) for p in PEOPLE for _ in ten]
         assert [row.z for row in rows] == [z for _ in PEOPLE for z in SLICES for _ in range(13)]
+    for start, slices in (("OAS1_000{}_1", range(80, 90)), ("sub-0{}_1", range(80, 90)), ("s{}_01", range(80, 99))):
+        found = [start.format(p) + end for p in PEOPLE for end in (".png", *(f"_{z}.png" for z in slices))]
+        assert {row.z for row in names.understand(found, "here").rows} > set(slices)  # they begin at 80: no copies
     found = ["site1_001.png", *(f"site1_0{p:02}_{z}.png" for p in range(1, 13) for z in range(12))]
     assert {"site1_001", "site1_012"} < {row.person for row in names.understand(found, "here").rows}  # one such picture
 

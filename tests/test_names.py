@@ -520,6 +520,17 @@ def test_archives_beside_pictures_are_said():
     ]
 
 
+def test_a_day_and_a_number_of_six_digits_need_not_be_a_moment():
+    for name in ("patient_00{p}/20110203_{z:06d}.png", "case_2001020{p}_{z:06d}.png", "sub-2001020{p}_{z:06d}.png"):
+        rows = names.understand([name.format(p=p, z=z) for p in PEOPLE for z in range(40, 120)], "here").rows
+        assert len({row.person for row in rows}) == 4 and {row.z for row in rows} == set(range(40, 120))
+    for other in ("mask", "flair"):
+        stems = [f"{word}_20200115_1010{s}" for word in ("t1", other) for s in (10, 11)]
+        found = [f"patient_00{p}/{stem}.png" for p in PEOPLE for stem in stems]
+        listing = names.understand(found, "here")
+        assert {row.entry for row in listing.rows} == {name for name in found if "/t1_" in name}
+
+
 @pytest.mark.parametrize(
     "name",
     [

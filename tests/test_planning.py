@@ -78,6 +78,17 @@ def test_what_the_latents_need_is_kept_for_them():
     assert budget.left("latents") == pytest.approx(600.0 * 0.05 / 0.6) and budget.left("diffusion") == 600.0
 
 
+def test_a_first_stage_says_what_the_latents_need(monkeypatch, tmp_path):
+    monkeypatch.setattr(plans, "subject", lambda *_: (None, None, None))
+    monkeypatch.setattr(plans.stages, "compile_for_training", lambda *_: None)
+    monkeypatch.setattr(planning, "measure", lambda *_: Speed(10.0, 0.5, 0.02))
+    source = SimpleNamespace(select=lambda split: range({"train": 18_000, "validate": 2_000}[split]))
+    budget = Budget(20, runs.STAGES[:3], clock=Clock())
+    epochs, steps = plans.trained("autoencoder", None, resolved("--run", tmp_path / "run"), source, None, budget)
+    assert budget.needs == {"latents": pytest.approx(0.5 * 0.02 * 20_000)}
+    assert epochs * steps * 0.5 < (1200 - 200) * 0.4 / 0.95
+
+
 def test_the_stopwatch_leaves_the_first_batch_of_each_out_and_stops_when_it_has_seen_enough():
     clock = Clock()
     watch = Stopwatch(seconds=2.0, clock=clock)

@@ -96,7 +96,7 @@ def test_the_table_in_an_archive_that_knows_nobody_says_nothing():
 
 def test_two_tables_in_an_archive_are_refused_unless_one_is_named(tmp_path):
     two = _Store(a="case,label\n1,AD\n", b="case,label\n2,NC\n")
-    with pytest.raises(DataError, match=r"'a/labels\.csv' and 'b/labels\.csv': name the one that counts"):
+    with pytest.raises(DataError, match=r"'a/labels\.csv' and 'b/labels\.csv': join them into one"):
         table.find(two, None, {"1", "2"})
     (tmp_path / "t.csv").write_text("case,label\n2,NC\n")
     assert table.find(two, tmp_path / "t.csv", {"1", "2"}) == {"label": {2: "NC"}}

@@ -2,6 +2,7 @@
 
 import collections
 import re
+from typing import NamedTuple
 
 from ldm.data import words
 
@@ -16,7 +17,7 @@ def respell(stems: list[str]) -> dict[str, str]:
     """`p1_80_0_aug`, `p1_80_1_aug` -> `p1_80_aug_0`, `p1_80_aug_1`, and `0_aug_p1_80` -> `aug_0_p1_80`.
 
     So is `p1_80_0` -> `p1_80_aug_0`, if `p1_80` is there and the slice of somebody whose name has a digit; numbers of
-    two digits are those of copies there only if the name says who that is (`sub-01_80_11`; see `unclear`).
+    two digits are those of copies there only if they count from 0 or 1 and the name says who that is (`sub-01_80_11`).
 
     A number is that of a copy, not a slice, if what is left of most names without number and mark is there as well
     (`p1_80`), or else if all these numbers have one digit. `site1_007_12_aug` stays as it is.
@@ -28,31 +29,50 @@ def respell(stems: list[str]) -> dict[str, str]:
         How to read those names that count copies.
     """
     times = collections.Counter(stems)
-    plain = {stem: f"{start}_aug_{number}" for stem, (start, number, _) in _without_marks(times).items()}
-    for stem in unclear(stems):
-        del plain[stem]
+    found = _without_marks(times)
+    long = any(len(said.number) > 1 for said in found.values() if not said.sure)
+    plain = {
+        stem: f"{said.start}_aug_{said.number}"
+        for stem, said in found.items()
+        if (said.counted if said.sure else not long)
+    }
     return {**plain, **_with_marks(times)}
 
 
-def unclear(stems: list[str]) -> list[str]:
+def unclear(stems: list[str]) -> dict[str, "Plain"]:
     """`p1_80_11` beside `p1_80`: the copy 11 of slice 80 of p1, or slice 11 of p1_80, who has a picture of her own?
 
     Returns:
-        All names of that shape, those of one digit too; none if all have one digit.
+        All names of that shape whose numbers count from 0 or 1 without a gap; none if all have one digit.
     """
-    found = {stem: number for stem, (_, number, sure) in _without_marks(collections.Counter(stems)).items() if not sure}
-    return list(found) if any(len(number) > 1 for number in found.values()) else []
+    found = {stem: said for stem, said in _without_marks(collections.Counter(stems)).items() if not said.sure}
+    counted = {stem: said for stem, said in found.items() if said.counted}
+    return counted if any(len(said.number) > 1 for said in counted.values()) else {}
 
 
-def _without_marks(times: collections.Counter) -> dict[str, tuple[str, str, bool]]:
-    """`p1_80_0` beside `p1_80`, a slice of somebody whose name has a digit -> `p1_80`, 0, whether it says whose."""
-    found = {}
-    for stem in times:
-        said = PLAIN.fullmatch(stem)
-        if said and said["start"] in times:
-            read = words.read(said["start"])
-            if read.z is not None and any(map(str.isdigit, read.person)):
-                found[stem] = said["start"], said["number"], read.sure
+class Plain(NamedTuple):
+    """`p1_80_11`: `start` p1_80, `number` 11; whether p1_80 says whose slice it is (`sure`), and whether all numbers
+    after it are of one digit or count from 0 or 1 (`counted`).
+    """
+
+    start: str
+    number: str
+    sure: bool
+    counted: bool
+
+
+def _without_marks(times: collections.Counter) -> dict[str, Plain]:
+    """`p1_80_0` beside `p1_80`, a slice of somebody whose name has a digit."""
+    matches = {stem: said for stem in times if (said := PLAIN.fullmatch(stem)) and said["start"] in times}
+    after, found = collections.defaultdict(list), {}
+    for said in matches.values():
+        after[said["start"]].append(said["number"])
+    for stem, said in matches.items():
+        read, numbers = words.read(said["start"]), sorted(map(int, after[said["start"]]))
+        if read.z is not None and any(map(str.isdigit, read.person)):
+            counted = numbers in ([*range(len(numbers))], [*range(1, len(numbers) + 1)])
+            counted |= all(len(number) == 1 for number in after[said["start"]])
+            found[stem] = Plain(said["start"], said["number"], read.sure, counted)
     return found
 
 

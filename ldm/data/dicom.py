@@ -27,6 +27,7 @@ nibabel, pydicom = Later("nibabel"), Later("pydicom")
 LEAST = 8  # slices of a series that is a volume; what has fewer is a scout or a picture of the protocol
 EVEN = 0.2  # part of the usual distance by which that of two slices may differ; more, and one is missing
 DIGITS = 12  # of the number that stands for a PatientID
+FOREIGN = {"CT", "PT", "NM", "CR", "DX", "RF", "XA", "US"}  # modalities beside MR; converters write OT or none
 TAGS = [
     "PatientID",
     "Modality",
@@ -126,22 +127,24 @@ def find(folder: Path, files: list[Path]) -> tuple[dict[str, Series], list[str]]
         if about is not None:
             key, slice_id, place = about
             series[key].setdefault(slice_id, (place, path))  # the same slice twice counts once
-    others = {key: key[6] for key in series if key[6] not in ("", "MR")}
+    others = {key: key[6] for key in series if key[6] in FOREIGN}
     for key in others:
         del series[key]
+    foreign = ", ".join(sorted(set(others.values())))
     stacks = {key: sorted(slices.values()) for key, slices in series.items() if len(slices) >= LEAST}
     if found and not stacks:
         raise archive.DataError(
-            f"--data {folder} holds DICOM files, but no MR series of {LEAST} slices or more with one orientation; give "
-            "the folder of whole series, or convert them to NIfTI with dcm2niix."
+            f"--data {folder} holds DICOM files, but no MR series of {LEAST} slices or more with one orientation"
+            f"{f' (there is {foreign})' * bool(others)}; give the folder of whole series, or convert them to NIfTI "
+            "with dcm2niix."
         )
     if short := len(series) - len(stacks):
         nobody = len({key[0] for key in series} - {key[0] for key in stacks})
         lost = f"; of {nobody} people there is nothing else" if nobody else ""
         notes = [f"{short} DICOM series of fewer than {LEAST} slices are left out{lost}"]
     if others:
-        notes.append(f"{len(others)} DICOM series are no MR ({', '.join(sorted(set(others.values())))}), and left out")
-    if unnamed := sum(not key[5] for key in stacks):
+        notes.append(f"DICOM series of {foreign}, not of MR: {len(others)} are left out")
+    if unnamed := len({key[0] for key in stacks if not key[5]}):
         notes.append(
             f"{unnamed} DICOM series say no PatientID, and each counts as somebody else, so that one person may be in "
             "two splits"

@@ -221,13 +221,14 @@ def _without_what_is_beside_images(listing: Listing, read: list[_Name]) -> list[
 
 
 def _refuse_unclear(read: list[_Name], shown: str) -> None:
-    stems = {_stem(name.entry.rpartition("/")[2]): name.entry for name in read if not name.folder.person}
-    unclear = copies.unclear(list(stems))
-    if len(unclear) > STRAYS * len(read):
-        start, _, number = unclear[-1].replace("-", "_").rpartition("_")
+    stems = {name.entry: _stem(name.entry.rpartition("/")[2]) for name in read if not name.folder.person}
+    unclear = copies.unclear(list(stems.values()))
+    entries = [entry for entry, stem in stems.items() if stem in unclear]
+    if len(entries) > STRAYS * len(read):
+        start, number, *_ = unclear[stems[entries[-1]]]
         raise archive.DataError(
-            f"--data {shown}: {stems[unclear[-1]]!r} may be copy {number} of the slice {start!r}, or slice {number} "
-            f"of a person {start!r}; {OFFER}."
+            f"--data {shown}: {entries[-1]!r} may be copy {number} of the slice {start!r}, or slice {number} of a "
+            f"person {start!r}; {OFFER}."
         )
 
 

@@ -184,8 +184,8 @@ def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
         return {}
     if path is None and len(inside) > 1:
         raise archive.DataError(
-            f"{store.path} holds two tables of people, {inside[0]!r} and {inside[1]!r}: name the one that counts with "
-            "--labels, or keep one."
+            f"{store.path} holds two tables of people, {inside[0]!r} and {inside[1]!r}: join them into one, and "
+            "give that with --labels."
         )
     shown = f"{store.path}: {inside[0]!r}" if path is None else f"--labels {path}"
     try:

@@ -25,8 +25,11 @@ HASH = re.compile(
 )
 DAY = r"(?<!\d)(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])"
 DATE = re.compile(DAY + r"(?:[-_T ]\d\d([-_.:])\d\d\2\d\d(?:\.\d+)?)?(?!\d)")  # and perhaps the time of day
-MOMENT = re.compile(  # alone in a name, but for words and a `(2)`: a screenshot, a photograph
-    r"\D*" + DAY + r"\D{1,4}(?:[01]\d|2[0-3])([-_.:]?)[0-5]\d\2[0-5]\d(?:\.\d+|-\d{3})?(?:\D*|[^\d(]*\(\d+\))",
+MOMENT = re.compile(  # alone in a name, but for such words and a `(2)`; 000059 after a day may count slices
+    r"(?:(?:screen ?shot|whatsapp|bildschirmfoto|photo|img|pxl)\D*)?" + DAY + r"\D{1,4}"
+    r"(?:(?:[01]\d|2[0-3])([-_.:])[0-5]\d\2[0-5]\d|(?:0[1-9]|1\d|2[0-3])(?:[0-5]\d){2})"
+    r"(?:\.\d+|-?\d{3})?(?:\D*|[^\d(]*\(\d+\))",
+    re.IGNORECASE,
 )
 NUMBERED = re.compile(r"(.*[_\- ])([0-9]{1,9})", re.DOTALL)
 PARTS = re.compile(r"([a-z]*)(\d*)([a-z0-9]*)")  # of a token: a word, a number, and what comes after it

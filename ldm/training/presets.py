@@ -201,8 +201,8 @@ PRESETS = {
 MANY, T4 = 12_000, 20.0  # training slices from which an archive is large; GiB of memory that a T4 has less of
 
 
-LEAST_MINUTES = {256: 45, 128: 20}  # of a processor with 16-bit arithmetic that slices of so many pixels take
-WITHOUT = 3  # times as many without it
+# Rules of thumb: minutes of all stages on a processor with 16-bit arithmetic, and how many times more without it.
+LEAST_MINUTES, WITHOUT = {256: 45, 128: 20}, 3
 
 
 def choose(side, slices, machine, minutes=None):
@@ -212,7 +212,7 @@ def choose(side, slices, machine, minutes=None):
         side: pixels of the slices, the longer side.
         slices: number of training slices.
         machine: {"gpus": number, "memory": GiB of the smallest, "fast": ...}, see `distribution.machine`.
-        minutes: of `--minutes`; without a GPU, slices are made smaller where there are too few.
+        minutes: of `--minutes` for all stages; without a GPU, slices are made smaller where there are too few.
 
     Returns:
         Its name, and the reason: the end of a sentence.
@@ -224,7 +224,8 @@ def choose(side, slices, machine, minutes=None):
         more = least.get(size)
         while minutes < least.get(size, 0):
             size //= 2
-            what = f"slices of {side} pixels, for which {minutes:g} minutes are too few on this processor (give {more})"
+            few = f"{minutes:g} minutes are too few on this processor (give {more})"
+            what = f"slices of {side} pixels, made smaller: {few}"
     if size < 256:
         return f"{size}-f{size // 16}", what
     if machine["gpus"] > 1:
