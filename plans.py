@@ -51,7 +51,7 @@ def planned(stage, run, settings, source, strategy, budget):
 
 def trained(stage, run, settings, source, strategy, budget):
     """(epochs, steps per epoch) of a stage with a network; of a first stage, tells the budget what latents need."""
-    group, averaged = settings[stage], stage != "autoencoder"
+    end, group, averaged = time.time() + budget.left(stage), settings[stage], stage != "autoencoder"
     counts = {split: len(source.select(split)) for split in ("train", "validate")}
     model, train, validation = subject(stage, run, settings, source, strategy)
     stages.compile_for_training(model, group["learning_rate"], 1000, averaged)
@@ -65,7 +65,8 @@ def trained(stage, run, settings, source, strategy, budget):
         afterwards = {"vae": 0.5, "vqvae": 1.0}[settings["first_stage"]] * min(counts["train"], stages.MEASURED)
         budget.needs["latents"] = 0.5 * speed.row * sum(counts.values())
     at_end = min(counts["validate"], settings["validation_slices"]) + shown
-    return planning.plan(budget.left(stage), speed, group["epochs"], at_end, afterwards)
+    left = min(end - time.time(), budget.left(stage))  # what is known of the latents by now may make it shorter
+    return planning.plan(left, speed, group["epochs"], at_end, afterwards)
 
 
 def subject(stage, run, settings, source, strategy):

@@ -35,7 +35,7 @@ def evenly(length, count):
 def untuned() -> "tf.data.Options":
     """For a stream without the thread that tunes it as it runs: AUTOTUNE is then as many calls as there are cores.
 
-    That thread sleeps twice as long each time, up to a minute, and at times misses that it is to end (TensorFlow 2.21):
+    That thread sleeps twice as long each time, up to a minute, and may miss that it is to end (TensorFlow 2.21):
     who lets go of a stream, after a training or on Ctrl-C, waits until it wakes.
     """
     options = tf.data.Options()

@@ -163,7 +163,7 @@ def test_dicom_of_another_modality_is_left_out(tmp_path, head):
             data.Modality = modality
             data.save_as(path)
     source = dataset.open_source(tmp_path / "all")
-    assert len(source.case_names) == 2 and "DICOM series of CT, not of MR: 1 are left out" in source.listing.notes
+    assert len(source.case_names) == 2 and "1 DICOM series of CT, not of MR, left out" in source.listing.notes
     refuse(tmp_path / "all" / "a", "no MR series of 8 slices or more with one orientation (there is CT); give")
 
 

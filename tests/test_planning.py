@@ -81,12 +81,19 @@ def test_what_the_latents_need_is_kept_for_them():
 def test_a_first_stage_says_what_the_latents_need(monkeypatch, tmp_path):
     monkeypatch.setattr(plans, "subject", lambda *_: (None, None, None))
     monkeypatch.setattr(plans.stages, "compile_for_training", lambda *_: None)
-    monkeypatch.setattr(planning, "measure", lambda *_: Speed(10.0, 0.5, 0.02))
+    monkeypatch.setattr(planning, "measure", lambda *_: Speed(10.0, 0.5, row))
     source = SimpleNamespace(select=lambda split: range({"train": 18_000, "validate": 2_000}[split]))
     budget = Budget(20, runs.STAGES[:3], clock=Clock())
-    epochs, steps = plans.trained("autoencoder", None, resolved("--run", tmp_path / "run"), source, None, budget)
-    assert budget.needs == {"latents": pytest.approx(0.5 * 0.02 * 20_000)}
+    given = ("autoencoder", None, resolved("--run", tmp_path / "run"), source, None, budget)
+    row = 0.02  # seconds of a validated slice; encoding takes half of that
+    epochs, steps = plans.trained(*given)
+    assert budget.needs == {"latents": pytest.approx(0.5 * row * 20_000)}
     assert epochs * steps * 0.5 < (1200 - 200) * 0.4 / 0.95
+    row, clock = 1e-6, iter([1000.0, 1060.0])  # timing took a minute, which is this stage's
+    monkeypatch.setattr(plans.time, "time", lambda: next(clock))
+    budget.needs.clear()
+    epochs, steps = plans.trained(*given)
+    assert 1200 * 0.4 - 60 - 10 - 3 * epochs < epochs * steps * 0.5 < 1200 * 0.4 - 60 - 10
 
 
 def test_the_stopwatch_leaves_the_first_batch_of_each_out_and_stops_when_it_has_seen_enough():

@@ -143,7 +143,7 @@ def find(folder: Path, files: list[Path]) -> tuple[dict[str, Series], list[str]]
         lost = f"; of {nobody} people there is nothing else" if nobody else ""
         notes = [f"{short} DICOM series of fewer than {LEAST} slices are left out{lost}"]
     if others:
-        notes.append(f"DICOM series of {foreign}, not of MR: {len(others)} are left out")
+        notes.append(f"{len(others)} DICOM series of {foreign}, not of MR, left out")
     if unnamed := len({key[0] for key in stacks if not key[5]}):
         notes.append(
             f"{unnamed} DICOM series say no PatientID, and each counts as somebody else, so that one person may be in "
