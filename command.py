@@ -69,6 +69,15 @@ _stderr = 2  # where a sentence of ours goes, also while TensorFlow is not liste
 class Parser(argparse.ArgumentParser):
     """Says in one sentence what is wrong with a flag, and does not list all the others."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does; and an empty value, as a shell makes it of an unset variable, is a mistake for any flag."""
+        args, flag = sys.argv[1:] if args is None else list(args), "a value"
+        for text in args:
+            flag = text.partition("=")[0] if text.startswith("-") else flag
+            if not text.strip() or re.fullmatch(r"--[\w-]+=\s*", text):
+                self.error(f"{flag} is empty: give something, or leave it out")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         self.exit(
             2, f"{self.prog}: {message.removeprefix('argument ')} (`python {self.prog} --help` lists the flags)\n"

@@ -38,7 +38,7 @@ from ldm import files
 from ldm.batches import evenly
 from ldm.data import archive, crop, dicom, latents, names, order, people, phantom, pixels, repeats, table, volumes
 from ldm.data import masks as tissue_masks
-from ldm.data.archive import DataError
+from ldm.data.archive import DataError, refuse_absent
 from ldm.data.people import SPLITS
 from ldm.later import tensorflow as tf
 
@@ -302,17 +302,6 @@ def open_recorded(about: dict, data=None) -> Source:
     return open_source(data or own, seed=settings["seed"], axis=settings["axis"], **options)
 
 
-def refuse_absent(paths, flag="--data") -> None:
-    """Raises DataError for the first path that does not exist."""
-    for path in paths:
-        if not str(path):
-            raise DataError(f"{flag} '' names nothing; give a zip, a folder of slices, or volumes.")
-        if not Path(path).exists():
-            raise DataError(f"{flag} {path} does not exist; give a zip, a folder of slices, or volumes.")
-        if Path(path).is_fifo() or Path(path).is_socket():  # reading it would wait without end
-            raise DataError(f"{flag} {path} is neither a file nor a folder; give a zip, or slices in a folder.")
-
-
 def _read_listing(paths: list[Path], shown: str, axis: int, person, contrast):
     """Finds out what kind of data the paths are. Returns the store and what was understood of the names in it."""
     path, notes, beside, dangling = paths[0], [], [], []
@@ -572,6 +561,8 @@ def _parser() -> argparse.ArgumentParser:
 def _work(flags) -> int:
     """Does what the flags say; returns the exit status."""
     if flags.command == "phantom":
+        if not flags.out.lower().endswith(".zip"):
+            raise DataError(f"--out {flags.out} does not end in .zip, by which `--data` would know it.")
         write_phantoms(flags.out, flags.people, flags.image_size, flags.seed)
         print(f"-> {flags.out}: {flags.people} people; see them with `python dataset.py describe {flags.out}`")
         return 0

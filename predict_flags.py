@@ -10,6 +10,7 @@ import inspect
 import math
 from pathlib import Path
 
+import command
 import dataset
 from conditions import SWEEP, negative_conditions
 from generator import PRIORS
@@ -77,7 +78,7 @@ class Sampling:
     )
     eta: float = flag(0.0, "DDIM's noise: 0 is deterministic, 1 is DDPM-like", type=number(float, 0, 1))
     spacing: str = flag("uniform", "of a sampler's times", choices=samplers.SPACINGS)
-    guidance: float = flag(1.0, "more than 1 exaggerates the conditions", type=number(float))
+    guidance: float = flag(1.0, "more than 1 exaggerates the conditions", type=number(float, -100, 100))
     guidance_rescale: float = flag(0.0, "share of the added contrast to take back", type=number(float, 0, 1))
     negative_label: str | None = flag(None, "guide away from this label, not from an unconditional slice")
     negative_conditions: tuple = flag(
@@ -228,7 +229,7 @@ TASKS = {
 # ---- from words to values --------------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(command.Parser):
     """Its complaints are `runs.RunError`s: the page has them, too, and must not end as a command line does."""
 
     def error(self, message):

@@ -51,7 +51,7 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     "generator": {"modules", "ldm.training.runs", "ldm.training.records", "ldm.data.masks", "ldm.data.latents"}
     | wing("diffusion"),
     "conditions": {"dataset", "ldm.data.table", "ldm.training.runs"},
-    "predict_flags": {"dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
+    "predict_flags": {"command", "dataset", "conditions", "generator", "ldm.drawing.figures", "ldm.training.runs"}
     | wing("diffusion"),
     "jobs": {"dataset", "conditions", "predict_flags", "ldm.data.single", "ldm.data.volumes", "ldm.drawing.figures"}
     | {"ldm.judging.metrics", "ldm.training.runs"},

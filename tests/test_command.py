@@ -3,6 +3,7 @@
 import errno
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -248,7 +249,7 @@ def test_tensorflows_chatter_is_kept_back_and_nothing_else(capfd):
 
 
 @pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main, app.main])
-@pytest.mark.parametrize("name", ["", "..", ".", "x" * 300, "\udcff", "a\nb"])
+@pytest.mark.parametrize("name", ["..", ".", "x" * 300, "\udcff", "a\nb"])
 def test_every_command_refuses_a_run_without_a_folder_of_its_own(main, name, capsys):
     assert main(["--run", name]) == 2
     said = capsys.readouterr().err
@@ -289,12 +290,16 @@ def test_keras_does_not_import_what_is_not_used():
         (train.main, "--replicas x", "train.py: --replicas: invalid int value: 'x'"),
         (evaluate.main, "--count nan", "evaluate.py: --count: invalid int value: 'nan'"),
         (evaluate.main, "score", "evaluate.py score: the following arguments are required: answers"),
+        (train.main, "--run=", "train.py: --run is empty"),
+        (app.main, "--run ''", "app.py: --run is empty"),
+        (evaluate.main, "--out ' '", "evaluate.py: --out is empty"),
+        (dataset.main, "people --data a.zip --missing NA ''", "dataset.py: --missing is empty"),
         (dataset.main, "describe a.zip --axis 3", "dataset.py describe: --axis: invalid choice: 3"),
     ],
 )
 def test_a_flag_of_the_wrong_kind_is_one_line(main, flags, said, capsys):
     with pytest.raises(SystemExit) as end:
-        main(flags.split())
+        main(shlex.split(flags))
     shown = capsys.readouterr().err
     assert end.value.code == 2 and shown.startswith(said) and shown.count("\n") == 1 and "--help" in shown
 

@@ -301,6 +301,7 @@ def test_command_line_mistakes_are_one_sentence(tmp_path, capsys):
         ["describe", str(tmp_path / "nowhere")],
         ["phantom", "--people", "2", "--out", str(tmp_path / "a.zip")],
         ["phantom", "--people", "4", "--image-size", "31", "--out", str(tmp_path / "a.zip")],
+        ["phantom", "--people", "4", "--image-size", "32", "--out", str(tmp_path / "a.txt")],
     ):
         assert dataset.main(argv) == 2
         shown = capsys.readouterr()

@@ -317,6 +317,16 @@ def test_colour_is_said_and_grey_stored_as_colour_is_none():
     assert said(hot.convert("P")) == said(hot, "JPEG") == said(hot)
 
 
+def test_pictures_that_exif_would_turn_are_said():
+    def said(orientation):
+        exif = Image.Exif()
+        exif[pixels.ORIENTATION] = orientation
+        Image.fromarray(brain(0)).save(stored := io.BytesIO(), "JPEG", exif=exif)
+        return pixels.notes(["a.jpg", "b.jpg"], lambda entry: stored.getvalue())
+
+    assert said(1) == [] and said(6)[0].startswith("2 of 2 pictures that were looked at say by EXIF how to turn them")
+
+
 @pytest.mark.parametrize("kind", ["LA", "RGBA"])
 def test_that_all_pictures_are_transparent_is_said(kind, tmp_path):
     """What is transparent is black, whatever colours lie below."""

@@ -94,9 +94,17 @@ def test_the_table_in_an_archive_that_knows_nobody_says_nothing():
     assert listing.notes == ["labels.csv in there names nobody of this data, and is not used"]
 
 
+def test_a_table_without_a_word_of_anybody_is_refused():
+    with pytest.raises(ValueError, match="says nothing of anybody"):
+        table.read(b"case,label,age\n1,NA,\n2,,.\n")
+
+
 def test_two_tables_in_an_archive_are_refused_unless_one_is_named(tmp_path):
     two = _Store(a="case,label\n1,AD\n", b="case,label\n2,NC\n")
     with pytest.raises(DataError, match=r"'a/labels\.csv' and 'b/labels\.csv': join them into one"):
         table.find(two, None, {"1", "2"})
+    for other in ("case,label\n7,NC\n", "case,label\n1,AD\n"):  # of others; the same
+        assert table.find(_Store(a="case,label\n1,AD\n", b=other), None, {"1", "2"}) == {"label": {1: "AD"}}
+        assert table.find(_Store(a=other, b="case,label\n1,AD\n"), None, {"1", "2"}) == {"label": {1: "AD"}}
     (tmp_path / "t.csv").write_text("case,label\n2,NC\n")
     assert table.find(two, tmp_path / "t.csv", {"1", "2"}) == {"label": {2: "NC"}}

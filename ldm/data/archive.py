@@ -42,6 +42,17 @@ class DataError(ValueError):
     """The user's mistake about data: one sentence that names the file, entry or flag, and the way out."""
 
 
+def refuse_absent(paths, flag="--data") -> None:
+    """Raises DataError for the first path that does not exist."""
+    for path in paths:
+        if not str(path):
+            raise DataError(f"{flag} '' names nothing; give a zip, a folder of slices, or volumes.")
+        if not Path(path).exists():
+            raise DataError(f"{flag} {path} does not exist; give a zip, a folder of slices, or volumes.")
+        if Path(path).is_fifo() or Path(path).is_socket():  # reading it would wait without end
+            raise DataError(f"{flag} {path} is neither a file nor a folder; give a zip, or slices in a folder.")
+
+
 @contextlib.contextmanager
 def collector_paused():
     """A listing makes a million small objects that stay; looking for garbage among them takes 40 % of the time."""

@@ -160,11 +160,12 @@ def link(listing, links: dict, shown) -> None:
     for row in sorted(listing.rows, key=lambda row: row.z, reverse=True):
         stacks[table.person(row.person)] = row  # in the end the lowest
         scans[table.person(row.person)].add(row.scan)
-    linked = []
+    linked, used = [], set()
     for row in listing.rows:
         said = links.get(table.person(row.person), {})
         first = max((z for z in said if z <= row.z), default=None)
         if first is not None:
+            used.add((table.person(row.person), first))
             stack = stacks.get(table.person(said[first]))
             if stack is None:
                 raise archive.DataError(
@@ -183,6 +184,9 @@ def link(listing, links: dict, shown) -> None:
                 f"{shown}: {other!r} and {row.entry!r} would both be slice {row.z} of {row.person}; mend its column "
                 "'slice'."
             )
+    if unused := [(who, first) for who, said in links.items() for first in said if (who, first) not in used]:
+        some = "case {} from slice {} on".format(*unused[0])
+        listing.notes.append(f"rows of the table that no slice in there belongs to: {len(unused)} (such as {some})")
     moved = sum(new != old for new, old in zip(linked, listing.rows, strict=True))
     if moved:
         _rename(listing, linked)

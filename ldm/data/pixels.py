@@ -19,6 +19,7 @@ from ldm.data import archive, centring
 from ldm.later import tensorflow as tf
 
 JPEG_NOISE = 8  # grey levels up to this are compression noise around the head: black, as in the PNGs
+ORIENTATION = 0x0112  # the EXIF tag that says how to turn and mirror a picture
 MISSING = 128  # the grey that decoders paint where a JPEG has no more pixels
 DEEP_WHITE = 99.9  # percentile of a 16-bit slice's non-zero pixels that becomes white
 SHARPEN = np.outer(*2 * [[-0.112, 1.224, -0.112]]).astype(np.float32)  # a = (sqrt(3 / 2) - 1) / 2; see `augment`
@@ -91,14 +92,14 @@ def is_cut_off(data: bytes) -> bool:
 
 
 def notes(entries: list[str], read) -> list[str]:
-    """A sentence where each of these pictures is of one grey throughout, as nothing can be learned from them, and one
-    where some are in colour, of which only the brightness is read.
+    """What is odd about some pictures of an archive, a sentence each: all are of one grey, from which nothing can be
+    learned; some are in colour, of which only the brightness is read; some are to be turned when shown, and are not.
 
     Args:
         entries: some pictures of an archive.
         read: callable entry -> bytes.
     """
-    plain, coloured = [], []
+    plain, coloured, turned = [], [], []
     for before, entry in enumerate(entries):
         try:
             image = Image.open(io.BytesIO(read(entry)))  # its pixels are decoded only where they are asked for
@@ -111,12 +112,19 @@ def notes(entries: list[str], read) -> list[str]:
                 red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), "int16"), -1, 0)
                 if max(np.abs(red - green).max(), np.abs(blue - green).max()) > JPEG_NOISE:
                     coloured.append(entry)
+            if image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) != 1:
+                turned.append(entry)
         except (OSError, SyntaxError, ValueError):  # damage is found by others
             return []
     looked = f"{len(entries)} pictures that were looked at"
     found = [f"{looked} are of one grey each (such as {plain[0]!r}): no heads"] if len(plain) == len(entries) else []
     if coloured:
         found.append(f"{len(coloured)} of {looked} are in colour (such as {coloured[0]!r}); their brightness is read")
+    if turned:
+        found.append(
+            f"{len(turned)} of {looked} say by EXIF how to turn them (such as {turned[0]!r}), which is not done: turn "
+            "the pixels themselves"
+        )
     return found
 
 

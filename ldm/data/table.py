@@ -72,6 +72,8 @@ def read(data: bytes, missing=()) -> dict[str, dict]:
         for name, value in row.items():
             if name and not _is_missing(value, missing):
                 found[name][who] = value
+    if lines and not any(found.values()):
+        raise ValueError("says nothing of anybody: all its cells are empty, or stand for unknown")
     for name, column in found.items():
         if not (name == "person" or (name == "slice" and links)):
             _check_column(name, column)
@@ -174,35 +176,39 @@ def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
         missing: as in `read`.
 
     Returns:
-        As `read`; {} as well where the one in the archive knows none of the people.
+        As `read`; {} as well where no table in the archive knows any of the people.
 
     Raises:
-        DataError: naming the table that cannot be read, or two in the archive, or a named one that knows nobody.
+        DataError: naming the table that cannot be read, or two in the archive that know some of the people and say
+            different things, or a named one that knows nobody.
     """
     inside = [name for name in getattr(store, "names", []) if name.rsplit("/", 1)[-1] == "labels.csv"]
-    if path is None and not inside:
-        return {}
-    if path is None and len(inside) > 1:
-        raise archive.DataError(
-            f"{store.path} holds two tables of people, {inside[0]!r} and {inside[1]!r}: join them into one, and "
-            "give that with --labels."
-        )
-    shown = f"{store.path}: {inside[0]!r}" if path is None else f"--labels {path}"
-    try:
-        data = store.read(inside[0]) if path is None else _start_of(path)
-        if len(data) > archive.MAX_TABLE_BYTES:
-            raise ValueError(f"has more than {archive.MAX_TABLE_BYTES:,} bytes: it is no table of people")
-        found = read(data, missing)
-    except OSError as error:
-        raise archive.DataError(f"{shown} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise archive.DataError(f"{shown} {error}.") from error
     known = {person(name) for name in people}
-    if not any(known & set(column) for column in found.values()):
-        if path is None:  # with `--person` people may have other names than there
-            return {}
+
+    def of_them(shown, data):
+        """What a table says, or {} if it knows none of the people."""
+        try:
+            if len(text := data()) > archive.MAX_TABLE_BYTES:
+                raise ValueError(f"has more than {archive.MAX_TABLE_BYTES:,} bytes: it is no table of people")
+            found = read(text, missing)
+        except OSError as error:
+            raise archive.DataError(f"{shown} cannot be read: {error.strerror}.") from error
+        except ValueError as error:
+            raise archive.DataError(f"{shown} {error}.") from error
+        return found if any(known & set(column) for column in found.values()) else {}
+
+    if path is None:  # with `--person` people may have other names than there
+        tables = {name: of_them(f"{store.path}: {name!r}", lambda name=name: store.read(name)) for name in inside}
+        first, *more = [name for name in inside if tables[name]] or [None]
+        if other := next((name for name in more if tables[name] != tables[first]), None):
+            raise archive.DataError(
+                f"{store.path} holds two tables of people, {first!r} and {other!r}: join them into one, and give that "
+                "with --labels."
+            )
+        return tables.get(first, {})
+    if not (found := of_them(f"--labels {path}", lambda: _start_of(path))):
         some = ", ".join(sorted(people)[:3])
-        raise archive.DataError(f"{shown} names nobody of this data, whose cases are called {some}, ...")
+        raise archive.DataError(f"--labels {path} names nobody of this data, whose cases are called {some}, ...")
     return found
 
 
