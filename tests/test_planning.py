@@ -75,7 +75,7 @@ def test_what_the_latents_need_is_kept_for_them():
     assert budget.left("autoencoder") == pytest.approx(240.0)
     budget.needs["latents"] = 220.0
     assert budget.left("autoencoder") == pytest.approx((600.0 - 220.0) * 0.4 / 0.95)
-    assert budget.left("latents") == pytest.approx(600.0 * 0.05 / 0.6) and budget.left("diffusion") == 600.0
+    assert budget.left("latents") == pytest.approx(220.0) and budget.left("diffusion") == 600.0
 
 
 def test_a_first_stage_says_what_the_latents_need(monkeypatch, tmp_path):

@@ -47,7 +47,8 @@ class Budget:
         free = [other for other in later if other == stage or other not in self.needs]
         kept = sum(self.needs[other] for other in later if other not in free)
         shares = ((seconds, later), (seconds - kept, free))
-        return min(part * SHARES[stage] / sum(SHARES[other] for other in among) for part, among in shares)
+        share = min(part * SHARES[stage] / sum(SHARES[other] for other in among) for part, among in shares)
+        return max(share, self.needs.get(stage, share))
 
 
 class Speed(NamedTuple):
