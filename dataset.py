@@ -390,6 +390,7 @@ def make_dataset(
     seed: int = 0,
     start_step: int = 0,
     augment=1.0,
+    augmented_steps=None,
     flip: bool = False,
     masks: bool = False,
     most: int | None = None,
@@ -408,6 +409,7 @@ def make_dataset(
         seed: of order and augmentation. Element n of the training stream is a function of (seed, n) alone.
         start_step: batches to skip; nothing is read for them.
         augment: how strongly training slices are augmented, 0 = not at all (`strength` of `ldm.data.pixels.augment`).
+        augmented_steps: after so many batches they are mirrored at most; None: never.
         flip: whether they are mirrored left to right at random, whatever `augment` is.
         masks: whether tissue masks come along.
         most: without training, at most so many slices, evenly spread over people and slice indices; None: all.
@@ -433,6 +435,7 @@ def make_dataset(
     classes = tissue_masks.of_split(source, split, image_size, cache_bytes) if masks else None
     kept = pixels.decoded(source, split, image_size, cache_bytes)
     elements = order.element_order(len(rows), batch_size, training, seed, most)
+    augmented = 2**62 if augmented_steps is None else augmented_steps * batch_size
     full = batch_size if training else None  # a static batch size lets tf.distribute split batches exactly
 
     def plan(step):
@@ -463,7 +466,8 @@ def make_dataset(
             mask = tf.ensure_shape(mask, [full, image_size, image_size])
         if training and (augment or flip):
             seeds = tf.stack([tf.fill(tf.shape(n), tf.constant(seed, tf.int64)), n], axis=-1)
-            image = pixels.augment(image, seeds, flip, mask, augment)
+            change = functools.partial(pixels.augment, image, seeds, flip, mask)
+            image = tf.cond(n[0] < augmented, lambda: change(augment), lambda: change(0.0))
             image, mask = image if masks else (image, None)
         return {"image": image, "z": z, "label": label, "case": case, **({"mask": mask} if masks else {})}
 

@@ -39,10 +39,9 @@ from ldm.training.settings import arguments, attention_rows, latent_shape, merge
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
 MEASURED = 1000  # training slices, spread over the people, from which statistics of latents and codes are taken
 SHOWN, SHOWN_CALLS = 8, 20  # slices in the picture of an epoch, network calls for each
-# Strength of augmentation for what the second stage learns to draw (`pixels.augment`): turned and shifted a little, but
-# no head larger or brighter than it is: with all of it at 0.4, brains came out 1.2 deviations too large. Turned
-# and shifted at 0.4, people's own slices differ from the mean image with 1.43 times their power at 32 pixels, and what
-# was learned from them with 1.55; at 0.2 it is 1.11.
+# Strength of augmentation for what the second stage learns to draw (`pixels.augment`): turned and shifted a little, no
+# head larger or brighter: with all of it at 0.4, brains came out 1.2 deviations too large. Turned and shifted at 0.4,
+# people's own slices have 1.43 times their residual power at 32 pixels, and what learned from them 1.55; at 0.2 1.11.
 GENTLY = (0.2, 0.0)
 OVERFIT_SLICES, OVERFIT_SECONDS, OVERFIT_STEPS = 8, 25, 400  # per replica; per stage
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
@@ -200,10 +199,11 @@ def train_autoencoder(run, settings, source, manifest, strategy, verbose=False):
 
 def first_stage_batches(settings, source, split, training, start_step=0):
     """What the first stage learns from and is validated with; see `dataset.make_dataset`."""
-    stage, size = settings["autoencoder"], settings["image_size"]
+    stage, size = with_steps(settings["autoencoder"], source), settings["image_size"]
     options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"], "start_step": start_step}
     options["most"] = settings["validation_slices"] if split == "validate" else None if training else MEASURED
-    options["augment"] = stage["augment"]
+    augmented = round((1.0 - stage["settle"]) * stage["epochs"] * stage["steps_per_epoch"])
+    options |= {"augment": stage["augment"], "augmented_steps": augmented}
     return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
 
 

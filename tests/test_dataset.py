@@ -246,6 +246,23 @@ def test_budget_decides_whether_slices_are_kept(course):
     assert source.kept["train", 16].nbytes == 12 * 16 * 16
 
 
+def test_the_last_steps_see_slices_as_they_are(course):
+    """From a step on, whichever step the stream begins at; mirrored slices stay mirrored, pixel by pixel."""
+
+    def images(flip=False, first=0, **options):
+        batches = make_dataset(course, "train", 24, 5, True, flip=flip, start_step=first, **options).take(6 - first)
+        return [batch["image"].numpy() for batch in batches]
+
+    always, settled, never = images(), images(augmented_steps=4), images(augment=0.0)
+    for step in range(6):
+        np.testing.assert_array_equal(settled[step], always[step] if step < 4 else never[step])
+        assert not np.array_equal(always[step], never[step])
+    np.testing.assert_array_equal(images(first=3, augmented_steps=4), settled[3:])
+    mirrored = images(flip=True, augmented_steps=4)[5]
+    for row, plain in zip(mirrored, never[5], strict=True):
+        assert any(np.array_equal(side, plain) for side in (row, row[:, ::-1]))
+
+
 def test_augmented_epochs_differ_but_keep_their_conditions(course):
     batches = take(make_dataset(course, "train", 24, 12, True), 2)
     order = [np.argsort(10 * batch["case"] + batch["z"]) for batch in batches]

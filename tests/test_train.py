@@ -240,6 +240,7 @@ CPU, T4, A100, EIGHT = ({"gpus": gpus, "memory": memory, "fast": True} for gpus,
         (64, 1000, CPU, "64-f4"),
         (95, 1000, A100, "64-f4"),
         (96, 1000, CPU, "128-f8"),
+        (96, 20_000, CPU, "large-128"),
         (256, 3840, CPU, "oasis-256"),
         (256, 20_000, CPU, "large-256"),
         (256, 20_000, T4, "t4-256"),
@@ -259,10 +260,10 @@ def test_the_preset_is_chosen_by_slices_and_machine(side, slices, machine, name)
     "minutes, fast, name, more",
     [
         (45, True, "large-256", None),
-        (44, True, "128-f8", 45),
-        (10, True, "64-f4", 45),
-        (60, False, "128-f8", 135),
-        (59, False, "64-f4", 135),
+        (44, True, "large-128", 45),
+        (10, True, "large-64", 45),
+        (60, False, "large-128", 135),
+        (59, False, "large-64", 135),
         (None, False, "large-256", None),
     ],
 )
@@ -270,7 +271,8 @@ def test_too_few_minutes_make_slices_smaller(minutes, fast, name, more):
     """Twenty minutes of 256 pixels on one core with AVX2 drew blobs."""
     found, why = presets.choose(256, 20_000, {**CPU, "fast": fast}, minutes)
     assert found == name and (f"{minutes} minutes are too few on this processor (give {more})" in why) == bool(more)
-    assert presets.choose(64, 20_000, CPU, 1)[0] == "64-f4" and presets.choose(256, 100, T4, 1)[0] == "t4-256"
+    assert presets.choose(256, 3840, {**CPU, "fast": fast}, 1)[0] == "64-f4"
+    assert presets.choose(64, 20_000, CPU, 1)[0] == "large-64" and presets.choose(256, 100, T4, 1)[0] == "t4-256"
 
 
 def test_without_a_preset_the_archive_decides_and_it_is_said_in_one_line(tmp_path, capsys, monkeypatch):

@@ -29,6 +29,8 @@ def _sized(image_size, downsampling):
             "num_codes": 256 if downsampling == 16 else 1024,
             "codes_per_latent": 2,  # as many bits as one code, where nothing is cropped
             "batch_size": 4 if image_size == 256 else 8,  # many small steps learn more in the same time
+            # both measured at 64 pixels only
+            **({"texture_weight": 0.03, "settle": 0.35} if image_size == 64 else {}),
             "epochs": 14,
         },
         "latents": {"views": 4},
@@ -144,16 +146,14 @@ OASIS = merged(
 
 # The same for archives of many thousand slices, whose epochs would take hours: they end after so many steps. Such
 # archives are rarely registered, and need not be axial.
-LARGE = merged(
-    OASIS,
-    {
-        "center": True,
-        "flip": False,
-        "autoencoder": {"epochs": 28, "steps_per_epoch": 600},
-        "latents": {"views": 1},
-        "diffusion": {"epochs": 60, "steps_per_epoch": 250, "patience": 8},
-    },
-)
+MANY_SLICES = {
+    "center": True,
+    "flip": False,
+    "autoencoder": {"epochs": 28, "steps_per_epoch": 600},
+    "latents": {"views": 1},
+    "diffusion": {"epochs": 60, "steps_per_epoch": 250, "patience": 8},
+}
+LARGE = merged(OASIS, MANY_SLICES)
 
 # Times and scores were measured on 2 CPU cores with bfloat16; docs/ has the commands.
 PRESETS = {
@@ -187,6 +187,7 @@ PRESETS = {
     "oasis-256-sharp": merged(OASIS, _sharpened(epochs=8)),
     "large-256": LARGE,
     "large-256-sharp": merged(LARGE, _sharpened(epochs=5)),
+    **{f"large-{size}": merged(_sized(size, size // 16), MANY_SLICES) for size in (64, 128)},
     # one T4 or card like it (16 GB), one of 24 to 80 GB, several of these. Not yet run.
     "t4-256": _on_cards(width=64, latent_channels=4, batch_size=32, steps=500, epochs=60),
     "card-256": _on_cards(width=128, latent_channels=8, batch_size=64, steps=500, epochs=120),
@@ -226,13 +227,14 @@ def choose(side, slices, machine, minutes=None):
             size //= 2
             few = f"{minutes:g} minutes are too few on this processor (give {more})"
             what = f"slices of {side} pixels, made smaller: {few}"
+    many = f"{slices} training slices are too many for a pass in each epoch"
     if size < 256:
-        return f"{size}-f{size // 16}", what
+        return (f"large-{size}", f"{what}, and {many}") if slices > MANY else (f"{size}-f{size // 16}", what)
     if machine["gpus"] > 1:
         return "cards-256", f"{what}, and there are {machine['gpus']} GPUs (settings not yet run on any)"
     if machine["gpus"]:
         name = "t4-256" if machine["memory"] < T4 else "card-256"
         return name, f"{what}, and the GPU has {machine['memory']:.0f} GiB (settings not yet run on any)"
     if slices > MANY:
-        return "large-256", f"{what}, without a GPU, and {slices} training slices are too many for a pass in each epoch"
+        return "large-256", f"{what}, without a GPU, and {many}"
     return "oasis-256", f"{what}, without a GPU"

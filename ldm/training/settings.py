@@ -148,6 +148,8 @@ OPTIONS = (
            needs="--init-from"),
     Option("autoencoder", "augment", 1.0, float, "how strongly training slices are turned, scaled, moved, brightened; "
            "0: not at all, which keeps their outlines hard", bounds="[0, 1]", needs=FIRST),
+    Option("autoencoder", "settle", 0.0, float, "last share of its steps that sees slices as they are, which hardens "
+           "outlines again", bounds="[0, 1]", needs=FIRST),
     Option("autoencoder", "condition_on_z", True, bool, "tell it the slice index", needs=FIRST, feeds="VQVAE VAE"),
     Option("autoencoder", "condition_on_label", False, bool, "tell it the label", needs=FIRST),
     Option("autoencoder", "segment", False, bool, "let it name tissues, from their masks", needs=FIRST),
