@@ -291,6 +291,7 @@ def test_keras_does_not_import_what_is_not_used():
         (evaluate.main, "--count nan", "evaluate.py: --count: invalid int value: 'nan'"),
         (evaluate.main, "score", "evaluate.py score: the following arguments are required: answers"),
         (train.main, "--run=", "train.py: --run is empty"),
+        (train.main, "--init-from ''", "train.py: --init-from is empty"),
         (app.main, "--run ''", "app.py: --run is empty"),
         (evaluate.main, "--out ' '", "evaluate.py: --out is empty"),
         (dataset.main, "people --data a.zip --missing NA ''", "dataset.py: --missing is empty"),
