@@ -71,11 +71,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse does; and an empty value, as a shell makes it of an unset variable, is a mistake for any flag."""
-        args, flag = sys.argv[1:] if args is None else list(args), "a value"
+        args, place = sys.argv[1:] if args is None else list(args), "at the beginning"
         for text in args:
-            flag = text.partition("=")[0] if text.startswith("-") else flag
+            place = f"after {text.partition('=')[0]}" if re.match(r"--?[A-Za-z]", text) else place
             if not text.strip() or re.fullmatch(r"--[\w-]+=\s*", text):
-                self.error(f"{flag} is empty: give something, or leave it out")
+                self.error(f"a value {place} is empty: give one, or leave it out")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):

@@ -406,10 +406,10 @@ def make_dataset(
         training: True: an endless stream of full batches, each epoch in a fresh order without replacement, augmented.
             A batch may straddle two epochs. False: one pass in table order (by case, then z), as is; the last batch
             may be smaller.
-        seed: of order and augmentation. Element n of the training stream is a function of (seed, n) alone.
+        seed: of order and augmentation. Element n of the training stream is a function of (seed, n) and what follows.
         start_step: batches to skip; nothing is read for them.
         augment: how strongly training slices are augmented, 0 = not at all (`strength` of `ldm.data.pixels.augment`).
-        augmented_steps: after so many batches they are mirrored at most; None: never.
+        augmented_steps: number of batches, from the first on, that are; later ones are mirrored at most. None: all.
         flip: whether they are mirrored left to right at random, whatever `augment` is.
         masks: whether tissue masks come along.
         most: without training, at most so many slices, evenly spread over people and slice indices; None: all.

@@ -41,7 +41,7 @@ MEASURED = 1000  # training slices, spread over the people, from which statistic
 SHOWN, SHOWN_CALLS = 8, 20  # slices in the picture of an epoch, network calls for each
 # Strength of augmentation for what the second stage learns to draw (`pixels.augment`): turned and shifted a little, no
 # head larger or brighter: with all of it at 0.4, brains came out 1.2 deviations too large. Turned and shifted at 0.4,
-# people's own slices have 1.43 times their residual power at 32 pixels, and what learned from them 1.55; at 0.2 1.11.
+# people's own slices differ from the mean image with 1.43 times their power at 32 pixels; at 0.2 it is 1.11 times.
 GENTLY = (0.2, 0.0)
 OVERFIT_SLICES, OVERFIT_SECONDS, OVERFIT_STEPS = 8, 25, 400  # per replica; per stage
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
@@ -202,7 +202,7 @@ def first_stage_batches(settings, source, split, training, start_step=0):
     stage, size = with_steps(settings["autoencoder"], source), settings["image_size"]
     options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"], "start_step": start_step}
     options["most"] = settings["validation_slices"] if split == "validate" else None if training else MEASURED
-    augmented = round((1.0 - stage["settle"]) * stage["epochs"] * stage["steps_per_epoch"])
+    augmented = round((1.0 - stage["plain_end"]) * stage["epochs"] * stage["steps_per_epoch"])
     options |= {"augment": stage["augment"], "augmented_steps": augmented}
     return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
 

@@ -76,6 +76,9 @@ def test_what_the_latents_need_is_kept_for_them():
     budget.needs["latents"] = 220.0
     assert budget.left("autoencoder") == pytest.approx((600.0 - 220.0) * 0.4 / 0.95)
     assert budget.left("latents") == pytest.approx(220.0) and budget.left("diffusion") == 600.0
+    late = Budget(1, runs.STAGES[:3], clock=Clock())
+    late.needs["latents"] = 220.0
+    assert late.left("latents") == pytest.approx(60.0), "more than there is cannot be had"
 
 
 def test_a_first_stage_says_what_the_latents_need(monkeypatch, tmp_path):

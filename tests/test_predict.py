@@ -66,6 +66,7 @@ def refusal(argv, capsys):
         ("--eta 2", "--eta: must be a number at least 0 and at most 1, not 2"),
         ("--eta nan", "--eta"),
         ("--guidance inf", "--guidance"),
+        ("--guidance 101", "--guidance"),
         ("--fps 0", "--fps: must be a number at most 50 and above 0, not 0"),
         ("--fps 51", "--fps"),
         ("--seed -1", "--seed"),

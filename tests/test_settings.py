@@ -295,6 +295,7 @@ def test_a_run_of_before_is_gone_on_with(run):
             "latent_noise": 0.0,
             "freeze_encoder": False,
             "augment": 1.0,
+            "plain_end": 0.0,
             "texture_weight": 0.0,
             "planned": False,
             "decay": "cosine",

@@ -145,6 +145,18 @@ def test_conditions_and_masks_travel_with_their_latents(run, settings, source):
     assert len({found // count for found in seen}) == views  # and any of its views
 
 
+@pytest.mark.parametrize("steps", [10, None])
+def test_the_last_share_of_a_first_stages_steps_is_plain(source, settings, monkeypatch, steps):
+    monkeypatch.setattr(dataset, "make_dataset", lambda *_, **options: options)
+    own = {"epochs": 4, "steps_per_epoch": steps, "batch_size": 8, "plain_end": 0.25, "augment": 0.5}
+    options = stages.first_stage_batches(schema.merged(settings, {"autoencoder": own}), source, "train", True)
+    assert options["augment"] == 0.5 and options["augmented_steps"] == 3 * (
+        steps or -(-len(source.select("train")) // 8)
+    )
+    shares = [presets.of(name)["autoencoder"]["plain_end"] for name in ("64-f4", "large-64", "64-f8", "128-f8")]
+    assert shares == [0.35, 0.35, 0.0, 0.0]
+
+
 def test_going_on_in_the_middle_of_a_pass_gives_the_same_batches(run, settings, source):
     whole = list(learned(run, settings, source).take(20).as_numpy_iterator())  # a pass takes 16 steps
     later = list(learned(run, settings, source, start_step=7).take(13).as_numpy_iterator())

@@ -106,5 +106,10 @@ def test_two_tables_in_an_archive_are_refused_unless_one_is_named(tmp_path):
     for other in ("case,label\n7,NC\n", "case,label\n1,AD\n"):  # of others; the same
         assert table.find(_Store(a="case,label\n1,AD\n", b=other), None, {"1", "2"}) == {"label": {1: "AD"}}
         assert table.find(_Store(a=other, b="case,label\n1,AD\n"), None, {"1", "2"}) == {"label": {1: "AD"}}
+    notes = []
+    table.find(_Store(a="case,label\n7,NC\n", b="case,label\n1,AD\n"), None, {"1", "2"}, notes=notes)
+    assert len(notes) == 1 and notes[0].startswith(
+        "of the tables of people 'b/labels.csv' is used; 'a/labels.csv' says"
+    )
     (tmp_path / "t.csv").write_text("case,label\n2,NC\n")
     assert table.find(two, tmp_path / "t.csv", {"1", "2"}) == {"label": {2: "NC"}}

@@ -83,7 +83,7 @@ def with_table(listing, store, path, shown: str, missing=()) -> tuple[tuple[str,
     Raises:
         DataError: for labels by folder and by a named table, or scans of one person that disagree.
     """
-    columns = table.find(store, path, {row.person for row in listing.rows}, missing)
+    columns = table.find(store, path, {row.person for row in listing.rows}, missing, listing.notes)
     if not columns and path is None and any(map(archive.is_table, getattr(store, "names", ()))):
         listing.notes.append("labels.csv in there names nobody of this data, and is not used")
     if "person" in columns:
@@ -186,7 +186,7 @@ def link(listing, links: dict, shown) -> None:
             )
     if unused := [(who, first) for who, said in links.items() for first in said if (who, first) not in used]:
         some = "case {} from slice {} on".format(*unused[0])
-        listing.notes.append(f"rows of the table that no slice in there belongs to: {len(unused)} (such as {some})")
+        listing.notes.append(f"rows of the table that move no slice: {len(unused)} (such as {some})")
     moved = sum(new != old for new, old in zip(linked, listing.rows, strict=True))
     if moved:
         _rename(listing, linked)

@@ -8,6 +8,7 @@ import contextlib
 import io
 import operator
 import re
+import struct
 
 import numpy as np
 from einops import rearrange
@@ -112,7 +113,7 @@ def notes(entries: list[str], read) -> list[str]:
                 red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), "int16"), -1, 0)
                 if max(np.abs(red - green).max(), np.abs(blue - green).max()) > JPEG_NOISE:
                     coloured.append(entry)
-            if image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) != 1:
+            if _is_to_be_turned(image):
                 turned.append(entry)
         except (OSError, SyntaxError, ValueError):  # damage is found by others
             return []
@@ -126,6 +127,14 @@ def notes(entries: list[str], read) -> list[str]:
             "the pixels themselves"
         )
     return found
+
+
+def _is_to_be_turned(image) -> bool:
+    """Whether a picture's EXIF asks those who show it to turn or mirror it; what cannot be read asks for nothing."""
+    try:
+        return image.getexif().get(ORIENTATION) in range(2, 9)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return False
 
 
 def _check_whole(data) -> bool:

@@ -73,7 +73,9 @@ def read(data: bytes, missing=()) -> dict[str, dict]:
             if name and not _is_missing(value, missing):
                 found[name][who] = value
     if lines and not any(found.values()):
-        raise ValueError("says nothing of anybody: all its cells are empty, or stand for unknown")
+        raise ValueError(
+            "says nothing of anybody, as all its cells are empty or stand for unknown; fill it in, or take it out"
+        )
     for name, column in found.items():
         if not (name == "person" or (name == "slice" and links)):
             _check_column(name, column)
@@ -166,7 +168,7 @@ def by_person(columns: dict[str, dict], people: dict, shown) -> dict[str, dict]:
     return joined
 
 
-def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
+def find(store, path, people: set[str], missing=(), notes=None) -> dict[str, dict]:
     """The table named, else `labels.csv` in the archive; {} without any.
 
     Args:
@@ -174,6 +176,7 @@ def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
         path: of the table, or None.
         people: names that the archive has for its people.
         missing: as in `read`.
+        notes: a list to which a sentence is added where one of several tables is taken; or None.
 
     Returns:
         As `read`; {} as well where no table in the archive knows any of the people.
@@ -204,6 +207,11 @@ def find(store, path, people: set[str], missing=()) -> dict[str, dict]:
             raise archive.DataError(
                 f"{store.path} holds two tables of people, {first!r} and {other!r}: join them into one, and give that "
                 "with --labels."
+            )
+        if first and len(inside) > 1 and notes is not None:
+            left = ", ".join(repr(name) for name in inside if name != first)
+            notes.append(
+                f"of the tables of people {first!r} is used; {left} says the same, or names nobody of this data"
             )
         return tables.get(first, {})
     if not (found := of_them(f"--labels {path}", lambda: _start_of(path))):

@@ -26,7 +26,7 @@ class Budget:
     """The minutes of a command. Each stage has its share of what is left when it begins.
 
     So one that took longer than planned shortens all that follow, and none to nothing. What a later stage is known to
-    need (`needs`: seconds, by stage) is kept for it, if its share is less.
+    need (`needs`: seconds, by stage) is kept for it, if its share is less, and is its own when it begins.
 
     Args:
         minutes: of the whole command.
@@ -48,7 +48,7 @@ class Budget:
         kept = sum(self.needs[other] for other in later if other not in free)
         shares = ((seconds, later), (seconds - kept, free))
         share = min(part * SHARES[stage] / sum(SHARES[other] for other in among) for part, among in shares)
-        return max(share, self.needs.get(stage, share))
+        return max(share, min(self.needs.get(stage, share), seconds))
 
 
 class Speed(NamedTuple):

@@ -29,8 +29,8 @@ def _sized(image_size, downsampling):
             "num_codes": 256 if downsampling == 16 else 1024,
             "codes_per_latent": 2,  # as many bits as one code, where nothing is cropped
             "batch_size": 4 if image_size == 256 else 8,  # many small steps learn more in the same time
-            # both measured at 64 pixels only
-            **({"texture_weight": 0.03, "settle": 0.35} if image_size == 64 else {}),
+            # measured for this one only
+            **({"texture_weight": 0.03, "plain_end": 0.35} if (image_size, downsampling) == (64, 4) else {}),
             "epochs": 14,
         },
         "latents": {"views": 4},
@@ -146,14 +146,14 @@ OASIS = merged(
 
 # The same for archives of many thousand slices, whose epochs would take hours: they end after so many steps. Such
 # archives are rarely registered, and need not be axial.
-MANY_SLICES = {
+SHORT_EPOCHS = {
     "center": True,
     "flip": False,
     "autoencoder": {"epochs": 28, "steps_per_epoch": 600},
     "latents": {"views": 1},
     "diffusion": {"epochs": 60, "steps_per_epoch": 250, "patience": 8},
 }
-LARGE = merged(OASIS, MANY_SLICES)
+LARGE = merged(OASIS, SHORT_EPOCHS)
 
 # Times and scores were measured on 2 CPU cores with bfloat16; docs/ has the commands.
 PRESETS = {
@@ -187,7 +187,7 @@ PRESETS = {
     "oasis-256-sharp": merged(OASIS, _sharpened(epochs=8)),
     "large-256": LARGE,
     "large-256-sharp": merged(LARGE, _sharpened(epochs=5)),
-    **{f"large-{size}": merged(_sized(size, size // 16), MANY_SLICES) for size in (64, 128)},
+    **{f"large-{size}": merged(_sized(size, size // 16), SHORT_EPOCHS) for size in (64, 128)},
     # one T4 or card like it (16 GB), one of 24 to 80 GB, several of these. Not yet run.
     "t4-256": _on_cards(width=64, latent_channels=4, batch_size=32, steps=500, epochs=60),
     "card-256": _on_cards(width=128, latent_channels=8, batch_size=64, steps=500, epochs=120),

@@ -75,7 +75,7 @@ class Option:
         return f"--{self.word.replace('_', '-')}" if self.word else f"{self.group}.{self.name}"
 
 
-EMA, FIRST = "--quantizer ema", "--autoencoder vqvae or vae"
+EMA, FIRST, AUGMENTED = "--quantizer ema", "--autoencoder vqvae or vae", "--augment above 0"
 
 # fmt: off
 OPTIONS = (
@@ -148,8 +148,8 @@ OPTIONS = (
            needs="--init-from"),
     Option("autoencoder", "augment", 1.0, float, "how strongly training slices are turned, scaled, moved, brightened; "
            "0: not at all, which keeps their outlines hard", bounds="[0, 1]", needs=FIRST),
-    Option("autoencoder", "settle", 0.0, float, "last share of its steps that sees slices as they are, which hardens "
-           "outlines again", bounds="[0, 1]", needs=FIRST),
+    Option("autoencoder", "plain_end", 0.0, float, "last share of its steps, as planned, that sees slices as they are, "
+           "which hardens outlines; more --epochs later turn them again", bounds="[0, 1]", needs=AUGMENTED),
     Option("autoencoder", "condition_on_z", True, bool, "tell it the slice index", needs=FIRST, feeds="VQVAE VAE"),
     Option("autoencoder", "condition_on_label", False, bool, "tell it the label", needs=FIRST),
     Option("autoencoder", "segment", False, bool, "let it name tissues, from their masks", needs=FIRST),
@@ -217,7 +217,8 @@ OPTIONS = (
     Option(TRAINED, "learning_rate", (6e-4, 5e-4, 1e-3), float, "at its peak, after warm-up; then it decays",
            bounds="(0, 1]"),
     Option(TRAINED, "decay", ("cosine",) * 3, str, "of the learning rate: cosine, to the planned end; inverse_sqrt, "
-           "which needs no end: more --epochs later are as if planned at once", ("cosine", "inverse_sqrt")),
+           "which needs no end: more --epochs later are as if planned at once (without --plain-end)",
+           ("cosine", "inverse_sqrt")),
 )
 # fmt: on
 
@@ -344,6 +345,7 @@ NEEDS = {  # what a flag may need to have an effect -> whether these settings ha
     "--quantizer fsq": lambda s: _bottleneck(s) == "fsq",
     "--gan": lambda s: s["first_stage"] != "none" and s["autoencoder"]["gan"],
     "--init-from": lambda s: s["init_from"] is not None,
+    AUGMENTED: lambda s: s["first_stage"] != "none" and s["autoencoder"]["augment"] > 0,
 }
 
 
