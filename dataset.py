@@ -406,7 +406,7 @@ def make_dataset(
         training: True: an endless stream of full batches, each epoch in a fresh order without replacement, augmented.
             A batch may straddle two epochs. False: one pass in table order (by case, then z), as is; the last batch
             may be smaller.
-        seed: of order and augmentation. Element n of the training stream is a function of (seed, n) and what follows.
+        seed: of order and augmentation. Element n of the training stream depends on (seed, n) and the arguments below.
         start_step: batches to skip; nothing is read for them.
         augment: how strongly training slices are augmented, 0 = not at all (`strength` of `ldm.data.pixels.augment`).
         augmented_steps: number of batches, from the first on, that are; later ones are mirrored at most. None: all.

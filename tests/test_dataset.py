@@ -253,11 +253,11 @@ def test_the_last_steps_see_slices_as_they_are(course):
         batches = make_dataset(course, "train", 24, 5, True, flip=flip, start_step=first, **options).take(6 - first)
         return [batch["image"].numpy() for batch in batches]
 
-    always, settled, never = images(), images(augmented_steps=4), images(augment=0.0)
+    always, ending, never = images(), images(augmented_steps=4), images(augment=0.0)
     for step in range(6):
-        np.testing.assert_array_equal(settled[step], always[step] if step < 4 else never[step])
+        np.testing.assert_array_equal(ending[step], always[step] if step < 4 else never[step])
         assert not np.array_equal(always[step], never[step])
-    np.testing.assert_array_equal(images(first=3, augmented_steps=4), settled[3:])
+    np.testing.assert_array_equal(images(first=3, augmented_steps=4), ending[3:])
     mirrored = images(flip=True, augmented_steps=4)[5]
     for row, plain in zip(mirrored, never[5], strict=True):
         assert any(np.array_equal(side, plain) for side in (row, row[:, ::-1]))
