@@ -47,7 +47,7 @@ CASES = {
     "UNet": lambda: unet.UNet(
         *((8, 4), 2, 8, (1, 2), 1, (4,), 4, 2), dropout=0.1, covariates=(0, 3), mask=True, gates=True
     ),
-    "UNet of patches": lambda: unet.UNet((8, 4), 2, 8, (1, 2), 1, (2,), 4, patch=2, mask=True),
+    "UNet of patches": lambda: unet.UNet((8, 4), 2, 8, (1,), 1, (), 4, patch=2, mask=True),
 }
 
 

@@ -24,7 +24,7 @@ from ldm.training import runs
 # ---- first stage -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [make_vqvae, make_fsq, make_vae])
+@pytest.mark.parametrize("make", [make_vqvae, pytest.param(make_fsq, marks=pytest.mark.slow), make_vae])
 def test_latents_of_the_training_split_have_mean_0_and_deviation_1(make, tmp_path):
     model, data = randomised(make()), dataset_of(24, 8)
     model.measure_latents(data)

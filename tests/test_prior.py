@@ -157,7 +157,7 @@ def test_cached_and_uncached_logits_agree():
         np.testing.assert_allclose(model.scores(x, place)[:, 0], expected[:, place], atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (3, 5)])  # 15 places are not divisible into four parts
+@pytest.mark.parametrize("shape", [pytest.param((4, 4), marks=pytest.mark.slow), (3, 5)])  # 15: no four equal parts
 def test_greedy_codes_are_the_fixed_point_of_the_uncached_network(shape):
     model = randomised(CodePrior(CODES, shape, 16, 2, 2))
     z = np.arange(5, dtype="int32")
