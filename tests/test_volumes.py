@@ -41,6 +41,18 @@ def test_volume_sources(tmp_path):
     refuse([one, tmp_path / "time.nii"], "time.nii", "three-dimensional")
 
 
+@pytest.mark.parametrize("size", [1e308, 1e-300, 1e9, np.inf, np.nan])
+def test_pixels_of_an_impossible_size_count_as_square_and_that_is_said(tmp_path, size):
+    image = nibabel.Nifti2Image(np.arange(60, dtype=np.float32).reshape(3, 4, 5), np.eye(4))
+    image.header["pixdim"][1] = size  # nibabel itself takes only what it can write
+    path = tmp_path / "head.nii"
+    path.write_bytes(image.header.binaryblock + bytes(4) + image.get_fdata().astype("<f4").tobytes("F"))
+    with np.errstate(all="ignore"):
+        store = volumes.VolumeStore({"head": path})
+    assert {store.shape(name) for name in store.names} == {(4, 3)}
+    assert [note for note in store.notes if "taken as square" in note and "head.nii" in note]
+
+
 def test_a_volume_gives_back_the_slices_that_were_written(tmp_path):
     slices = np.random.default_rng(0).integers(1, 256, (5, 12, 10)).astype(np.uint8)
     slices[:, 0, 0] = 255

@@ -208,7 +208,10 @@ def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str], most: 
     grey = _grey(np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0))
     slices = cut(grey, axis)
     column, row = (float(size) for place, size in enumerate(volume.header.get_zooms()[:3]) if place != axis)
-    return np.ascontiguousarray(squared(slices, row, column))
+    square = squared(slices, row, column)
+    if square is slices and not 0.99 < row / max(column, 1e-30) < 1.01:
+        notes.append(f"{path}: pixels of {row:g} x {column:g} mm cannot be; they are taken as square")
+    return np.ascontiguousarray(square)
 
 
 def _check_gzip(path: Path, most: int) -> None:
@@ -290,13 +293,15 @@ def squared(slices: np.ndarray, height: float, width: float) -> np.ndarray:
     """Resamples (N, H, W) slices whose pixels are not square, so that both sides are as fine as the finer one.
 
     Args:
-        height, width: of a pixel, mm.
+        height, width: of a pixel, mm. Where they are no lengths, or would make a side of more than `MAX_SIDE` pixels,
+            the slices stay as they are.
     """
     fine = min(height, width)
     if not (fine > 0 and np.isfinite(height) and np.isfinite(width)) or max(height, width) < 1.01 * fine:
         return slices
-    shape = [round(length * size / fine) for length, size in zip(slices.shape[1:], (height, width), strict=True)]
-    if max(shape) > archive.MAX_SIDE:
+    shape = [length * size / fine for length, size in zip(slices.shape[1:], (height, width), strict=True)]
+    if max(shape) > archive.MAX_SIDE:  # or infinite: a header may hold any number
         return slices
+    shape = [round(length) for length in shape]
     factors = [new / old for new, old in zip(shape, slices.shape[1:], strict=True)]
     return np.stack([ndimage.zoom(one, factors, order=1, grid_mode=True, mode="nearest") for one in slices])
