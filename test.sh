@@ -1,6 +1,6 @@
 #!/bin/sh
 # The one command that passes the tests: lint, tests, and a smoke run of the command lines on phantom brains.
-#     sh test.sh          under 15 minutes on 2 cores
+#     sh test.sh          under 15 minutes on 2 cores with AVX512, 25 with AVX2 only
 #     sh test.sh --all    also the slow tests
 #     sh test.sh --lowest with the lowest versions that requirements.txt allows, in .venv-lowest (Python 3.11 or 3.12)
 # Where the packages are missing it makes a virtual environment, .venv, and installs them there.
