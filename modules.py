@@ -60,7 +60,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
         num_labels: number of labels, if they know the label; 0 if they do not.
         tissues: number of tissue classes that the decoder names beside the picture; 0 names none.
         structure_weight: weight of 1 - SSIM in the reconstruction loss, beside L1 and MSE.
-        texture_weight: weight there of `losses.texture_difference`; 0 leaves it out.
+        texture_weight: weight there of `losses.texture_difference`, when it has risen; 0 leaves it out.
         tissue_weight: weight of the tissues' cross-entropy.
         clip_norm: global norm to which gradients are clipped.
         seed: of all randomness in training.
@@ -118,8 +118,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
     @property
     def latent_shape(self):
         """(h, w, C) of one slice's latents."""
-        height, width = self.crop_box.shape
-        return (height // self.downsampling, width // self.downsampling, self.latent_channels)
+        return (*(side // self.downsampling for side in self.crop_box.shape), self.latent_channels)
 
     # -- the contract of the first stage: images <-> normalised latents
 
@@ -231,8 +230,8 @@ class Autoencoder(Recorded, Reports, keras.Model):
         latents, extra, state = self.bottleneck(encoded, normal=normal)
         latents = self.disturbed(latents, step) if training else latents
         outputs = self.decoder({"latents": latents, **conditions}, training=training)
-        reconstruction, weights = self.compare(images, outputs["image"]), self.bottleneck_weights(step, training)
-        extra = {name: weights[name] * loss for name, loss in extra.items()}
+        reconstruction = self.compare(images, outputs["image"], losses.texture_share(step) if training else 1.0)
+        extra = {name: self.bottleneck_weights(step, training)[name] * loss for name, loss in extra.items()}
         if self.tissues:
             known = None
             # One replica may hold all slices that have masks, so each must divide by what the global batch has. It is
@@ -247,11 +246,13 @@ class Autoencoder(Recorded, Reports, keras.Model):
         """Latents (B, h, w, C) -> what the decoder sees of them in training; here, themselves."""
         return latents
 
-    def compare(self, real, fake):
-        """The reconstruction loss: L1 + MSE + weight (1 - SSIM) + weight (difference in texture)."""
+    def compare(self, real, fake, share=1.0):
+        """The reconstruction loss: L1 + MSE + weight (1 - SSIM) + share weight (difference in texture)."""
         loss = losses.mean_absolute(real, fake) + losses.mean_squared(real, fake)
         loss += self.structure_weight * losses.structural_dissimilarity(real, fake)
-        return loss + (self.texture_weight * losses.texture_difference(real, fake) if self.texture_weight else 0.0)
+        if self.texture_weight:
+            loss += share * self.texture_weight * losses.texture_difference(real, fake)
+        return loss
 
     def bottleneck_weights(self, step, training):
         """{name: weight} of the bottleneck's losses at a training step; at their full value in validation."""

@@ -170,3 +170,14 @@ def test_texture_is_a_part_of_the_reconstruction_loss_by_its_weight():
     plain, more = (tiny_models.make_vae(texture_weight=weight).compare(real, fake) for weight in (0.0, 0.7))
     extra = 0.7 * losses.texture_difference(real, fake)
     np.testing.assert_allclose(more, plain + extra, rtol=1e-5)
+
+
+def test_texture_is_asked_for_little_by_little_in_training_and_in_full_in_validation():
+    model = tiny_models.make_vqvae(texture_weight=0.7)
+    batch = tiny_models.tensors(tiny_models.batch_of(2))
+    wholly = float(model.forward(batch, 0, training=False)[0]["reconstruction"])
+    asked = [float(model.forward(batch, step, training=True)[0]["reconstruction"]) for step in (0, 250, 1000, 9999)]
+    model.texture_weight = 0.0
+    plain = float(model.forward(batch, 0, training=False)[0]["reconstruction"])
+    assert wholly - plain > 0.1
+    np.testing.assert_allclose(asked, plain + np.array([0.0, 0.25, 1.0, 1.0]) * (wholly - plain), rtol=1e-4)

@@ -34,6 +34,7 @@ def structural_dissimilarity(real, fake, window=7):
 
 # Power of a band below which nothing is asked for: at 3e-5 the decoder answered with a grid (docs/results.md).
 LEAST_DETAIL = 1.5e-4
+TEXTURE_STEPS = 1000  # of training, over which what is asked for rises (docs/results.md, likewise)
 TEXTURE_BANDS = ((0.5, 1.0), (0.7, 1.4))  # sigmas in pixels: twice a difference of Gaussians, periods of 3.3 and 4.6
 
 
@@ -63,6 +64,14 @@ def texture_difference(real, fake, window=16):
         apart = ops.abs(ops.log(powers[1] + 1e-6) - ops.log(powers[0] + 1e-6))
         total += ops.sum(there * apart) / ops.maximum(ops.sum(there), 1.0)
     return total / len(TEXTURE_BANDS)
+
+
+def texture_share(step):
+    """Share of the texture loss's weight at a training step: it rises from 0 to 1 over the first TEXTURE_STEPS.
+
+    A decoder that knows no detail yet would make what is asked for of a grid of its patches.
+    """
+    return ops.minimum(1.0, ops.cast(step, "float32") / TEXTURE_STEPS)
 
 
 def _blurred(image, sigma):
