@@ -20,7 +20,7 @@ DRAWN = f"{RUN} --out {{0}}/samples"
 OTHER = "--out {0}/other"
 
 WHOLE = f"""
-train {RUN} {NARROW} --gan --views 2 --multipliers 1 --attention 6 --condition-on-mask --gates --recompute
+train {RUN} {NARROW} --gan --views 2 --multipliers 1 --attention 8 --condition-on-mask --gates --recompute
 predict {DRAWN} --steps 3 --count 4 --show-x0
 predict reconstruct {DRAWN}
 train prior {RUN} {TINY} --prior-width 32 --prior-depth 2
@@ -41,7 +41,7 @@ second_stage ladder {RUN} --count 50 --sampler ddim --calls 2 3 --feature-steps 
 # Of the KL-VAE nothing is gained with this learning rate, so adversarial training begins. The last line judges the
 # run of the other half, which trains it first of all.
 OTHERS = f"""
-train --run {{0}}/pixels {TINY} --autoencoder none --attention 12 --schedule flow --prediction flow --accumulate 2 \
+train --run {{0}}/pixels {TINY} --autoencoder none --attention 16 --schedule flow --prediction flow --accumulate 2 \
 --labels {{0}}/people.csv --conditions age sex
 predict --run {{0}}/pixels {OTHER} --sampler heun dpm_solver_pp --steps 3 --count 4 \
 --guidance 2 --label NC --negative-label AD --conditions age=70 --negative-conditions age=60
