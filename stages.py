@@ -1,7 +1,7 @@
 """The stages of a run: what each of them learns from, how it is trained, and what it writes down.
 
     train_autoencoder   images  -> first stage          autoencoder.keras
-    encode_latents      images  -> their latents        latents/<split>.npz
+    (encoding.py        images  -> their latents        latents/<split>.npz)
     train_diffusion     latents -> denoising network    diffusion.keras
     train_prior         codes   -> transformer          prior.keras
     fit                 one training, going on from its last checkpoint
@@ -20,9 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from einops import rearrange
-from tqdm import tqdm
 
 import dataset
+import encoding
 import features
 import modules
 from generator import Generator
@@ -39,10 +39,6 @@ from ldm.training.settings import arguments, attention_rows, latent_shape, merge
 KID_SAMPLES, KID_CALLS, KID_TIMES = 256, 10, 8  # of --select kid: so many slices, network calls, times in a training
 MEASURED = 1000  # training slices, spread over the people, from which statistics of latents and codes are taken
 SHOWN, SHOWN_CALLS = 8, 20  # slices in the picture of an epoch, network calls for each
-# Strength of augmentation for what the second stage learns to draw (`pixels.augment`): turned and shifted a little, no
-# head larger or brighter: with all of it at 0.4, brains came out 1.2 deviations too large. Turned and shifted at 0.4,
-# people's own slices differ from the mean image with 1.43 times their power at 32 pixels; at 0.2 it is 1.11 times.
-GENTLY = (0.2, 0.0)
 OVERFIT_SLICES, OVERFIT_SECONDS, OVERFIT_STEPS = 8, 25, 400  # per replica; per stage
 MONITOR = {"autoencoder": "val_reconstruction", "diffusion": "val_loss", "prior": "val_loss"}
 
@@ -271,86 +267,6 @@ def reconstructions(shown):
     return make_draw
 
 
-# ---- stage 2: images -> latents --------------------------------------------------------------------------------------
-
-
-def encode_latents(run, settings, source, manifest):
-    """Stage 2: images -> `latents/<split>.npz`, for the splits that training may see; see `ldm.data.latents`."""
-    autoencoder = records.load_first_stage(run)
-    records.write(run, "latents", settings, manifest, finished=False)
-    masks, options = settings["diffusion"]["condition_on_mask"], {"seed": settings["seed"], "flip": settings["flip"]}
-    for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
-        arrays = encoded(autoencoder, source, split, views, masks, **options)
-        if runs.is_chief():
-            latents.write(run / "latents" / f"{split}.npz", **arrays)
-    epochs = records.of(run, "autoencoder")["epochs"]
-    records.write(run, "latents", settings, manifest, finished=True, epochs=epochs)
-
-
-def encoded(autoencoder, source, split, views, masks, *, seed, flip):
-    """The latents of a split and what belongs to them, as `latents.write` takes them.
-
-    Args:
-        autoencoder: a trained first stage.
-        source: of the slices.
-        split: "train" or "validate".
-        views: V.
-        masks: whether the tissue fractions come along.
-        seed, flip: of the augmentation of all views but the first.
-
-    Returns:
-        {"latents" (V, N, h, w, C); "z", "label", "case" (N,) int32; "codes" (V, N, h, w) int32, where the first stage
-        has a codebook; "mask" (V, N, h, w, 4), with masks}.
-    """
-    encode, found = tf.function(autoencoder.encode, reduce_retracing=True, autograph=False), []
-    for number in range(views):
-        plain = dataset.make_dataset(source, split, autoencoder.image_size, 64, training=False, masks=masks)
-        rows = []
-        batched = latents.view(plain, number, seed=seed, flip=flip, strength=GENTLY)
-        bar = {"desc": f"latents: {split}", "unit": "batch", "delay": 1, "disable": None}
-        for batch in tqdm(batched, total=-(-len(source.select(split)) // 64), **bar):
-            row = {key: batch[key].numpy() for key in ("z", "label", "case")}
-            row["latents"] = encode(batch["image"], batch["z"], batch["label"]).numpy()
-            if masks:
-                shape = row["latents"].shape[1:3]
-                row["mask"] = tissue_fractions(batch["mask"], shape, autoencoder.crop_box).numpy()
-            rows.append(row)
-        found.append({key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
-        print(f"latents: {split}, view {number + 1} of {views}", flush=True)
-    arrays = {key: found[0][key] for key in ("z", "label", "case")}  # the same in every view
-    arrays |= {key: np.stack([view[key] for view in found]) for key in found[0] if key not in arrays}
-    if isinstance(autoencoder, modules.VQVAE):
-        codes = tf.function(autoencoder.codes, reduce_retracing=True, autograph=False)
-        arrays["codes"] = np.stack([batches.in_batches(codes, view) for view in arrays["latents"]])
-    return arrays
-
-
-def renew_latents(run, settings, source, manifest, strategy, needed):
-    """Encode the latents again where what lies beside them is not what the next stage needs: slices, masks, codes.
-
-    Args:
-        run, settings, source, manifest, strategy: as everywhere here.
-        needed: names of arrays that the next stage reads beside the latents.
-
-    Raises:
-        RunError: if there are none yet.
-    """
-    stale = not records.are_current(run)
-    for split in ("train", "validate"):
-        path, rows = run / "latents" / f"{split}.npz", source.select(split)
-        if not path.exists():
-            raise runs.RunError(f"{path} is not there yet: run `python train.py latents --run {run.name}` first")
-        with latents.opened(path) as file:
-            same = all(np.array_equal(file[name], getattr(source, name)[rows]) for name in ("z", "label", "case"))
-            stale |= not same or any(name not in file for name in needed)
-        stale = stale or latents.read(path, "latents")[0].shape[2:] != latent_shape(settings)
-    distribution.wait_for_all(strategy)  # nobody writes before all have looked
-    if stale:
-        print("latents: of another first stage, of other slices or labels, or without masks or codes; encoding again")
-        encode_latents(run, settings, source, manifest)
-        distribution.wait_for_all(strategy)
-
-
 # ---- stage 3: latents, or pixels -> denoising network ----------------------------------------------------------------
 
 
@@ -364,7 +280,7 @@ def train_diffusion(run, settings, source, manifest, strategy, verbose=False):
         x_0_range = True
     else:
         needed = ("mask",) if stage["condition_on_mask"] else ()
-        renew_latents(run, settings, source, manifest, strategy, needed)
+        encoding.renew_latents(run, settings, source, manifest, strategy, needed)
         x_0_range = latents.ranges(run / "latents" / "train.npz")
     with strategy.scope():
         model = make_diffusion(settings, len(source.label_names), covariate_sizes(columns), x_0_range)
@@ -405,7 +321,7 @@ def diffusion_batches(run, settings, source, columns, split, training, start_ste
     options = {"seed": settings["seed"], "start_step": start_step, "masks": masks}
     options["most"] = settings["validation_slices"]
     if settings["first_stage"] == "none":
-        options |= {"flip": settings["flip"], "augment": GENTLY}
+        options |= {"flip": settings["flip"], "augment": encoding.GENTLY}
         found = dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
         if masks:
             found = found.map(lambda b: {**b, "mask": tissue_fractions(b["mask"], (size, size))})
@@ -496,7 +412,7 @@ def train_prior(run, settings, source, manifest, strategy, verbose=False):
     """Instead of stage 3: codes -> `prior.keras`, which draws them one by one."""
     stage, seed = with_steps(settings["prior"], source), settings["seed"]
     autoencoder = records.load_first_stage(run)
-    renew_latents(run, settings, source, manifest, strategy, ("codes",))
+    encoding.renew_latents(run, settings, source, manifest, strategy, ("codes",))
     records.write(run, "prior", settings, manifest, finished=False)
     keras.utils.set_random_seed(seed)
     with strategy.scope():

@@ -29,7 +29,7 @@ from ldm.later import Later
 from ldm.training import distribution, inheritance, presets, records, runs
 from ldm.training import settings as schema
 
-stages, plans = Later("stages"), Later("plans")  # they take seconds to import
+stages, encoding, plans = Later("stages"), Later("encoding"), Later("plans")  # they take seconds to import
 planning = Later("ldm.training.planning")
 BEGAN = time.time()
 
@@ -302,7 +302,7 @@ def do_stage(stage, run, settings, source, manifest, strategy, budget=None, verb
         if stage == "autoencoder":
             stages.train_autoencoder(run, settings, source, manifest, strategy, verbose)
         elif stage == "latents":
-            stages.encode_latents(run, settings, source, manifest)
+            encoding.encode_latents(run, settings, source, manifest)
         elif stage == "diffusion":
             stages.train_diffusion(run, settings, source, manifest, strategy, verbose)
         else:

@@ -57,7 +57,8 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     | {"ldm.judging.metrics", "ldm.training.runs"},
     "page": {"dataset", "jobs", "ldm.data.single", "ldm.diffusion.samplers", "ldm.drawing.figures"}
     | {"ldm.training.runs"},
-    "stages": {"dataset", "modules", "features", "generator"} | ROOMS,
+    "stages": {"dataset", "encoding", "modules", "features", "generator"} | ROOMS,
+    "encoding": {"dataset", "modules"} | wing("data") | wing("training"),
     "plans": {"dataset", "stages", "ldm.data.latents"} | wing("training"),
     "study": {"dataset", "modules", "features", "generator", "ldm.data.phantom", "ldm.data.latents"}
     | {"ldm.training.runs", "ldm.training.records", "ldm.data.repeats"}

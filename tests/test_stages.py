@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import dataset
+import encoding
 import modules
 import stages
 from ldm import tissue
@@ -52,7 +53,7 @@ def run(source, settings, tmp_path_factory):
     folder.mkdir()
     for name in ("autoencoder.keras", "autoencoder.json"):
         shutil.copy(OLD / "vqvae" / name, folder / name)
-    stages.encode_latents(folder, settings, source, source.manifest())
+    encoding.encode_latents(folder, settings, source, source.manifest())
     return folder
 
 
@@ -83,7 +84,7 @@ def test_other_views_are_the_same_slices_augmented_each_in_its_own_way(run, sour
     assert count > 64  # more than one batch, so that slices are numbered over all of them
     for view in range(1, VIEWS):
         seeds = np.stack([np.full(count, settings["seed"] + view), np.arange(count)], axis=-1)
-        image, mask = pixels.augment(real["image"], seeds, False, real["mask"], stages.GENTLY)
+        image, mask = pixels.augment(real["image"], seeds, False, real["mask"], encoding.GENTLY)
         expected = first.encode(image, real["z"], real["label"])
         np.testing.assert_allclose(stored["latents"][view], expected, atol=4e-3, rtol=1e-3)
         fractions = tissue_fractions(mask, (6, 6), first.crop_box)
@@ -102,7 +103,7 @@ def test_codes_are_those_of_the_latents_of_every_view(run, first):
 
 def test_latents_are_flipped_only_where_slices_may_be(source, first):
     plain, flipped = (
-        stages.encoded(first, source, "validate", 2, False, seed=0, flip=flip)["latents"] for flip in (False, True)
+        encoding.encoded(first, source, "validate", 2, False, seed=0, flip=flip)["latents"] for flip in (False, True)
     )
     np.testing.assert_array_equal(plain[0], flipped[0])
     same = np.array([np.array_equal(a, b) for a, b in zip(plain[1], flipped[1], strict=True)])
@@ -192,7 +193,7 @@ def test_validation_is_view_0_in_order_and_numbers_its_batches(run, settings, so
 def test_pixels_are_augmented_gently_in_training(run, settings, source):
     settings = schema.merged(settings, {"first_stage": "none", "flip": False})
     (batch,) = learned(run, settings, source).take(1).as_numpy_iterator()
-    options = {"seed": settings["seed"], "masks": True, "augment": stages.GENTLY}
+    options = {"seed": settings["seed"], "masks": True, "augment": encoding.GENTLY}
     (expected,) = dataset.make_dataset(source, "train", 32, 12, True, **options).take(1).as_numpy_iterator()
     np.testing.assert_array_equal(batch["image"], expected["image"])
     (plain,) = dataset.make_dataset(source, "train", 32, 12, True, seed=3, augment=0.0).take(1).as_numpy_iterator()

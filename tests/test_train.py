@@ -13,6 +13,7 @@ import pytest
 import small_records
 
 import dataset
+import encoding
 import stages
 import train
 from ldm.data import phantom
@@ -451,9 +452,9 @@ def test_latents_with_other_labels_or_of_another_shape_are_encoded_again(tmp_pat
     strategy, encoded = distribution.make_strategy(None), []
     first = {"crop_box": (0, 0, 16, 8), "latent_channels": 3, "downsampling": 4}
     settings = {"image_size": 16, "first_stage": "vae", "autoencoder": first}
-    monkeypatch.setattr(stages, "encode_latents", lambda *_: encoded.append(1))
+    monkeypatch.setattr(encoding, "encode_latents", lambda *_: encoded.append(1))
     with pytest.raises(runs.RunError, match="train.py latents"):
-        stages.renew_latents(tmp_path, settings, source, {}, strategy, ())
+        encoding.renew_latents(tmp_path, settings, source, {}, strategy, ())
     (tmp_path / "latents").mkdir()
     for stage in ("autoencoder", "latents"):
         small_records.write_record(tmp_path, stage, finished=True, epochs=5)
@@ -474,11 +475,11 @@ def test_latents_with_other_labels_or_of_another_shape_are_encoded_again(tmp_pat
     ):
         write(**more)
         encoded.clear()
-        stages.renew_latents(tmp_path, settings, source, {}, strategy, needed)
+        encoding.renew_latents(tmp_path, settings, source, {}, strategy, needed)
         assert len(encoded) == times, (more, needed)
     write()
     small_records.write_record(tmp_path, "autoencoder", finished=True, epochs=6)
-    stages.renew_latents(tmp_path, settings, source, {}, strategy, ())
+    encoding.renew_latents(tmp_path, settings, source, {}, strategy, ())
     assert len(encoded) == 2  # once above, and once because the first stage has been trained further
 
 

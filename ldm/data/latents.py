@@ -23,19 +23,19 @@ SEEN = 2**24  # latents that tell the range of a channel; of more, so many evenl
 VIEWED = {"latents": 5, "codes": 4, "mask": 5}  # dimensions of the arrays that have V views of N slices; others: N
 
 
-def view(batches, number: int, *, seed: int = 0, flip: bool = False, strength=1.0):
+def view(batches, number: int, *, seed: int = 0, flip: bool = False, strength=1.0, first: int = 0):
     """The slices of a split as one view shows them.
 
     Args:
-        batches: all slices of the split as they are, in table order, from `dataset.make_dataset`.
+        batches: the slices of the split as they are, in table order, from `dataset.make_dataset`.
         number: of the view: 0, the slices as they are; from 1 on, augmented, each slice of each view in its own way.
         seed: of the augmentation: what view v makes of slice n depends on (seed + v, n) alone.
         flip, strength: of the augmentation, see `ldm.data.pixels.augment`. Masks move with their slices.
+        first: number of slices that were left out before.
 
     Yields:
         The same batches with "image", and "mask" where there is one, of that view.
     """
-    first = 0
     for batch in batches:
         count = len(batch["z"])
         if number:
