@@ -2,10 +2,10 @@
 
     encode_latents   images -> latents/<split>.npz
     renew_latents    the same, where what lies there is not what the next stage needs
-    encoded          the work: piece after piece, each of which outlives a kill
+    encoded          the work, piece after piece, each kept on disk, so that a killed encoding goes on
 
-An archive of 20,000 slices takes an hour of a laptop. So what is encoded is kept, piece by piece, beside the file that
-it will be part of, under the name of all that it depends on; the same command goes on after the last piece.
+An archive of 20,000 slices takes an hour of a laptop. So every piece is kept until all are done, in a folder whose name
+is a digest of all that the latents depend on; the same command then goes on after the last piece.
 """
 
 import contextlib
@@ -36,21 +36,23 @@ GENTLY = (0.2, 0.0)
 
 def encode_latents(run, settings, source, manifest):
     """Stage 2: images -> `latents/<split>.npz`, for the splits that training may see; see `ldm.data.latents`."""
+    if not runs.is_chief():  # one machine encodes, the others wait for it
+        return
     autoencoder = records.load_first_stage(run)
     records.write(run, "latents", settings, manifest, finished=False)
     masks, options = settings["diffusion"]["condition_on_mask"], {"seed": settings["seed"], "flip": settings["flip"]}
+    model = hashlib.sha256((run / "autoencoder.keras").read_bytes()).hexdigest()
     for split, views in (("train", settings["latents"]["views"]), ("validate", 1)):
-        depends = [split, masks, options, GENTLY, manifest, hashlib.sha256((run / "autoencoder.keras").read_bytes())]
-        name = hashlib.sha256(json.dumps(depends, default=lambda digest: digest.hexdigest()).encode()).hexdigest()[:16]
-        kept = run / "latents" / f"{split}.{name}" if runs.is_chief() else None
-        arrays = encoded(autoencoder, source, split, views, masks, kept=kept, **options)
-        if runs.is_chief():
-            latents.write(run / "latents" / f"{split}.npz", **arrays)
+        rows = [getattr(source, name)[source.select(split)].tolist() for name in ("z", "label", "case")]
+        depends = [model, masks, options, GENTLY, BATCH, PIECE, manifest, source.center, rows]
+        digest = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+        pieces = run / "latents" / f"{split}.{digest}"
+        arrays = encoded(autoencoder, source, split, views, masks, kept=pieces, **options)
+        latents.write(run / "latents" / f"{split}.npz", **arrays)
     epochs = records.of(run, "autoencoder")["epochs"]
     records.write(run, "latents", settings, manifest, finished=True, epochs=epochs)
-    if runs.is_chief():
-        for pieces in (run / "latents").glob("*.*/"):  # also those of another first stage
-            shutil.rmtree(pieces)
+    for pieces in (run / "latents").glob("*.*/"):  # also those of another first stage
+        shutil.rmtree(pieces, ignore_errors=True)
 
 
 def renew_latents(run, settings, source, manifest, strategy, needed):
@@ -103,7 +105,7 @@ def encoded(autoencoder, source, split, views, masks, *, seed, flip, kept=None):
         while len(pieces) < len(paths) and (piece := read_piece(paths[len(pieces)])):
             pieces.append(piece)
         done, rows = min(batches, len(pieces) * PIECE), []
-        if done:
+        if 0 < done < batches:
             print(f"latents: {split}, view {number + 1} of {views}: going on after {done} of {batches} batches")
         plain = dataset.make_dataset(
             source, split, autoencoder.image_size, BATCH, training=False, masks=masks, start_step=done

@@ -5,12 +5,12 @@ import time
 import tensorflow as tf
 
 import dataset
+import encoding
 import stages
 from ldm.data.latents import ranges
 from ldm.training import planning, prior, records, runs
 from ldm.training.settings import arguments, merged
 
-ENCODED = 64  # slices of a batch of the latents' stage
 SPLITS = (("train", True), ("validate", False))  # and whether it is for training
 
 
@@ -99,12 +99,12 @@ def subject(stage, run, settings, source, strategy):
 def views(run, settings, source, left):
     """How many views of the training slices there is time to encode, at least one and at most as many as are set."""
     first = records.load_first_stage(run)
-    plain = dataset.make_dataset(source, "train", settings["image_size"], ENCODED, training=False)
+    plain = dataset.make_dataset(source, "train", settings["image_size"], encoding.BATCH, training=False)
     encode, times, began = tf.function(first.encode, reduce_retracing=True, autograph=False), [], time.time()
     for batch in plain.take(4):
         encode(batch["image"], batch["z"], batch["label"])
         times.append(time.time() - began)
     batch = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else times[0]
-    one = batch * len(source.select("train")) / ENCODED
-    left -= times[-1] + times[0] + batch * len(source.select("validate")) / ENCODED
+    one = batch * len(source.select("train")) / encoding.BATCH
+    left -= times[-1] + times[0] + batch * len(source.select("validate")) / encoding.BATCH
     return max(1, min(settings["latents"]["views"], int(left / one)))

@@ -292,7 +292,9 @@ def do_stage(stage, run, settings, source, manifest, strategy, budget=None, verb
         verbose: whether all metrics are shown.
         Others: as everywhere in `stages`.
     """
-    if records.is_finished(run, stage, settings):
+    finished = records.is_finished(run, stage, settings)
+    distribution.wait_for_all(strategy)  # nobody writes before all have looked
+    if finished:
         print(f"{stage}: finished before; its result is in {run}/")
         return settings
     start = time.time()

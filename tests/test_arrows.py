@@ -59,7 +59,7 @@ ALLOWED = {  # what each file may import of ours, beside the ground floor
     | {"ldm.training.runs"},
     "stages": {"dataset", "encoding", "modules", "features", "generator"} | ROOMS,
     "encoding": {"dataset", "modules"} | wing("data") | wing("training"),
-    "plans": {"dataset", "stages", "ldm.data.latents"} | wing("training"),
+    "plans": {"dataset", "encoding", "stages", "ldm.data.latents"} | wing("training"),
     "study": {"dataset", "modules", "features", "generator", "ldm.data.phantom", "ldm.data.latents"}
     | {"ldm.training.runs", "ldm.training.records", "ldm.data.repeats"}
     | {f"ldm.judging.{room}" for room in ("audit", "measures", "metrics", "planes")}

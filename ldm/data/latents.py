@@ -31,7 +31,7 @@ def view(batches, number: int, *, seed: int = 0, flip: bool = False, strength=1.
         number: of the view: 0, the slices as they are; from 1 on, augmented, each slice of each view in its own way.
         seed: of the augmentation: what view v makes of slice n depends on (seed + v, n) alone.
         flip, strength: of the augmentation, see `ldm.data.pixels.augment`. Masks move with their slices.
-        first: number of slices that were left out before.
+        first: number within the split of the first of these slices.
 
     Yields:
         The same batches with "image", and "mask" where there is one, of that view.

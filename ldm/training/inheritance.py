@@ -48,7 +48,8 @@ def take_over(before, run, stage, settings, manifest):
     settings = merged(settings, {stage: {**record["settings"][stage], "planned": True}})  # not by this run's settings
     if runs.is_chief():
         if stage == "latents":
-            shutil.copytree(before / stage, run / stage, dirs_exist_ok=True)
+            pieces = shutil.ignore_patterns("*.????????????????")  # of an encoding that was not finished
+            shutil.copytree(before / stage, run / stage, dirs_exist_ok=True, ignore=pieces)
         for path in before.glob(f"{stage}.*"):
             if path.suffix != ".json":
                 shutil.copy2(path, run / path.name)

@@ -5,7 +5,7 @@
     <stage>.keras             the best epoch by validation (with averaged weights, if the stage averages)
     <stage>.last.weights.h5   the last epoch, with the optimiser's state: where a resumed run goes on
     codebook.json, .png       which codes of a VQ-VAE the last epoch used, and which are dead
-    latents/<split>.npz       the first stage's latents
+    latents/<split>.npz       the first stage's latents; <split>.<digest>/: pieces of an encoding that is not finished
     pictures/, logs/          a picture per epoch; TensorBoard
 
     .lock                     held by the process that trains the run
