@@ -169,7 +169,7 @@ def load(name, module):
     before = from_the_start(name) if main else {}
     try:
         if "tensorflow" not in sys.modules:
-            with _without_chatter(), _as_if_absent("matplotlib", "sklearn"), _without_rubbish():
+            with _without_chatter(), _as_if_absent("matplotlib", "sklearn"), _without_garbage_collection():
                 import keras  # noqa: F401  (TensorFlow imports it by itself, or later)
                 import tensorflow as tf
 
@@ -193,7 +193,7 @@ def _as_if_absent(*names):
 
 
 @contextlib.contextmanager
-def _without_rubbish():
+def _without_garbage_collection():
     """Without the garbage collector: what is imported stays, and to look through it takes a quarter of the time."""
     gc.disable()
     try:

@@ -4,8 +4,8 @@
     renew_latents    the same, where what lies there is not what the next stage needs
     encoded          the work, piece after piece, each kept on disk, so that a killed encoding goes on
 
-An archive of 20,000 slices takes an hour of a laptop. So every piece is kept until all are done, in a folder whose name
-is a digest of all that the latents depend on; the same command then goes on after the last piece.
+A large archive takes hours on a laptop. So every piece is kept until all are done, in a folder whose name is a digest
+of all that the latents depend on; the same command then goes on after the last piece.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -100,7 +99,7 @@ def encoded(autoencoder, source, split, views, masks, *, seed, flip, kept=None):
     describe = described(autoencoder, masks)
     batches, found = -(-len(source.select(split)) // BATCH), []
     for number in range(views):
-        paths = [kept and Path(kept) / f"{number}-{first}.npz" for first in range(0, batches, PIECE)]
+        paths = [kept and kept / f"{number}-{first}.npz" for first in range(0, batches, PIECE)]
         pieces = []
         while len(pieces) < len(paths) and (piece := read_piece(paths[len(pieces)])):
             pieces.append(piece)

@@ -331,7 +331,7 @@ def overfit(stage, settings, source, strategy):
 def main(argv=None):
     """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 or 143 interrupted."""
     flags = parser().parse_args(argv)
-    hint = "" if flags.dry_run else "all finished epochs are saved: run the same command to go on"
+    hint = "" if flags.dry_run else "all that is finished is saved: run the same command to go on"
     return command.run("train.py", lambda: work(flags), (dataset.DataError, runs.RunError), hint)
 
 

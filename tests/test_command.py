@@ -1,6 +1,7 @@
 """command.py: however a command line ends, it says one sentence, and its status says which kind of end it was."""
 
 import errno
+import gc
 import os
 import platform
 import shlex
@@ -246,6 +247,13 @@ def test_tensorflows_chatter_is_kept_back_and_nothing_else(capfd):
     kept = capfd.readouterr().err
     assert kept.startswith("ours\nW0000") and kept.endswith("\nTraceback (most recent call last):\n")
     assert kept.count("\n") == 3
+
+
+def test_the_garbage_collector_rests_while_modules_are_imported_and_no_longer():
+    with pytest.raises(ImportError), command._without_garbage_collection():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("main", [train.main, predict.main, evaluate.main, app.main])

@@ -12,7 +12,7 @@ import pytest
 
 import dataset
 import encoding
-from ldm.training import records
+from ldm.training import records, runs
 from ldm.training import settings as schema
 
 OLD = Path(__file__).parent / "old_runs" / "vqvae"
@@ -123,3 +123,9 @@ def test_a_piece_that_cannot_be_read_is_made_again(run, source, work):
     second.write_bytes(second.read_bytes()[:100])
     encode(run, source)
     assert work["batches"] == BATCHES - 1
+
+
+def test_of_several_machines_one_encodes(run, source, work, monkeypatch):
+    monkeypatch.setattr(runs, "is_chief", lambda: False)
+    encode(run, source)
+    assert work["batches"] == 0 and not (run / "latents").exists()

@@ -29,6 +29,7 @@ def asked(before, **diffusion):
 
 def test_latents_and_diffusion_come_along_and_count_as_done(tmp_path):
     before, run = begun(tmp_path / "a"), tmp_path / "b"
+    (before / "latents" / "train.0123456789abcdef").mkdir()  # pieces of an encoding that was killed
     settings, manifest = asked(before), small_records.manifest()
     run.mkdir()
     small_records.write_record(run, "autoencoder", settings, finished=True, epochs=8)
@@ -39,6 +40,7 @@ def test_latents_and_diffusion_come_along_and_count_as_done(tmp_path):
         assert inheritance.predecessor(run, stage, settings, manifest) is None  # it has its own now
     for name in ("latents/train.npz", "latents/validate.npz", "diffusion.keras", "diffusion.last.weights.h5"):
         assert (run / name).read_text() == f"a {name}"
+    assert sorted(path.name for path in (run / "latents").iterdir()) == ["train.npz", "validate.npz"]
     assert json.loads((run / "diffusion.json").read_text())["settings"]["init_from"] == str(before)
 
 
