@@ -255,12 +255,15 @@ def compare_parser():
 
 
 def read_report(name):
-    """The report of a run, or of a file.
+    """The report of a run, of some sections where there is no whole one, or of a file.
 
     Raises:
         RunError: if there is none, or it is of another version.
     """
     path = Path(name) if name.endswith(".json") else runs.folder(name) / "report.json"
+    if not path.exists() and (part := path.with_name("report_part.json")).exists() and path.name == "report.json":
+        print(f"note: {name} has a report of some sections only, {part}: the rest is n/a.")
+        path = part
     facts = runs.load_json(path)
     make = f"`python evaluate.py --run {path.resolve().parent.name}` writes it"
     if facts is None:
@@ -289,7 +292,7 @@ def comparable(names, reports):
             print(f"note: {name} was read against other data than {names[0]}: only people of the same name count.")
         if one["count"] != about[0]["count"]:
             print(f"note: {one['count']} slices of {name}, {about[0]['count']} of {names[0]}: {comparison.BY_COUNT}")
-    if all(one["features"] == about[0]["features"] for one in about):
+    if len({tuple(one["features"]) for one in about if one["features"]}) <= 1:  # a report of some sections has none
         return reports
     print(
         "note: these runs were read in the features of different networks, so their distances cannot be compared: copy "

@@ -230,6 +230,15 @@ def test_runs_side_by_side(evaluated, tmp_path, capsys):
     )
     assert evaluate.main(["compare", str(run), str(tmp_path / "none")]) == 2
     assert "report.json is not there: `python evaluate.py --run none` writes it" in capsys.readouterr().err
+    part = tmp_path / "part"
+    part.mkdir()
+    sections = {name: of for name, of in facts.items() if name not in ("distribution", "copies")}
+    sections["about"] = {**facts["about"], "features": []}
+    (part / "report_part.json").write_text(json.dumps({**sections, "by person": {"KID": kid}}))
+    assert evaluate.main(["compare", str(run), str(part), "--out", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {part} has a report of some sections only, " in said and "different networks" not in said
+    assert next(line for line in said.splitlines() if line.startswith("precision")).endswith("n/a")
     del facts["by person"]
     (tmp_path / "old.json").write_text(json.dumps(facts))
     assert evaluate.main(["compare", str(run), str(tmp_path / "old.json")]) == 2
