@@ -394,6 +394,7 @@ def make_dataset(
     flip: bool = False,
     masks: bool = False,
     most: int | None = None,
+    share: tuple[int, int] = order.WHOLE,
     cache_bytes: int = 2 * 2**30,
 ) -> "tf.data.Dataset":
     """Batches of slices, in an order and with pixels that depend on the arguments only.
@@ -413,6 +414,8 @@ def make_dataset(
         flip: whether they are mirrored left to right at random, whatever `augment` is.
         masks: whether tissue masks come along.
         most: without training, at most so many slices, evenly spread over people and slice indices; None: all.
+        share: (part, parts) of a training stream: the part-th of so many equal parts of every batch. Nothing is read of
+            the others. For several hosts, see `distribution.own_share`.
         cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory (so are its
             masks, as much again); a larger one is read from the archive again every epoch. The batches are the same
             either way.
@@ -434,9 +437,10 @@ def make_dataset(
         raise DataError("--image-size and --batch-size must be positive integers.")
     classes = tissue_masks.of_split(source, split, image_size, cache_bytes) if masks else None
     kept = pixels.decoded(source, split, image_size, cache_bytes)
-    elements = order.element_order(len(rows), batch_size, training, seed, most)
+    elements = order.element_order(len(rows), batch_size, training, seed, most, share)
     augmented = 2**62 if augmented_steps is None else augmented_steps * batch_size
-    full = batch_size if training else None  # a static batch size lets tf.distribute split batches exactly
+    rows_made = batch_size // share[1]
+    full = rows_made if training else None  # a static batch size lets tf.distribute split batches exactly
 
     def plan(step):
         """Step -> element numbers, places within the split and conditions, (B,) each. Reads nothing."""
@@ -454,7 +458,7 @@ def make_dataset(
             lambda n, place, *_: tf.numpy_function(lambda p: kept[p], [place], tf.uint8), num_parallel_calls=2
         )
     else:
-        images = pixels.read(source, plans.map(lambda n, place, row, *_: row), image_size, batch_size)
+        images = pixels.read(source, plans.map(lambda n, place, row, *_: row), image_size, rows_made)
 
     def finish(image, planned):
         n, place, _, z, label, case = planned

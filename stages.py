@@ -27,7 +27,7 @@ import features
 import modules
 from generator import Generator
 from ldm import batches, tissue
-from ldm.data import latents
+from ldm.data import latents, order
 from ldm.data.masks import tissue_fractions
 from ldm.diffusion import schedules
 from ldm.drawing import charts, figures
@@ -93,7 +93,7 @@ def fit(
         run: folder.
         stage: "autoencoder", "diffusion" or "prior".
         settings: the stage's own, `with_steps`.
-        train: callable start_step -> endless dataset of batches.
+        train: callable (start_step, share) -> endless dataset of batches, see `dataset.make_dataset`.
         validation: dataset.
         picture: callable (model for use) -> callable (path) that draws what the epoch has reached.
         averaged: keep a moving average of the weights, and validate with it.
@@ -123,7 +123,7 @@ def fit(
                 *([] if verbose else [progress.Progress(stage, done)]),
             ]
         model.fit(
-            train(done * steps),
+            distribution.own_share(model.distribute_strategy, functools.partial(train, done * steps)),
             epochs=epochs,
             initial_epoch=done,
             steps_per_epoch=steps,
@@ -193,11 +193,12 @@ def train_autoencoder(run, settings, source, manifest, strategy, verbose=False):
     records.write(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"], **more)
 
 
-def first_stage_batches(settings, source, split, training, start_step=0):
+def first_stage_batches(settings, source, split, training, start_step=0, share=order.WHOLE):
     """What the first stage learns from and is validated with; see `dataset.make_dataset`."""
     stage, size = with_steps(settings["autoencoder"], source), settings["image_size"]
     options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"], "start_step": start_step}
     options["most"] = settings["validation_slices"] if split == "validate" else None if training else MEASURED
+    options["share"] = share
     augmented = round((1.0 - stage["plain_end"]) * stage["epochs"] * stage["steps_per_epoch"])
     options |= {"augment": stage["augment"], "augmented_steps": augmented}
     return dataset.make_dataset(source, split, size, stage["batch_size"], training, **options)
@@ -304,13 +305,13 @@ def train_diffusion(run, settings, source, manifest, strategy, verbose=False):
     records.write(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"], columns=columns)
 
 
-def diffusion_batches(run, settings, source, columns, split, training, start_step=0):
+def diffusion_batches(run, settings, source, columns, split, training, start_step=0, share=order.WHOLE):
     """What the diffusion model learns from and is validated with: batches of latents, or of pixels, and conditions.
 
     Args:
         run, settings, source: as everywhere here.
         columns: of the table, that are conditions (`dataset.Source.columns`).
-        split, training, start_step: as in `dataset.make_dataset`.
+        split, training, start_step, share: as in `dataset.make_dataset`.
 
     Returns:
         Dataset of {"image" (B, h, w, C), "z", "label", "case"}, with "covariates" and "mask" where they are conditions;
@@ -318,7 +319,7 @@ def diffusion_batches(run, settings, source, columns, split, training, start_ste
     """
     stage, size = settings["diffusion"], settings["image_size"]
     masks = stage["condition_on_mask"]
-    options = {"seed": settings["seed"], "start_step": start_step, "masks": masks}
+    options = {"seed": settings["seed"], "start_step": start_step, "masks": masks, "share": share}
     options["most"] = settings["validation_slices"]
     if settings["first_stage"] == "none":
         options |= {"flip": settings["flip"], "augment": encoding.GENTLY}
@@ -423,9 +424,10 @@ def train_prior(run, settings, source, manifest, strategy, verbose=False):
         model.start_from(codes[0])  # the transformer learns what the histogram per place does not know
     begin_from(model, run, "prior", settings)
 
-    def slices(split, training, start_step=0):
-        order = {"seed": seed, "start_step": start_step, "codes": True, "most": settings["validation_slices"]}
-        return dataset.make_latents_dataset(run / "latents" / f"{split}.npz", stage["batch_size"], training, **order)
+    def slices(split, training, start_step=0, share=order.WHOLE):
+        options = {"seed": seed, "start_step": start_step, "codes": True, "most": settings["validation_slices"]}
+        path = run / "latents" / f"{split}.npz"
+        return dataset.make_latents_dataset(path, stage["batch_size"], training, share=share, **options)
 
     validation = slices("validate", training=False)
     shown = spread(validation, SHOWN)

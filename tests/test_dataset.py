@@ -292,6 +292,25 @@ def test_replicas_get_contiguous_parts(course):
         np.testing.assert_array_equal(parts[1], batch["image"][2:])
 
 
+@pytest.mark.parametrize("cache_bytes", [2**30, 0])
+def test_shares_together_are_the_batch_and_read_nothing_else(course, cache_bytes, monkeypatch):
+    asked, read = [], dataset.pixels.read
+    monkeypatch.setattr(
+        dataset.pixels, "read", lambda source, rows, *more: asked.append(rows) or read(source, rows, *more)
+    )
+
+    def stream(**more):
+        options = {"seed": 1, "flip": True, "augmented_steps": 2, "cache_bytes": cache_bytes}
+        return take(make_dataset(course, "train", 24, 6, True, **options, **more), 4)
+
+    whole, shares = stream(), [stream(share=(part, 3)) for part in range(3)]
+    for step, batch in enumerate(whole):
+        for key, values in batch.items():
+            np.testing.assert_array_equal(np.concatenate([share[step][key] for share in shares]), values)
+    if not cache_bytes:
+        assert [[len(rows) for rows in stream.take(4)] for stream in asked] == [[6] * 4, *[[2] * 4] * 3]
+
+
 def test_phantom_zip_is_read_back(tmp_path, capsys):
     out = tmp_path / "new" / "phantom.zip"
     assert dataset.main(["phantom", "--people", "4", "--out", str(out), "--image-size", "32"]) == 0

@@ -235,6 +235,28 @@ def test_what_is_logged_has_an_axis_to_average_along_on_several_machines_only(mo
     assert distribution.for_logs(values)["loss"].numpy().tolist() == [2.0]
 
 
+def test_each_host_makes_its_own_rows_and_each_replica_gets_its_part_of_them(monkeypatch):
+    """As one of one host with two replicas, which is all that one machine can be: halves of each batch, in order."""
+    strategy, asked = distribution.make_strategy(2), []
+
+    def stream(share):
+        asked.append(share)
+        rows = tf.data.Dataset.range(24).batch(4, drop_remainder=True)
+        return rows.map(lambda n: {"image": n}).with_options(untuned())
+
+    plain = distribution.own_share(strategy, stream)
+    assert isinstance(plain, tf.data.Dataset) and asked == [(0, 1)]
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", type(strategy))
+    shared = distribution.own_share(strategy, stream)
+    assert isinstance(shared, tf.distribute.DistributedDataset) and asked == [(0, 1)] * 2
+    for one, parts in zip(plain, shared, strict=True):
+        parts = strategy.experimental_local_results(parts["image"])
+        assert [part.numpy().tolist() for part in parts] == [
+            one["image"][:2].numpy().tolist(),
+            one["image"][2:].numpy().tolist(),
+        ]
+
+
 def test_precision_that_is_named_is_set():
     assert distribution.set_precision("mixed_bfloat16") == "mixed_bfloat16"
     assert keras.mixed_precision.dtype_policy().compute_dtype == "bfloat16"

@@ -48,6 +48,13 @@ def test_the_order_is_that_of_the_slices(source, path, training):
     assert dataset.make_latents_dataset is latents.make_dataset
 
 
+def test_shares_together_are_the_batch(path):
+    whole, *shares = (take(latents.make_dataset(path, 6, True, share=(i, n)), 5) for i, n in ((0, 1), (0, 2), (1, 2)))
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for key, values in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), values)
+
+
 def test_who_lets_go_of_a_dataset_does_not_wait_for_its_tuning(source, path):
     """TensorFlow's tuning thread wakes once a minute, and at times misses that it is to end."""
     for made in (make_dataset(source, "train", 16, 5, True, cache_bytes=0), latents.make_dataset(path, 5, True)):

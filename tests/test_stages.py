@@ -215,7 +215,7 @@ STAGE = {"epochs": 2, "steps_per_epoch": 6, "learning_rate": 1e-2, "decay": "cos
 STAGE = schema.frozen(STAGE)
 
 
-def slices(start_step=0, training=True):
+def slices(start_step=0, share=None, training=True):
     """An endless dataset, or 3 batches, the last of them smaller, as `diffusion_batches` numbers them."""
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (20, 8, 8, 1)).astype("float32")

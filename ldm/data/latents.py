@@ -180,13 +180,14 @@ def make_dataset(
     codes: bool = False,
     masks=False,
     most: int | None = None,
+    share: tuple[int, int] = order.WHOLE,
 ) -> "tf.data.Dataset":
     """Batches of the latents in a file, in the same order as `dataset.make_dataset` gives slices.
 
     Args:
         path: what `write` has written.
-        batch_size, training, seed, start_step, most: as in `dataset.make_dataset`. Training goes through the views,
-            epoch by epoch; otherwise it is view 0, the slices as they are.
+        batch_size, training, seed, start_step, most, share: as in `dataset.make_dataset`. Training goes through the
+            views, epoch by epoch; otherwise it is view 0, the slices as they are.
         codes: the codes instead of the latents.
         masks: whether the tissue fractions come along.
 
@@ -198,7 +199,7 @@ def make_dataset(
     latents, z, label, case = read(path, "codes" if codes else "latents", "z", "label", "case")
     (fractions,) = read(path, "mask") if masks else (None,)
     views, count, *shape = latents.shape
-    elements = order.element_order(count, batch_size, training, seed, most)
+    elements = order.element_order(count, batch_size, training, seed, most, share)
 
     def gather(step):
         n, place = elements(step)
@@ -206,7 +207,7 @@ def make_dataset(
         fraction = fractions[view, place].astype("float32") if masks else np.zeros(0, "float32")
         return latents[view, place].astype(kind), z[place], label[place], case[place], fraction
 
-    full = batch_size if training else None
+    full = batch_size // share[1] if training else None
 
     def batch(step):
         kinds = [tf.as_dtype(kind), *[tf.int32] * 3, tf.float32]

@@ -9,12 +9,18 @@ import numpy as np
 from ldm.batches import evenly, untuned
 from ldm.later import tensorflow as tf
 
+WHOLE = (0, 1)  # the share of every batch that is made where one host makes them all
 
-def element_order(count: int, batch_size: int, training: bool, seed: int, most: int | None = None):
+
+def element_order(
+    count: int, batch_size: int, training: bool, seed: int, most: int | None = None, share: tuple[int, int] = WHOLE
+):
     """The order of a split: a function step -> (element numbers n, their places within the split), (B,) each.
 
-    Without training, `most` elements at most are seen, evenly spread over the split, the same ones each time.
+    Without training, `most` elements at most are seen, evenly spread over the split, the same ones each time. In
+    training, `share` = (part, parts) leaves the part-th of so many equal parts of every batch.
     """
+    rows = batch_size // share[1]
     seen = evenly(count, count if most is None else most)
 
     @functools.lru_cache(maxsize=3)  # a batch may straddle epochs, and batches are made in parallel
@@ -22,10 +28,10 @@ def element_order(count: int, batch_size: int, training: bool, seed: int, most: 
         return np.random.default_rng([seed, epoch]).permutation(count)
 
     def order(step):
-        n = np.arange(step * batch_size, (step + 1) * batch_size)
         if not training:
-            n = n[n < len(seen)]
+            n = np.arange(step * batch_size, min((step + 1) * batch_size, len(seen)))
             return n, seen[n]
+        n = step * batch_size + share[0] * rows + np.arange(rows)
         place = np.empty_like(n)
         for epoch in np.unique(n // count).tolist():
             here = n // count == epoch

@@ -107,6 +107,25 @@ def wait_for_all(strategy):
         strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.function(lambda: tf.ones(()))), axis=None)
 
 
+def own_share(strategy, stream):
+    """Training batches for `fit`, of which each of several hosts makes its own rows and reads nothing else.
+
+    Args:
+        strategy: of the model.
+        stream: callable (share) -> endless dataset of batches, or of a part of each: `share` of `dataset.make_dataset`.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return stream((0, 1))
+
+    def of_host(context):
+        made = stream((context.input_pipeline_id, context.num_input_pipelines))
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        rows = tf.nest.flatten(made.element_spec)[0].shape[0]  # each replica takes an element in turn
+        return made.rebatch(rows // replicas, drop_remainder=True) if replicas > 1 else made
+
+    return strategy.distribute_datasets_from_function(of_host)
+
+
 def for_logs(values):
     """{name: scalar} as a `train_step` must return it: Keras 3.15 averages over several machines along an axis."""
     several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
