@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,28 @@ TAGS = [
     "ImageOrientationPatient",
     "ImagePositionPatient",
 ]
+
+
+class Key(NamedTuple):
+    """What the slices of one series share: files that differ in any of it are of two.
+
+    Attributes:
+        patient: the number that stands for the PatientID, or for the series where there is none.
+        series: SeriesInstanceUID.
+        described: SeriesDescription.
+        orientation: six direction cosines.
+        shape: rows and columns.
+        named: whether there is a PatientID.
+        modality: "MR", "CT", ...
+    """
+
+    patient: str
+    series: str
+    described: str
+    orientation: tuple[float, ...]
+    shape: tuple[int, int]
+    named: bool
+    modality: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +150,7 @@ def find(folder: Path, files: list[Path]) -> tuple[dict[str, Series], list[str]]
         if about is not None:
             key, slice_id, place = about
             series[key].setdefault(slice_id, (place, path))  # the same slice twice counts once
-    others = {key: key[6] for key in series if key[6] in FOREIGN}
+    others = {key: key.modality for key in series if key.modality in FOREIGN}
     for key in others:
         del series[key]
     foreign = ", ".join(sorted(set(others.values())))
@@ -139,12 +162,12 @@ def find(folder: Path, files: list[Path]) -> tuple[dict[str, Series], list[str]]
             "with dcm2niix."
         )
     if short := len(series) - len(stacks):
-        nobody = len({key[0] for key in series} - {key[0] for key in stacks})
+        nobody = len({key.patient for key in series} - {key.patient for key in stacks})
         lost = f"; of {nobody} people there is nothing else" if nobody else ""
         notes = [f"{short} DICOM series of fewer than {LEAST} slices are left out{lost}"]
     if others:
         notes.append(f"{len(others)} DICOM series of {foreign}, not of MR, left out")
-    if unnamed := len({key[0] for key in stacks if not key[5]}):
+    if unnamed := len({key.patient for key in stacks if not key.named}):
         notes.append(
             f"{unnamed} DICOM series say no PatientID, and each counts as somebody else, so that one person may be in "
             "two splits"
@@ -152,17 +175,16 @@ def find(folder: Path, files: list[Path]) -> tuple[dict[str, Series], list[str]]
     shared = _shared_folders({key: slices[0][1].relative_to(folder).parts[:-1] for key, slices in stacks.items()})
     counted, volumes = collections.Counter(), {}
     for key, slices in sorted(stacks.items(), key=lambda item: item[1][0][1]):
-        patient, described = key[0], key[2]
-        counted[patient] += 1
-        contrast = words.read(described.replace(" ", "_"), sliced=False).contrast
-        name = f"sub-{patient}/ses-{counted[patient]}" + (f"_{contrast}" if contrast else "") + ".dcm"
+        counted[key.patient] += 1
+        contrast = words.read(key.described.replace(" ", "_"), sliced=False).contrast
+        name = f"sub-{key.patient}/ses-{counted[key.patient]}" + (f"_{contrast}" if contrast else "") + ".dcm"
         places, paths = zip(*slices, strict=True)
         volumes["/".join([*shared[key], name])] = Series(paths, places)
     return volumes, notes
 
 
 def _read_about(path: Path):
-    """(key of its series, its own ID, place in mm) of a slice; None for what is no slice of a volume."""
+    """(`Key` of its series, its own ID, place in mm) of a slice; None for what is no slice of a volume."""
     try:
         with warnings.catch_warnings(action="ignore"):
             about = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
@@ -176,8 +198,8 @@ def _read_about(path: Path):
     if len(orientation) != 6 or len(position) != 3 or not all(shape):
         return None
     place = float(np.cross(orientation[:3], orientation[3:]) @ position)
-    described, modality = str(about.get("SeriesDescription", "")), str(about.get("Modality") or "")
-    key = (patient, str(about.get("SeriesInstanceUID", "")), described, orientation, shape, bool(named), modality)
+    series, described = (str(about.get(tag, "")) for tag in ("SeriesInstanceUID", "SeriesDescription"))
+    key = Key(patient, series, described, orientation, shape, bool(named), str(about.get("Modality") or ""))
     return key, str(about.get("SOPInstanceUID", path.name)), place
 
 
@@ -192,7 +214,7 @@ def _shared_folders(folders: dict) -> dict:
     people = collections.defaultdict(set)
     for key, parts in folders.items():
         for depth in range(len(parts)):
-            people[parts[: depth + 1]].add(key[0])
+            people[parts[: depth + 1]].add(key.patient)
     return {
         key: [part for depth, part in enumerate(parts) if len(people[parts[: depth + 1]]) > 1]
         for key, parts in folders.items()
