@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from ldm import files
-from ldm.batches import evenly
+from ldm.batches import UNSHARED, evenly
 from ldm.data import archive, crop, dicom, latents, names, order, people, phantom, pixels, repeats, table, volumes
 from ldm.data import masks as tissue_masks
 from ldm.data.archive import DataError, refuse_absent
@@ -394,7 +394,7 @@ def make_dataset(
     flip: bool = False,
     masks: bool = False,
     most: int | None = None,
-    share: tuple[int, int] = order.WHOLE,
+    share: tuple[int, int] = UNSHARED,
     cache_bytes: int = 2 * 2**30,
 ) -> "tf.data.Dataset":
     """Batches of slices, in an order and with pixels that depend on the arguments only.
@@ -414,8 +414,8 @@ def make_dataset(
         flip: whether they are mirrored left to right at random, whatever `augment` is.
         masks: whether tissue masks come along.
         most: without training, at most so many slices, evenly spread over people and slice indices; None: all.
-        share: (part, parts) of a training stream: the part-th of so many equal parts of every batch. Nothing is read of
-            the others. For several hosts, see `distribution.own_share`.
+        share: (part, parts) of a training stream: the part-th of so many equal parts of every batch, B / parts rows.
+            Of a split that is not kept in memory, nothing else is read. For several hosts (`distribution.own_share`).
         cache_bytes: a split that fits into this at one byte per pixel is decoded at once and kept in memory (so are its
             masks, as much again); a larger one is read from the archive again every epoch. The batches are the same
             either way.

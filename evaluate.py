@@ -261,7 +261,8 @@ def read_report(name):
         RunError: if there is none, or it is of another version.
     """
     path = Path(name) if name.endswith(".json") else runs.folder(name) / "report.json"
-    if not path.exists() and (part := path.with_name("report_part.json")).exists() and path.name == "report.json":
+    part = runs.folder(name) / "report_part.json"
+    if not name.endswith(".json") and not path.exists() and part.exists():
         print(f"note: {name} has a report of some sections only, {part}: the rest is n/a.")
         path = part
     facts = runs.load_json(path)
@@ -292,11 +293,12 @@ def comparable(names, reports):
             print(f"note: {name} was read against other data than {names[0]}: only people of the same name count.")
         if one["count"] != about[0]["count"]:
             print(f"note: {one['count']} slices of {name}, {about[0]['count']} of {names[0]}: {comparison.BY_COUNT}")
-    if len({tuple(one["features"]) for one in about if one["features"]}) <= 1:  # a report of some sections has none
+    have = {name: tuple(one["features"]) for name, one in zip(names, about, strict=True) if one["features"]}
+    if len(set(have.values())) <= 1:  # a report of some sections may have none
         return reports
     print(
         "note: these runs were read in the features of different networks, so their distances cannot be compared: copy "
-        f"features_*.keras of {names[0]} into the other runs' folders, and evaluate them again."
+        f"features_*.keras of {next(iter(have))} into the other runs' folders, and evaluate them again."
     )
     return [comparison.without_features(report) for report in reports]
 

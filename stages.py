@@ -27,7 +27,7 @@ import features
 import modules
 from generator import Generator
 from ldm import batches, tissue
-from ldm.data import latents, order
+from ldm.data import latents
 from ldm.data.masks import tissue_fractions
 from ldm.diffusion import schedules
 from ldm.drawing import charts, figures
@@ -193,7 +193,7 @@ def train_autoencoder(run, settings, source, manifest, strategy, verbose=False):
     records.write(run, "autoencoder", settings, manifest, finished=True, epochs=stage["epochs"], **more)
 
 
-def first_stage_batches(settings, source, split, training, start_step=0, share=order.WHOLE):
+def first_stage_batches(settings, source, split, training, start_step=0, share=batches.UNSHARED):
     """What the first stage learns from and is validated with; see `dataset.make_dataset`."""
     stage, size = with_steps(settings["autoencoder"], source), settings["image_size"]
     options = {"seed": settings["seed"], "flip": settings["flip"], "masks": stage["segment"], "start_step": start_step}
@@ -305,7 +305,7 @@ def train_diffusion(run, settings, source, manifest, strategy, verbose=False):
     records.write(run, "diffusion", settings, manifest, finished=True, epochs=stage["epochs"], columns=columns)
 
 
-def diffusion_batches(run, settings, source, columns, split, training, start_step=0, share=order.WHOLE):
+def diffusion_batches(run, settings, source, columns, split, training, start_step=0, share=batches.UNSHARED):
     """What the diffusion model learns from and is validated with: batches of latents, or of pixels, and conditions.
 
     Args:
@@ -424,7 +424,7 @@ def train_prior(run, settings, source, manifest, strategy, verbose=False):
         model.start_from(codes[0])  # the transformer learns what the histogram per place does not know
     begin_from(model, run, "prior", settings)
 
-    def slices(split, training, start_step=0, share=order.WHOLE):
+    def slices(split, training, start_step=0, share=batches.UNSHARED):
         options = {"seed": seed, "start_step": start_step, "codes": True, "most": settings["validation_slices"]}
         path = run / "latents" / f"{split}.npz"
         return dataset.make_latents_dataset(path, stage["batch_size"], training, share=share, **options)

@@ -6,6 +6,7 @@ import numpy as np
 
 from ldm.later import tensorflow as tf
 
+UNSHARED = (0, 1)  # (part, parts) of every batch that a host makes where there is no other
 SIZE = 32  # slices that go through a network at a time, unless somebody says otherwise
 
 

@@ -293,22 +293,30 @@ def test_replicas_get_contiguous_parts(course):
 
 
 @pytest.mark.parametrize("cache_bytes", [2**30, 0])
-def test_shares_together_are_the_batch_and_read_nothing_else(course, cache_bytes, monkeypatch):
+def test_shares_together_are_the_batch_and_read_no_more_of_what_is_not_kept(course, cache_bytes, monkeypatch):
     asked, read = [], dataset.pixels.read
     monkeypatch.setattr(
         dataset.pixels, "read", lambda source, rows, *more: asked.append(rows) or read(source, rows, *more)
     )
 
     def stream(**more):
-        options = {"seed": 1, "flip": True, "augmented_steps": 2, "cache_bytes": cache_bytes}
-        return take(make_dataset(course, "train", 24, 6, True, **options, **more), 4)
+        options = {"seed": 1, "flip": True, "augmented_steps": 2, "cache_bytes": cache_bytes, "start_step": 1}
+        return take(make_dataset(course, "train", 24, 9, True, **options, **more), 4)  # 9 of 12: epochs are straddled
 
     whole, shares = stream(), [stream(share=(part, 3)) for part in range(3)]
     for step, batch in enumerate(whole):
         for key, values in batch.items():
             np.testing.assert_array_equal(np.concatenate([share[step][key] for share in shares]), values)
     if not cache_bytes:
-        assert [[len(rows) for rows in stream.take(4)] for stream in asked] == [[6] * 4, *[[2] * 4] * 3]
+        assert [[len(rows) for rows in stream.take(4)] for stream in asked] == [[9] * 4, *[[3] * 4] * 3]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "training", "share"), [(6, False, (1, 2)), (4, True, (2, 3)), (2, True, (0, 3))]
+)
+def test_a_share_that_does_not_fit_is_refused(course, batch_size, training, share):
+    with pytest.raises(ValueError, match="only training batches are shared, in equal parts"):
+        make_dataset(course, "train", 24, batch_size, training, share=share)
 
 
 def test_phantom_zip_is_read_back(tmp_path, capsys):

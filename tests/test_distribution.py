@@ -257,6 +257,23 @@ def test_each_host_makes_its_own_rows_and_each_replica_gets_its_part_of_them(mon
         ]
 
 
+def test_of_two_hosts_with_two_replicas_each_makes_its_half_in_the_parts_of_its_replicas(monkeypatch):
+    class Hosts:
+        def distribute_datasets_from_function(self, made):
+            return [made(tf.distribute.InputContext(2, host, 4)) for host in range(2)]
+
+    def stream(share):
+        part, parts = share
+        return tf.data.Dataset.from_tensors({"image": tf.range(8)[part * 8 // parts : (part + 1) * 8 // parts]})
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Hosts)
+    found = [
+        [batch["image"].tolist() for batch in host.as_numpy_iterator()]
+        for host in distribution.own_share(Hosts(), stream)
+    ]
+    assert found == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+
+
 def test_precision_that_is_named_is_set():
     assert distribution.set_precision("mixed_bfloat16") == "mixed_bfloat16"
     assert keras.mixed_precision.dtype_policy().compute_dtype == "bfloat16"

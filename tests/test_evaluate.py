@@ -233,12 +233,15 @@ def test_runs_side_by_side(evaluated, tmp_path, capsys):
     part = tmp_path / "part"
     part.mkdir()
     sections = {name: of for name, of in facts.items() if name not in ("distribution", "copies")}
-    sections["about"] = {**facts["about"], "features": []}
-    (part / "report_part.json").write_text(json.dumps({**sections, "by person": {"KID": kid}}))
-    assert evaluate.main(["compare", str(run), str(part), "--out", str(page)]) == 0
+    sections |= {"about": {**facts["about"], "features": []}, "by person": {}}
+    (part / "report_part.json").write_text(json.dumps(sections))
+    assert evaluate.main(["compare", str(part), *files, "--out", str(page)]) == 0
     said = capsys.readouterr().out
     assert f"note: {part} has a report of some sections only, " in said and "different networks" not in said
-    assert next(line for line in said.splitlines() if line.startswith("precision")).endswith("n/a")
+    rows = {line.split("  ")[0]: line.split()[1:] for line in said.splitlines()}
+    assert rows["KID"] == ["n/a", "0.100", "0.100", "n/a", "n/a"] and rows["precision"][0] == "n/a"
+    assert evaluate.main(["compare", str(part / "report.json"), *files]) == 2, "what is named is read, or nothing"
+    assert "report.json is not there" in capsys.readouterr().err
     del facts["by person"]
     (tmp_path / "old.json").write_text(json.dumps(facts))
     assert evaluate.main(["compare", str(run), str(tmp_path / "old.json")]) == 2
@@ -264,6 +267,12 @@ def test_what_cannot_be_compared_is_refused_or_left_out(evaluated, tmp_path, cap
     assert status == 2 and said.err.startswith("evaluate.py: a has slices of 32 pixels and b of 64: their numbers")
     status, said = compared(features=["others"])
     assert status == 0 and "copy features_*.keras of a into the other runs' folders" in said.out
+    third = str(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text(json.dumps({**facts, "about": {**facts["about"], "features": []}}))
+    assert (
+        evaluate.main(["compare", third, *(str(tmp_path / f"{n}.json") for n in "ba"), "--out", third + ".html"]) == 0
+    )
+    assert "copy features_*.keras of b into" in capsys.readouterr().out, "not of one that has none"
     rows = {line.split("  ")[0]: line for line in said.out.splitlines()}
     assert "first stage, SSIM" in rows and "KID" not in rows, "distances in other features are no distances"
     assert rows["precision"].count("n/a") == 2 == rows["share of copies, features"].count("n/a")

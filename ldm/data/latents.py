@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 
 from ldm import files
-from ldm.batches import evenly
+from ldm.batches import UNSHARED, evenly
 from ldm.data import archive, order, pixels
 from ldm.later import tensorflow as tf
 
@@ -180,7 +180,7 @@ def make_dataset(
     codes: bool = False,
     masks=False,
     most: int | None = None,
-    share: tuple[int, int] = order.WHOLE,
+    share: tuple[int, int] = UNSHARED,
 ) -> "tf.data.Dataset":
     """Batches of the latents in a file, in the same order as `dataset.make_dataset` gives slices.
 

@@ -6,20 +6,23 @@ import functools
 
 import numpy as np
 
-from ldm.batches import evenly, untuned
+from ldm.batches import UNSHARED, evenly, untuned
 from ldm.later import tensorflow as tf
-
-WHOLE = (0, 1)  # the share of every batch that is made where one host makes them all
 
 
 def element_order(
-    count: int, batch_size: int, training: bool, seed: int, most: int | None = None, share: tuple[int, int] = WHOLE
+    count: int, batch_size: int, training: bool, seed: int, most: int | None = None, share: tuple[int, int] = UNSHARED
 ):
     """The order of a split: a function step -> (element numbers n, their places within the split), (B,) each.
 
     Without training, `most` elements at most are seen, evenly spread over the split, the same ones each time. In
-    training, `share` = (part, parts) leaves the part-th of so many equal parts of every batch.
+    training, `share` = (part, parts) leaves the part-th of so many equal parts of every batch, B / parts rows.
+
+    Raises:
+        ValueError: for a share of what is not for training, or of batches that cannot be shared out evenly.
     """
+    if share != UNSHARED and (not training or batch_size % share[1]):
+        raise ValueError(f"share {share}: only training batches are shared, in equal parts, not {batch_size} rows")
     rows = batch_size // share[1]
     seen = evenly(count, count if most is None else most)
 

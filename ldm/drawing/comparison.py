@@ -18,12 +18,15 @@ def table(names, reports, difference):
         A `Table`: a row per number; a column per run, and one per run but the first with its difference to the first.
     """
     found = [report["by person"] for report in reports]
-    shared = [name for name in found[0] if all(name in other for other in found)]
+    first = found[0]
     columns = ["", *names, *(f"{name} less {names[0]}" for name in names[1:])]
     rows = []
-    for name in shared:
-        cells = [number(one[name]["value"]) for one in found]
-        rows.append([name, *cells, *(said(*difference(other[name], found[0][name])) for other in found[1:])])
+    for name in dict.fromkeys(name for one in found for name in one):  # of a report of some sections only a part
+        cells = [number(one[name]["value"] if name in one else None) for one in found]
+        both = [
+            difference(other[name], first[name]) if name in other and name in first else None for other in found[1:]
+        ]
+        rows.append([name, *cells, *(said(*gap) if gap else number(None) for gap in both)])
     note = "± one standard error, over the people whom both runs were read against and, of KID, over the heads drawn."
     return Table(columns, rows, f"{note} A difference below two errors cannot be told.")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from einops import rearrange
 
-from ldm.batches import untuned
+from ldm.batches import UNSHARED, untuned
 from ldm.later import keras
 from ldm.later import tensorflow as tf
 
@@ -108,14 +108,14 @@ def wait_for_all(strategy):
 
 
 def own_share(strategy, stream):
-    """Training batches for `fit`, of which each of several hosts makes its own rows and reads nothing else.
+    """Training batches for `fit`, of which each of several hosts makes its own rows only.
 
     Args:
         strategy: of the model.
         stream: callable (share) -> endless dataset of batches, or of a part of each: `share` of `dataset.make_dataset`.
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return stream((0, 1))
+        return stream(UNSHARED)
 
     def of_host(context):
         made = stream((context.input_pipeline_id, context.num_input_pipelines))
