@@ -15,7 +15,7 @@ def of(name):
     return merged(defaults(), PRESETS[name])
 
 
-# Crisper and more alike at equal steps: measured for 64-f4 and 128-f8, so no other size has it (docs/results.md).
+# Crisper and more alike at equal steps: measured for 64-f4, 128-f8 and oasis-256, so no other has it (docs/results.md).
 CRISP = {"texture_weight": 0.03, "plain_end": 0.35}
 
 
@@ -114,6 +114,7 @@ def _sharpened(epochs):
             "texture_weight": 0.03,
             "latent_noise": 0.3,
             "augment": 0.0,
+            "plain_end": 0.0,
             "epochs": epochs,
             "steps_per_epoch": 400,
             "learning_rate": 4e-4,
@@ -121,9 +122,9 @@ def _sharpened(epochs):
     }
 
 
-# An OASIS-like archive at 256x256, latents 24x20x4 within the crop box. Four channels of a KL-VAE are learned sooner
-# than the eight of the VQ-VAE of 256-f8, which show as much. Noise on them in training makes the decoder forgive what
-# diffusion gets wrong, and spreads what it must know over all of them.
+# An OASIS-like archive at 256x256, latents 24x20x4 within the crop box. Eight or sixteen channels hold more of a slice,
+# and a U-Net needs more hours for them than a processor has (docs/results.md). Noise on them in training makes the
+# decoder forgive what diffusion gets wrong, and spreads what it must know over all of them.
 OASIS = merged(
     _sized(256, 8),
     {
@@ -133,6 +134,7 @@ OASIS = merged(
             "kl_weight": 1e-6,  # a posterior of 6 to 14 % of the latents' standard deviation
             "kl_cycles": 0,
             "latent_noise": 0.4,
+            **CRISP,
             "epochs": 10,
             "steps_per_epoch": 800,
         },
