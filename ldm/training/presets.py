@@ -122,9 +122,9 @@ def _sharpened(epochs):
     }
 
 
-# An OASIS-like archive at 256x256, latents 24x20x4 within the crop box. Eight or sixteen channels hold more of a slice,
-# and a U-Net needs more hours for them than a processor has (docs/results.md). Noise on them in training makes the
-# decoder forgive what diffusion gets wrong, and spreads what it must know over all of them.
+# An OASIS-like archive at 256x256, latents 24x20x8 within the crop box. With four channels the texture loss is answered
+# with a grid, and sixteen take a U-Net more hours than a processor has (docs/results.md). Noise on them in training
+# makes the decoder forgive what diffusion gets wrong, and spreads what it must know over all of them.
 OASIS = merged(
     _sized(256, 8),
     {
@@ -134,6 +134,7 @@ OASIS = merged(
             "kl_weight": 1e-6,  # a posterior of 6 to 14 % of the latents' standard deviation
             "kl_cycles": 0,
             "latent_noise": 0.4,
+            "latent_channels": 8,
             **CRISP,
             "epochs": 10,
             "steps_per_epoch": 800,
