@@ -99,9 +99,10 @@ def test_runs_side_by_side_say_what_cannot_be_told():
     reports[2]["by person"]["SSIM"] = entry(values + 0.1 * rng.normal(size=10))
     del reports[2]["by person"]["only here"]
     made = comparison.table(["a", "b", "c"], reports, schema.difference)
-    assert made.columns == ["", "a", "b", "c", "b less a", "c less a"] and len(made.rows) == 1
+    assert made.columns == ["", "a", "b", "c", "b less a", "c less a"] and len(made.rows) == 2
     assert made.rows[0][4] == "+0.500 ± 0.000" and made.rows[0][5].endswith("(cannot be told)")
+    assert made.rows[1][0] == "only here" and made.rows[1][3] == made.rows[1][5] == "n/a" != made.rows[1][4]
     lines = comparison.plain(made).splitlines()
-    assert len(lines) == 3 and len({line.index("b less a") for line in lines[:1]}) == 1
+    assert len(lines) == 4 and len({line.index("b less a") for line in lines[:1]}) == 1
     beside = comparison.others(["a"], [{"distribution": {"samples": {"recall": 0.5}}}])
     assert ["recall", "0.500"] in beside.rows and ["precision", "n/a"] in beside.rows

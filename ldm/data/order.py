@@ -21,7 +21,7 @@ def element_order(
     Raises:
         ValueError: for a share of what is not for training, or of batches that cannot be shared out evenly.
     """
-    if share != UNSHARED and (not training or batch_size % share[1]):
+    if share != UNSHARED and (not training or batch_size % share[1] or not 0 <= share[0] < share[1]):
         raise ValueError(f"share {share}: only training batches are shared, in equal parts, not {batch_size} rows")
     rows = batch_size // share[1]
     seen = evenly(count, count if most is None else most)
