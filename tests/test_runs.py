@@ -452,7 +452,7 @@ def test_a_training_starts_from_the_weights_of_another_as_far_as_they_fit(tmp_pa
 def test_another_network_is_refused_as_a_start(tmp_path):
     tiny_models.make_vae().save(tmp_path / "autoencoder.keras")
     with pytest.raises(
-        runs.RunError, match=r"flags describe \(latent_channels 3 there, 4 here\): give the flags of its"
+        runs.RunError, match=r"flags describe \(--latent-channels 3 there, 4 here\): give the flags of its"
     ):
         runs.start_from(tiny_models.make_vae(latent_channels=4), tmp_path / "autoencoder.keras")
     with pytest.raises(runs.RunError, match="another network"):

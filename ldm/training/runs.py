@@ -37,13 +37,12 @@ ROOT = Path("checkpoint")
 STAGES = ("autoencoder", "latents", "diffusion", "prior")
 LONGEST_NAME = 200  # bytes; most file systems take 255
 KINDS = {"autoencoder": ("VQVAE", "VAE"), "diffusion": ("DiffusionModel",), "prior": ("CodePrior",)}  # of models
-SHAPING = (
-    "latent_channels",
-    "downsampling",
-    "patch",
-    "width",
-    "blocks",
-)  # of a first stage's, what decides its weights
+SHAPING = {  # what decides the weights of a first stage: attribute -> flag
+    "latent_channels": "--latent-channels",
+    "downsampling": "--downsampling",
+    "patch": "--patch",
+    "width": "--autoencoder-width",
+}
 MOST_PACKED = 50  # times smaller than its content a `.keras` file may be; weights pack badly
 TENSORFLOW_SAYS = {  # of files
     "ResourceExhaustedError": errno.ENOSPC,
@@ -310,8 +309,8 @@ def fitting(model, path):
     fit = [(new, old) for new, old in pairs if new.shape == old.shape]
     frozen = [new for new, old in pairs if new.shape != old.shape and not new.trainable]
     if len(model.weights) != len(other.weights) or 2 * len(fit) < len(pairs) or frozen:
-        unlike = [name for name in SHAPING if getattr(model, name, None) != getattr(other, name, None)]
-        said = [f"{name} {getattr(other, name, None)} there, {getattr(model, name, None)} here" for name in unlike]
+        values = {flag: [getattr(each, name, None) for each in (other, model)] for name, flag in SHAPING.items()}
+        said = [f"{flag} {there} there, {here} here" for flag, (there, here) in values.items() if there != here]
         differs = f" ({'; '.join(said)})" * bool(said)
         raise RunError(
             f"--init-from: {path} is another network than the flags describe{differs}: give the flags of its run"
