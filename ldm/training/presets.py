@@ -67,6 +67,7 @@ def _in_pixels(image_size):
             "head_size": width,
             "batch_size": 16,
             "epochs": 40,
+            "learning_rate": 5e-4,
         },
     }
 
@@ -100,6 +101,7 @@ def _on_cards(width, latent_channels, batch_size, steps, epochs):
                 "epochs": epochs,
                 "steps_per_epoch": steps,
                 "patience": 20,
+                "learning_rate": 5e-4,  # twice that is measured for a width of 64 only
             },
         },
     )
@@ -146,7 +148,6 @@ OASIS = merged(
             "batch_size": 16,
             "epochs": 32,
             "steps_per_epoch": 170,
-            "learning_rate": 4e-4,
         },
     },
 )

@@ -214,7 +214,7 @@ OPTIONS = (
            bounds="[0, 1000000]"),
     Option((*TRAINED, "latents"), "planned", (False,) * 4, bool, "whether --minutes, or a run that was taken over, "
            "has set the two above, or the views", flag="", changes=True),
-    Option(TRAINED, "learning_rate", (6e-4, 5e-4, 1e-3), float, "at its peak, after warm-up; then it decays",
+    Option(TRAINED, "learning_rate", (6e-4, 1e-3, 1e-3), float, "at its peak, after warm-up; then it decays",
            bounds="(0, 1]"),
     Option(TRAINED, "decay", ("cosine",) * 3, str, "of the learning rate: cosine, to the planned end; inverse_sqrt, "
            "which needs no end: more --epochs later are as if planned at once (without --plain-end)",
