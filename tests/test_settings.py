@@ -265,7 +265,7 @@ def test_labels_count_where_a_stage_is_told_them():
         ("autoencoder", {"autoencoder": {"width": 32}}, "--autoencoder-width 64, not 32"),
         ("diffusion", {"diffusion": {"attention": [4]}}, "--attention 16 8, not 4"),
         ("diffusion", {"seed": 4}, "--seed 0, not 4"),
-        ("diffusion", {"diffusion": {"learning_rate": 0.1}}, "--learning-rate 0.0005, not 0.1"),
+        ("diffusion", {"diffusion": {"learning_rate": 0.1}}, "--learning-rate 0.001, not 0.1"),
         ("prior", {"prior": {"depth": 9}}, "--prior-depth 4, not 9"),
         ("latents", {"latents": {"views": 3}}, "--views 8, not 3"),
     ],
