@@ -568,6 +568,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work(flags) -> int:
     """Does what the flags say; returns the exit status."""
+    if flags.command in ("phantom", "people") and Path(flags.out).exists():  # it may be somebody's data, or labels
+        raise DataError(f"{flags.out} is there already: move it away, or name another --out")
     if flags.command == "phantom":
         if not flags.out.lower().endswith(".zip"):
             raise DataError(f"--out {flags.out} does not end in .zip, by which `--data` would know it.")

@@ -307,6 +307,8 @@ def compare(flags):
     """Do what `evaluate.py compare` says; returns the exit status."""
     if len(flags.runs) < 2:
         raise runs.RunError("compare takes two runs or more: name another one")
+    if not flags.out.lower().endswith(".html"):
+        raise runs.RunError(f"--out {flags.out} does not end in .html: name a page")
     files.check_file(flags.out)
     reports = [read_report(name) for name in flags.runs]
     names = [Path(name.removesuffix(".json")).name for name in flags.runs]
@@ -356,10 +358,10 @@ def score(flags):
     else:
         path = (runs.folder(flags.run) if flags.run is not None else runs.newest("diffusion")) / "quiz_sheet.json"
     sheet = runs.load_json(path)
-    if sheet is None or shapes.problems(sheet, quiz.SHEET, "it"):
-        raise runs.RunError(
-            f"{path} is no answer sheet: `python evaluate.py --run R --quiz` writes a quiz and its sheet"
-        )
+    if sheet is None:
+        raise runs.RunError(f"{path} is not there: `python evaluate.py --run R --quiz` writes a quiz and its sheet")
+    if shapes.problems(sheet, quiz.SHEET, "it"):
+        raise runs.RunError(f"{path} is no answer sheet: put its copy back; another quiz has other answers")
     print(f"{'':20}{'size':>6}{'right':>12}{'share':>8}   95 % interval")
     for file in flags.answers:
         given = runs.load_json(Path(file))

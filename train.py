@@ -255,6 +255,7 @@ def work(flags):
             runs.fitting(models[stage], there)  # refused now, not when its turn comes
     del models
     manifest, taken = source.manifest(), {}
+    records.refuse_other_people(run, manifest)
     if flags.stage == "all":
         found = {stage: inheritance.predecessor(run, stage, settings, manifest) for stage in todo}
         taken = {stage: before for stage, before in found.items() if before}
@@ -266,7 +267,6 @@ def work(flags):
         return 0
     if flags.self_test:
         return overfit(flags.stage, settings, source, strategy)
-    records.refuse_other_people(run, manifest)
     with runs.training(run):
         finished = [stage for stage in todo if records.is_finished(run, stage, settings)]
         trained = [stage for stage in todo if stage not in taken]

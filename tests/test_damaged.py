@@ -267,14 +267,16 @@ def test_a_damaged_answer_sheet_is_one_sentence(sheet, tmp_path, capsys):
     answers.write_text(json.dumps({"quiz": "a", "answers": {"0": "left"}}))
     assert evaluate.main(["score", str(answers), "--sheet", str(path)]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"{path} is no answer sheet" in said
+    assert said.count("\n") == 1 and f"{path} is no answer sheet: put its copy back" in said
+    assert evaluate.main(["score", str(answers), "--sheet", str(tmp_path / "none.json")]) == 2
+    assert "none.json is not there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_latents_are_one_sentence(damage, tmp_path):
     path = damaged(tmp_path / "train.npz", RUN / "latents" / "train.npz", damage)
     said = refusal(DataError, path, lambda: latents.make_dataset(path, 2, True))
-    assert "remove it and run the same command again" in said
+    assert "remove it and run `train.py latents` again" in said
 
 
 def arrays(**others):

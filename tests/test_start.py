@@ -39,6 +39,9 @@ REFUSED = {  # -> what the sentence names
     f"app.py --port 0 --run {RUN}": "--port 0",
     "dataset.py describe nowhere.zip": "nowhere.zip",
     "dataset.py phantom --people 0": "people",
+    "dataset.py phantom --out LICENSE": "LICENSE is there already",
+    "dataset.py people --data nowhere.zip --out LICENSE": "LICENSE is there already",
+    "evaluate.py compare a b --out c.zip": "--out c.zip does not end in .html",
 }
 WORDS = {**{f"{name} --help": (0, said) for name, said in HELP.items()}, **{w: (2, s) for w, s in REFUSED.items()}}
 

@@ -127,7 +127,8 @@ def test_a_finished_run_refuses_other_people(tmp_path, phantoms, capsys):
     manifest = dataset.open_source(phantoms).manifest()
     records.write(run, "diffusion", settings, manifest, finished=True, epochs=settings["diffusion"]["epochs"])
     assert train.main([*argv, "--data", phantoms]) == 0
-    assert "other people" in refusal(train.main, [*argv, "--data", flat], capsys)
+    for more in ([], ["--dry-run"]):
+        assert "other people" in refusal(train.main, [*argv, "--data", flat, *more], capsys)
 
 
 def test_a_stage_is_not_gone_on_with_under_another_table_of_people(tmp_path):

@@ -358,7 +358,7 @@ def _probe_jpeg(data: bytes) -> int:
             channels = data[place + 7] if place + 7 < len(data) else 1
             _check_side(width, height, channels)
             if channels == 4:  # no decoder here turns these into grey
-                raise ValueError("is a JPEG in the colours of printers (CMYK); save it in grey,")
+                raise ValueError("is a JPEG in the colours of printers (CMYK); save it in grey")
             framed = True
             if marker in (0xC2, 0xCA):  # progressive
                 missing = {name: set(range(64)) for name in data[place + 8 : place + 8 + 3 * channels : 3]}

@@ -86,7 +86,7 @@ def opened(path):
             yield file
     except (EOFError, KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise archive.DataError(
-            f"{path} cannot be read ({str(error) or type(error).__name__}); remove it and run the same command again."
+            f"{path} cannot be read ({str(error) or type(error).__name__}); remove it and run `train.py latents` again."
         ) from error
 
 
