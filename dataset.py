@@ -566,13 +566,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse_present(path: str) -> None:
+    """Refuses to write over a file: it may be somebody's data, or labels."""
+    if os.path.isfile(path):  # False for a name that is too long, which is told elsewhere
+        raise DataError(f"{path} is there already: move it away, or name another --out")
+
+
 def _work(flags) -> int:
     """Does what the flags say; returns the exit status."""
-    if flags.command in ("phantom", "people") and Path(flags.out).exists():  # it may be somebody's data, or labels
-        raise DataError(f"{flags.out} is there already: move it away, or name another --out")
+    if flags.command == "people":
+        _refuse_present(flags.out)
     if flags.command == "phantom":
         if not flags.out.lower().endswith(".zip"):
             raise DataError(f"--out {flags.out} does not end in .zip, by which `--data` would know it.")
+        _refuse_present(flags.out)
         write_phantoms(flags.out, flags.people, flags.image_size, flags.seed)
         print(f"-> {flags.out}: {flags.people} people; see them with `python dataset.py describe {flags.out}`")
         return 0

@@ -237,6 +237,9 @@ def work(flags):
         show(settings, todo)
         return 0
     records.refuse_missing(settings, source)
+    manifest = source.manifest()
+    if not flags.self_test:  # which writes nothing
+        records.refuse_other_people(run, manifest)
     command.load("train.py", "stages")  # from here on TensorFlow is needed
     strategy = make_strategy(flags.replicas, todo, settings)
     precision = distribution.set_precision(flags.precision or "auto")
@@ -254,8 +257,7 @@ def work(flags):
         if there and stage in models:
             runs.fitting(models[stage], there)  # refused now, not when its turn comes
     del models
-    manifest, taken = source.manifest(), {}
-    records.refuse_other_people(run, manifest)
+    taken = {}
     if flags.stage == "all":
         found = {stage: inheritance.predecessor(run, stage, settings, manifest) for stage in todo}
         taken = {stage: before for stage, before in found.items() if before}

@@ -321,7 +321,8 @@ def test_a_share_that_does_not_fit_is_refused(course, batch_size, training, shar
 
 def test_phantom_zip_is_read_back(tmp_path, capsys):
     out = tmp_path / "new" / "phantom.zip"
-    assert dataset.main(["phantom", "--people", "4", "--out", str(out), "--image-size", "32"]) == 0
+    argv = ["phantom", "--people", "4", "--out", str(out), "--image-size", "32"]
+    assert dataset.main(argv) == 0
     assert capsys.readouterr().out.startswith(f"-> {out}: 4 people; ")
     assert os.listdir(out.parent) == ["phantom.zip"]  # no temporary file is left
     source = open_source(out)
@@ -336,6 +337,9 @@ def test_phantom_zip_is_read_back(tmp_path, capsys):
     with zipfile.ZipFile(out) as left, zipfile.ZipFile(again) as right:
         assert left.namelist() == right.namelist()
         assert all(left.read(name) == right.read(name) for name in left.namelist())
+    written = out.read_bytes()
+    assert dataset.main([*argv, "--seed", "1"]) == 2 and f"{out} is there already" in capsys.readouterr().err
+    assert out.read_bytes() == written, "nobody's archive is written over"
     assert dataset.main(["describe", str(out)]) == 0
     assert "2 people" in capsys.readouterr().out
 

@@ -38,8 +38,7 @@ REFUSED = {  # -> what the sentence names
     "app.py --port x": "--port",
     f"app.py --port 0 --run {RUN}": "--port 0",
     "dataset.py describe nowhere.zip": "nowhere.zip",
-    "dataset.py phantom --people 0": "people",
-    "dataset.py phantom --out LICENSE": "LICENSE is there already",
+    "dataset.py phantom --people 0 --out nowhere.zip": "people",
     "dataset.py people --data nowhere.zip --out LICENSE": "LICENSE is there already",
     "evaluate.py compare a b --out c.zip": "--out c.zip does not end in .html",
 }
