@@ -60,15 +60,10 @@ def renew_latents(run, settings, source, manifest, strategy, needed):
     Args:
         run, settings, source, manifest, strategy: as everywhere here.
         needed: names of arrays that the next stage reads beside the latents.
-
-    Raises:
-        RunError: if there are none yet.
     """
     stale = not records.are_current(run)
     for split in ("train", "validate"):
         path, rows = run / "latents" / f"{split}.npz", source.select(split)
-        if not path.exists():
-            raise runs.RunError(f"{path} is not there yet: run `python train.py latents --run {run.name}` first")
         with latents.opened(path) as file:
             same = all(np.array_equal(file[name], getattr(source, name)[rows]) for name in ("z", "label", "case"))
             stale |= not same or any(name not in file for name in needed)

@@ -265,8 +265,8 @@ def read_report(name):
     if not name.endswith(".json") and not path.exists() and part.exists():
         print(f"note: {name} has a report of some sections only, {part}: the rest is n/a.")
         path = part
-    facts = runs.load_json(path)
     make = f"`python evaluate.py --run {path.resolve().parent.name}` writes it"
+    facts = runs.load_json(path, f"{make} anew")
     if facts is None:
         raise runs.RunError(f"{path} is not there: {make}")
     if said := schema.problems(facts):

@@ -25,9 +25,6 @@ def planned(stage, run, settings, source, strategy, budget):
     Raises:
         RunError: if the time is too short.
     """
-    made_of = {"latents": "autoencoder.keras", "diffusion": "latents/train.npz", "prior": "latents/train.npz"}
-    if settings["first_stage"] != "none" and stage in made_of and not (run / made_of[stage]).exists():
-        return settings  # the stage itself will say what is missing
     left = budget.left(stage)
     if left <= 0 and stage != "latents":  # these take a view where there is no time for more
         raise runs.RunError(

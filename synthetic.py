@@ -263,7 +263,7 @@ def read_report(run):
     Raises:
         RunError: if it is damaged, which is to be known before people are drawn.
     """
-    report = runs.load_json(run / "report.json") or {}
+    report = runs.load_json(run / "report.json", f"`python evaluate.py --run {run.name}` writes it anew") or {}
     if said := shapes.problems(report, REPORT, "report.json"):
         raise runs.RunError(f"{run}: {said[0]}: remove it, or let `python evaluate.py --run {run.name}` write it anew")
     return report

@@ -240,6 +240,7 @@ def work(flags):
     manifest = source.manifest()
     if not flags.self_test:  # which writes nothing
         records.refuse_other_people(run, manifest)
+        records.refuse_unready(run, todo[0], settings)
     command.load("train.py", "stages")  # from here on TensorFlow is needed
     strategy = make_strategy(flags.replicas, todo, settings)
     precision = distribution.set_precision(flags.precision or "auto")

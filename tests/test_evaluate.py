@@ -246,6 +246,9 @@ def test_runs_side_by_side(evaluated, tmp_path, capsys):
     (tmp_path / "old.json").write_text(json.dumps(facts))
     assert evaluate.main(["compare", str(run), str(tmp_path / "old.json")]) == 2
     assert "is of another version (report.json lacks by person)" in capsys.readouterr().err
+    (part / "report.json").write_text("{")
+    assert evaluate.main(["compare", str(part), *files]) == 2
+    assert f"--run {part.name}` writes it anew" in capsys.readouterr().err
     assert evaluate.main(["compare", str(run)]) == 2 and "two runs or more" in capsys.readouterr().err
 
 

@@ -113,3 +113,8 @@ def test_two_tables_in_an_archive_are_refused_unless_one_is_named(tmp_path):
     )
     (tmp_path / "t.csv").write_text("case,label\n2,NC\n")
     assert table.find(two, tmp_path / "t.csv", {"1", "2"}) == {"label": {2: "NC"}}
+
+
+def test_a_table_with_other_separators_is_refused_with_its_first_line():
+    with pytest.raises(ValueError, match="separated by commas; it begins 'case;label'"):
+        table.read("\ufeffcase;label\r\n1;AD\r\n".encode())

@@ -402,6 +402,33 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
     assert [latents[0], diffusion[0]] == ["latents", "diffusion"] and json.loads(diffusion[1])["attention"] == [4]
 
 
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+def test_a_stage_without_its_predecessor_is_refused_also_in_a_dry_run(tmp_path, phantoms, capsys, dry_run):
+    argv = ["--data", phantoms, "--run", str(tmp_path / "run"), "--preset", "64-f4", *dry_run]
+    for stage in ("latents", "diffusion", "prior"):
+        assert "train.py autoencoder --run run` first" in refusal(train.main, [stage, *argv], capsys)
+
+
+def test_a_stage_is_refused_before_those_that_it_is_made_of_are_done(tmp_path):
+    settings = schema.defaults()
+    records.refuse_unready(tmp_path, "autoencoder", settings)
+    records.refuse_unready(tmp_path, "diffusion", settings | {"first_stage": "none"})
+    with pytest.raises(runs.RunError, match="train.py autoencoder"):
+        records.refuse_unready(tmp_path, "latents", settings)
+    (tmp_path / "autoencoder.keras").touch()
+    small_records.write_record(tmp_path, "autoencoder", finished=False)
+    with pytest.raises(runs.RunError, match="still in training"):
+        records.refuse_unready(tmp_path, "latents", settings)
+    small_records.write_record(tmp_path, "autoencoder", finished=True)
+    records.refuse_unready(tmp_path, "latents", settings)
+    (tmp_path / "latents").mkdir()
+    for split in ("train", "validate"):
+        with pytest.raises(runs.RunError, match=f"{split}.npz is not there yet: run `python train.py latents"):
+            records.refuse_unready(tmp_path, "diffusion", settings)
+        (tmp_path / "latents" / f"{split}.npz").touch()
+    records.refuse_unready(tmp_path, "diffusion", settings)
+
+
 def test_names_without_people_need_a_word_of_the_user(tmp_path, capsys):
     for i in range(12):
         for label in ("Mild", "NonDemented"):
@@ -454,8 +481,6 @@ def test_latents_with_other_labels_or_of_another_shape_are_encoded_again(tmp_pat
     first = {"crop_box": (0, 0, 16, 8), "latent_channels": 3, "downsampling": 4}
     settings = {"image_size": 16, "first_stage": "vae", "autoencoder": first}
     monkeypatch.setattr(encoding, "encode_latents", lambda *_: encoded.append(1))
-    with pytest.raises(runs.RunError, match="train.py latents"):
-        encoding.renew_latents(tmp_path, settings, source, {}, strategy, ())
     (tmp_path / "latents").mkdir()
     for stage in ("autoencoder", "latents"):
         small_records.write_record(tmp_path, stage, finished=True, epochs=5)

@@ -194,10 +194,13 @@ def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str], most: 
         if len(shape) != 3 or min(shape) < 1 or max(shape) > archive.MAX_SIDE or np.prod(shape, dtype=float) > most:
             raise archive.DataError(
                 f"{path} has the shape {tuple(map(int, volume.shape))}, but one three-dimensional volume of at most "
-                f"{most:,} voxels is needed."
+                f"{most:,} voxels is needed: write one of several (a time, or their mean) into a file of its own."
             )
         if volume.get_data_dtype().kind not in "iuf":
-            raise archive.DataError(f"{path} holds {volume.get_data_dtype()}, but one number per voxel is needed.")
+            raise archive.DataError(
+                f"{path} holds {volume.get_data_dtype()}, but one number per voxel is needed: write grey levels, "
+                "such as the magnitude, into a file of their own."
+            )
         volume = nibabel.as_closest_canonical(volume)
         voxels = np.asarray(volume.dataobj, dtype=np.float32).reshape(volume.shape[:3])
     except archive.DataError:

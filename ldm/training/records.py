@@ -212,11 +212,36 @@ def load_first_stage(run):
         RunError: if it is still in training; as `load`.
     """
     model, record = load(run, "autoencoder")
+    _refuse_unfinished(run, record)
+    return model
+
+
+def _refuse_unfinished(run, record):
     if not record.get("finished"):
         raise runs.RunError(
             f"{run}: its first stage is still in training: run `python train.py autoencoder --run {run.name}`"
         )
-    return model
+
+
+def refuse_unready(run, stage, settings):
+    """Refuse a stage whose predecessors are not done.
+
+    Args:
+        run: folder.
+        stage: one of `runs.STAGES`, the first that is to be done.
+        settings: of the run.
+
+    Raises:
+        RunError: naming what is missing, and the command that makes it.
+    """
+    if stage == "autoencoder" or settings["first_stage"] == "none":
+        return
+    runs.refuse_missing(run / "autoencoder.keras")
+    _refuse_unfinished(run, of(run, "autoencoder"))
+    for split in ("train", "validate") if stage != "latents" else ():
+        path = run / "latents" / f"{split}.npz"
+        if not path.exists():
+            raise runs.RunError(f"{path} is not there yet: run `python train.py latents --run {run.name}` first")
 
 
 def settings_of(run):

@@ -163,16 +163,16 @@ def save_json(path, content):
         files.write(path, json.dumps(content, indent=2) + "\n")
 
 
-def load_json(path):
+def load_json(path, way_out="put its copy back, or give a new run a name with --run"):
     """The content of a JSON file, a dictionary, or None where there is no such file.
 
     Raises:
-        RunError: if it is damaged, or holds something else.
+        RunError: if it is damaged, or holds something else, with the way out.
     """
     path = Path(path)
     if not path.exists():
         return None
-    with unreadable(path, "put its copy back, or give a new run a name with --run"):
+    with unreadable(path, way_out):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no record that a run writes down")
