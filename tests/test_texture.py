@@ -74,6 +74,9 @@ def test_peaks_are_where_they_were_put_and_a_valley_fills_up_with_noise():
     np.testing.assert_allclose(found[0, :2], [0.5, 0.8], atol=0.02)
     assert found[0, 2] < 0.05 < 0.3 < found[1, 2] <= 1
     assert np.isnan(found[2]).all()
+    flat = np.where(np.hypot(*(np.mgrid[:64, :64] - 32)) < 25, 0.8, 0.0)  # white matter alone
+    share = texture.measure(np.stack([clear, faint, flat, np.zeros((64, 64))]))[texture.ONE_PEAK]
+    np.testing.assert_array_equal(share, [0, 0, 1, np.nan])
 
 
 def test_softness_is_seen(brains):

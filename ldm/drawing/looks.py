@@ -44,6 +44,12 @@ SAID = {  # how the name of a number begins: what is said where it is too low, a
         "flat: between grey and white matter the grey levels of {who} dip to {mean:.2f} of the peak only, people's to "
         "{people}",
     ),
+    "share of slices in which grey": (
+        "parted: grey matter of {who} has no peak of grey levels of its own in {mean:.2f} of the slices, people's in "
+        "{people}",
+        "merged: grey matter of {who} has no peak of grey levels of its own in {mean:.2f} of the slices, people's in "
+        "{people}",
+    ),
 }
 
 

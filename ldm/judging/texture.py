@@ -27,7 +27,7 @@ PROMINENT = 0.02  # of the histogram's highest point: a lower rise is no peak
 POWER, RESIDUAL = "power at {:.3g} pixels", "residual power at {:.3g} pixels"  # names of what `measure` finds
 ISLANDS, GREY_PIECES = "Euler number of bright white matter", "Euler number of grey matter"
 RIBBON, GREY_PEAK, WHITE_PEAK = "width of the cortical ribbon", "grey matter's peak", "white matter's peak"
-VALLEY = "valley between the peaks"
+VALLEY, ONE_PEAK = "valley between the peaks", "share of slices in which grey matter has no peak"
 RING = 1.15  # a ring of the spectrum goes from a frequency over this to the frequency times this
 
 
@@ -183,5 +183,6 @@ def measure(images, mean=None, tissue=None):
         RIBBON: ribbon_width(tissue == GREY),
         GREY_PEAK: grey,
         WHITE_PEAK: white,
-        VALLEY: valley,
+        VALLEY: valley,  # of slices with two peaks: without the next number, those that have none go unseen
+        ONE_PEAK: np.where(np.isnan(white), np.nan, np.isnan(grey)),
     }
