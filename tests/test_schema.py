@@ -106,3 +106,18 @@ def test_runs_side_by_side_say_what_cannot_be_told():
     assert len(lines) == 4 and len({line.index("b less a") for line in lines[:1]}) == 1
     beside = comparison.others(["a"], [{"distribution": {"samples": {"recall": 0.5}}}])
     assert ["recall", "0.500"] in beside.rows and ["precision", "n/a"] in beside.rows
+
+
+def test_how_samples_look_stands_beside_people_and_beside_each_other():
+    islands = {"people": {"mean": 4.8, "spread": 1.6}, "samples": {"mean": 6.0, "z": 0.7, "error": 0.1}}
+    levels = {
+        kind: {"levels": [{"AUC": auc, "error": 0.05}]} for kind, auc in (("validation people", 0.5), ("samples", 0.7))
+    }
+    seen = {"texture": {"islands": islands}, "scales": {"pixels": [64], "sets": levels}}
+    made = comparison.looks(["a", "b"], [{}, seen])
+    assert made.rows == [
+        ["islands", "4.80 ± 1.60", "n/a", "6.00"],
+        ["told from people at 64 pixels, AUC", "0.50 ± 0.05", "n/a", "0.70 ± 0.05"],
+    ]
+    decoded = {"texture": {"islands": {"people": islands["people"], "decoded": islands["samples"]}}}
+    assert comparison.looks(["a"], [decoded]).rows == [], "a run that has drawn nothing has no samples to look at"

@@ -61,6 +61,30 @@ def others(names, reports):
     return Table(["", *names], rows, BY_COUNT)
 
 
+def looks(names, reports):
+    """How samples look beside people: their texture, and how surely a classifier tells them at each size."""
+    rows = {}
+
+    def put(name, people, place, cell):
+        rows.setdefault(name, [name, people, *[number(None)] * len(names)])[2 + place] = cell
+
+    for place, report in enumerate(reports):
+        for name, found in report.get("texture", {}).items():
+            if "samples" in found:
+                people = f"{number(found['people']['mean'], 2)} ± {number(found['people']['spread'], 2)}"
+                put(name, people, place, number(found["samples"]["mean"], 2))
+        scales = report.get("scales", {})
+        levels = {
+            kind: [f"{number(level['AUC'], 2)} ± {number(level['error'], 2)}" for level in found["levels"]]
+            for kind, found in scales.get("sets", {}).items()
+        }
+        floor = levels.get("validation people", [number(None)] * len(scales.get("pixels", ())))
+        for size, people, cell in zip(scales.get("pixels", ()), floor, levels.get("samples", ()), strict=False):
+            put(f"told from people at {size} pixels, AUC", people, place, cell)
+    note = "± what people differ by; of an AUC ± one standard error, and its people are those of validation."
+    return Table(["", "people", *names], [*rows.values()], note)
+
+
 def without_features(report):
     """The content of a `report.json` less what was measured in the features of a network."""
     kept = {name: part for name, part in report.items() if name != "distribution"}
@@ -77,6 +101,7 @@ def page(names, reports, difference):
     return [
         Section("Compared person by person", tables=[table(names, reports, difference)]),
         Section("Beside each other", tables=[others(names, reports)]),
+        Section("How they look", tables=[looks(names, reports)]),
         Section("How they were drawn", tables=[Table(["", *names], how)]),
     ]
 
