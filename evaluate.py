@@ -316,7 +316,7 @@ def compare(flags):
         names = flags.runs
     reports = comparable(names, reports)
     sections = comparison.page(names, reports, schema.difference)
-    for section in sections[:3]:
+    for section in sections[:-1]:  # how they were drawn is for the page
         print(f"\n{comparison.plain(section.tables[0])}")
     report.write_html(flags.out, f"{', '.join(names)}, side by side", sections, {})
     print(f"-> {flags.out}")

@@ -230,6 +230,8 @@ def work(flags):
     opened = chosen_preset(flags)
     run, todo, settings = resolve(flags)
     refuse_uneven(flags.replicas or 1, todo, settings)
+    if not flags.self_test:  # which makes all that it needs
+        records.refuse_unready(run, todo[0], settings)
     if opened is not None:  # before it was known whether its preset moves heads to the middle
         opened = dataclasses.replace(opened, center=settings["center"])
     source = opened or open_data(settings, flags.dry_run)
@@ -240,7 +242,6 @@ def work(flags):
     manifest = source.manifest()
     if not flags.self_test:  # which writes nothing
         records.refuse_other_people(run, manifest)
-        records.refuse_unready(run, todo[0], settings)
     command.load("train.py", "stages")  # from here on TensorFlow is needed
     strategy = make_strategy(flags.replicas, todo, settings)
     precision = distribution.set_precision(flags.precision or "auto")

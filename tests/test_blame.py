@@ -125,3 +125,11 @@ def test_sentences_name_the_fault_and_the_stage():
     del mottled["decoded"]
     assert "no first stage, so the model is" in looks.verdict(ISLANDS, {**mottled, "to blame": ["model"]})
     assert looks.verdict(ISLANDS, mottled) is None
+
+
+def test_what_no_person_has_is_counted_in_units_of_one_slice():
+    """All people have none: without the least unit, one slice would be infinitely many of their deviations."""
+    z, case = np.tile(np.arange(8), 4), np.repeat(np.arange(4), 8)
+    people = blame.Numbers(np.zeros(32), z, case)
+    some = blame.Numbers((np.arange(32) % 8 < 2).astype(float), z, case)  # two slices of eight
+    assert blame.beside(people, {"samples": some}, least=1 / 8)["samples"]["z"] == pytest.approx(2)

@@ -40,7 +40,7 @@ def test_volume_sources(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)), tmp_path / "time.nii")
     refuse([one, tmp_path / "time.nii"], "time.nii", "three-dimensional", "into a file of its own")
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)), tmp_path / "waves.nii")
-    refuse([one, tmp_path / "waves.nii"], "waves.nii", "complex64", "the magnitude")
+    refuse([one, tmp_path / "waves.nii"], "waves.nii", "complex64", "write their magnitude")
 
 
 @pytest.mark.parametrize("size", [1e308, 1e-300, 1e9, np.inf, np.nan])

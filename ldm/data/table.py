@@ -51,8 +51,8 @@ def read(data: bytes, missing=()) -> dict[str, dict]:
     if len(names) > MOST_COLUMNS:
         raise ValueError(f"has {len(names):,} columns (limit {MOST_COLUMNS}); keep those that say something of people")
     if "case" not in names or len(names) < 2:
-        first = data.decode("utf-8-sig").split("\n", 1)[0].strip()[:60]
-        raise ValueError(f"needs a column case and another, such as label, separated by commas; it begins {first!r}")
+        begins = f"; it begins {','.join(names)[:60]!r}" if names else ""
+        raise ValueError(f"needs a column case and another, such as label, separated by commas{begins}")
     plain = [name.casefold() for name in names]
     if twice := [name for place, name in enumerate(names) if name and name.casefold() in plain[:place]]:
         raise ValueError(f"has the column {twice[0]!r} twice; keep one")

@@ -192,14 +192,15 @@ def _load_volume(found: Path | dicom.Series, axis: int, notes: list[str], most: 
         volume = found.image() if isinstance(found, dicom.Series) else _open(found, notes, most)
         shape = tuple(int(length) for place, length in enumerate(volume.shape) if place < 3 or length > 1)
         if len(shape) != 3 or min(shape) < 1 or max(shape) > archive.MAX_SIDE or np.prod(shape, dtype=float) > most:
+            several = ": write one of several, or their mean, into a file of its own" if len(shape) > 3 else ""
             raise archive.DataError(
                 f"{path} has the shape {tuple(map(int, volume.shape))}, but one three-dimensional volume of at most "
-                f"{most:,} voxels is needed: write one of several (a time, or their mean) into a file of its own."
+                f"{most:,} voxels is needed{several}."
             )
         if volume.get_data_dtype().kind not in "iuf":
+            complex_ones = ": write their magnitude" if volume.get_data_dtype().kind == "c" else ""
             raise archive.DataError(
-                f"{path} holds {volume.get_data_dtype()}, but one number per voxel is needed: write grey levels, "
-                "such as the magnitude, into a file of their own."
+                f"{path} holds {volume.get_data_dtype()}, but one number per voxel is needed{complex_ones}."
             )
         volume = nibabel.as_closest_canonical(volume)
         voxels = np.asarray(volume.dataobj, dtype=np.float32).reshape(volume.shape[:3])

@@ -62,7 +62,10 @@ def others(names, reports):
 
 
 def looks(names, reports):
-    """How samples look beside people: their texture, and how surely a classifier tells them at each size."""
+    """How samples look beside people: their texture, and how surely a classifier tells them from people at each size.
+
+    People are those of the first run that has the number.
+    """
     rows = {}
 
     def put(name, people, place, cell):
@@ -81,7 +84,7 @@ def looks(names, reports):
         floor = levels.get("validation people", [number(None)] * len(scales.get("pixels", ())))
         for size, people, cell in zip(scales.get("pixels", ()), floor, levels.get("samples", ()), strict=False):
             put(f"told from people at {size} pixels, AUC", people, place, cell)
-    note = "± what people differ by; of an AUC ± one standard error, and its people are those of validation."
+    note = "± what people differ by; of an AUC ± one standard error, and people are the validation people."
     return Table(["", "people", *names], [*rows.values()], note)
 
 
@@ -98,10 +101,11 @@ def page(names, reports, difference):
     about = [report["about"] for report in reports]
     keys = ("data", "image size", "features", "count", "sampler", "steps", "seed")
     how = [[key, *(", ".join(v) if isinstance(v := one[key], list) else str(v) for one in about)] for key in keys]
+    seen = looks(names, reports)
     return [
         Section("Compared person by person", tables=[table(names, reports, difference)]),
         Section("Beside each other", tables=[others(names, reports)]),
-        Section("How they look", tables=[looks(names, reports)]),
+        *([Section("How they look", tables=[seen])] if seen.rows else []),
         Section("How they were drawn", tables=[Table(["", *names], how)]),
     ]
 

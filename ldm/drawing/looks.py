@@ -45,9 +45,9 @@ SAID = {  # how the name of a number begins: what is said where it is too low, a
         "{people}",
     ),
     "share of slices in which grey": (
-        "parted: grey matter of {who} has no peak of grey levels of its own in {mean:.2f} of the slices, people's in "
+        "parted: grey and white matter of {who} share one peak of grey levels in {mean:.2f} of slices, people's in "
         "{people}",
-        "merged: grey matter of {who} has no peak of grey levels of its own in {mean:.2f} of the slices, people's in "
+        "merged: grey and white matter of {who} share one peak of grey levels in {mean:.2f} of slices, people's in "
         "{people}",
     ),
 }

@@ -49,7 +49,7 @@ def _squared_error(values):
     return np.var(values, ddof=1) / len(values) if len(values) > 1 else np.inf
 
 
-def beside(reference, sets, decoded=None, relative=False):
+def beside(reference, sets, decoded=None, relative=False, least=1e-12):
     """Sets of slices beside the people that they are read against.
 
     Args:
@@ -57,6 +57,7 @@ def beside(reference, sets, decoded=None, relative=False):
         sets: {name: Numbers} of others.
         decoded: `Numbers` of the same people as a first stage gives them back; None where there is no first stage.
         relative: give means as multiples of people's own.
+        least: the unit of z where people differ by less: all of them may have none of something that is counted.
 
     Returns:
         {"people": {"mean", "spread"}, name: {"mean", "z", "error"}, ...}; "decoded" among the names where it was given,
@@ -71,7 +72,7 @@ def beside(reference, sets, decoded=None, relative=False):
     if len(people) < 2:
         return {}
     spread, grand = float(np.std([*people.values()], ddof=1)), float(np.mean([*means.values()]))
-    unit = max(spread, 1e-12)
+    unit = max(spread, least)
     scale = abs(grand) if relative and grand else 1.0
     own = _squared_error([*people.values()])
 

@@ -37,8 +37,11 @@ SHAPE = {
         "slice index error": {str: NUMBER},
         "label effect": {str: {"d": NUMBER, "interval": (NUMBER, NUMBER), "ratio": NUMBER}},
     },
-    "texture?": {str: {str: object}},
-    "scales?": {str: object},
+    "texture?": {str: {"people": {"mean": NUMBER, "spread": NUMBER}, "to blame?": [str], str: {str: NUMBER}}},
+    "scales?": {
+        "pixels": [int],
+        "sets": {str: {"levels": [{"AUC": NUMBER, "error": NUMBER, str: NUMBER}], str: object}},
+    },
     "power?": {str: {str: object}},
     "copies?": {"pixels": RATE, "features": RATE, "people": {str: int}},
     "use?": {
