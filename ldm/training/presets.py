@@ -178,7 +178,7 @@ PRESETS = {
             "steps_per_epoch": 160,
             "learning_rate": 8e-4,
         },
-        "latents": {"views": 2},
+        "latents": {"views": 4},
         "diffusion": {
             "multipliers": [1, 2],
             "blocks": 1,
