@@ -406,7 +406,9 @@ def test_dry_run_writes_no_run(tmp_path, phantoms, capsys):
 def test_a_stage_without_its_predecessor_is_refused_also_in_a_dry_run(tmp_path, phantoms, capsys, dry_run):
     argv = ["--data", phantoms, "--run", str(tmp_path / "run"), "--preset", "64-f4", *dry_run]
     for stage in ("latents", "diffusion", "prior"):
-        assert "train.py autoencoder --run run` first" in refusal(train.main, [stage, *argv], capsys)
+        assert "train.py autoencoder --run run` first, with the same --data" in refusal(
+            train.main, [stage, *argv], capsys
+        )
 
 
 def test_a_stage_is_refused_before_those_that_it_is_made_of_are_done(tmp_path):

@@ -49,7 +49,7 @@ def _squared_error(values):
     return np.var(values, ddof=1) / len(values) if len(values) > 1 else np.inf
 
 
-def beside(reference, sets, decoded=None, relative=False, least=1e-12):
+def beside(reference, sets, decoded=None, relative=False, least=0.0):
     """Sets of slices beside the people that they are read against.
 
     Args:
@@ -72,7 +72,7 @@ def beside(reference, sets, decoded=None, relative=False, least=1e-12):
     if len(people) < 2:
         return {}
     spread, grand = float(np.std([*people.values()], ddof=1)), float(np.mean([*means.values()]))
-    unit = max(spread, least)
+    unit = max(spread, least, 1e-12)
     scale = abs(grand) if relative and grand else 1.0
     own = _squared_error([*people.values()])
 

@@ -417,13 +417,12 @@ def texture(samples, train, test, validate, decoded):
         kind: textures.measure(slices.images, metrics.mean_image_prediction(mean, slices.z))
         for kind, slices in sets.items()
     }
-    facts = {}
+    facts, one_slice = {}, test.people / len(test.z)  # of a person's slices: no share is known better
     for name in measured["test people"]:
         numbers = {kind: blame.Numbers(measured[kind][name], s.z, s.case) for kind, s in sets.items()}
         reference, through = numbers.pop("test people"), numbers.pop("decoded", None)
-        one_slice = test.people / len(test.z)  # of a person's: no share is known better
-        least = {"least": one_slice} if name == textures.ONE_PEAK else {}
-        found = blame.beside(reference, numbers, through, relative="power" in name, **least)
+        least = one_slice if name == textures.ONE_PEAK else 0.0
+        found = blame.beside(reference, numbers, through, relative="power" in name, least=least)
         if found:
             blamed = blame.stages(found)
             facts[name] = found if blamed is None else {**found, "to blame": blamed}

@@ -236,7 +236,12 @@ def refuse_unready(run, stage, settings):
     """
     if stage == "autoencoder" or settings["first_stage"] == "none":
         return
-    runs.refuse_missing(run / "autoencoder.keras")
+    first = run / "autoencoder.keras"
+    if not first.exists():
+        raise runs.RunError(
+            f"{first} is not there yet: run `python train.py autoencoder --run {run.name}` first, with the same --data "
+            "and --preset"
+        )
     _refuse_unfinished(run, of(run, "autoencoder"))
     for split in ("train", "validate") if stage != "latents" else ():
         path = run / "latents" / f"{split}.npz"
