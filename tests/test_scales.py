@@ -168,4 +168,6 @@ def test_the_section_has_every_set_at_every_size(brains, tmp_path):
     assert section.tables[0].columns[1:3] == ["32 pixels", "64 pixels"]
     assert [row[0] for row in section.tables[0].rows] == ["validation people", "samples", "blurred"]
     assert measured.facts["scales"]["sets"]["blurred"]["pairs needed"] <= 16
+    level = measured.facts["scales"]["sets"]["samples"]["levels"][0]  # as `evaluate.py compare` and docs/ write it
+    assert section.tables[0].rows[1][1] == f"{level['AUC']:.2f} ± {level['error']:.2f}"
     assert "Samples pass at 32, 64 pixels." in section.text

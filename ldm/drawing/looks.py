@@ -142,7 +142,7 @@ def scale_warnings(found, sizes):
             row = rows[failed[0]]
             said.append(
                 f"{SETS[kind].capitalize()} are told from people at {sizes[failed[0]]} pixels already: a classifier is "
-                f"right in {row['AUC']:.0%} ± {1.96 * row['error']:.0%} of pairs; at {sizes[-1]} pixels in "
+                f"right in {row['AUC']:.0%} ± {row['error']:.0%} of pairs; at {sizes[-1]} pixels in "
                 f"{rows[-1]['AUC']:.0%}."
             )
         if any(after["AUC"] < before["AUC"] - 0.1 for before, after in zip(rows, rows[1:], strict=False)):
@@ -161,18 +161,18 @@ def scales(facts, shown, picture):
     rows, pieces = [], []
     for kind, part in found.items():
         needed = part["pairs needed"]
-        cells = [f"{row['AUC']:.2f} ± {1.96 * row['error']:.2f}" for row in part["levels"]]
+        cells = [f"{row['AUC']:.2f} ± {row['error']:.2f}" for row in part["levels"]]
         rows.append([SETS.get(kind, kind), *cells, "" if needed is None else needed])
         distances = [f"{d[0]:.4f} ± {d[1]:.4f}" if d else "" for d in part["patches"].values()]
         pieces.append([SETS.get(kind, kind), *distances])
     sampled = found.get("samples")
     text = [
         f"How often a classifier, shown a generated slice and one of {shown['people']} test people at the same slice "
-        "index, knows which is which: 0.5 = cannot tell, 1 = always; ± the half of a 95 % interval over people. It has "
-        "learnt from training people and the other half of the generated slices, several times over. It looks at "
-        "texture of this and coarser sizes, and is blind to gain, offset, place and mirroring. Validation people are "
-        f"the floor. Last column, where it is nearly always right: how many pairs of slices teach it an AUC of "
-        f"{shown['reached']}.",
+        "index, knows which is which: 0.5 = cannot tell, 1 = always; ± its standard error over people. Less than two "
+        "of these above 0.5, or above the floor's, is a pass. It has learnt from training people and the other half of "
+        "the generated slices, several times over. It looks at texture of this and coarser sizes, and is blind to "
+        "gain, offset, place and mirroring. Validation people are the floor. Last column, where it is nearly always "
+        f"right: how many pairs of slices teach it an AUC of {shown['reached']}.",
     ]
     if sampled:
         good = [size for size, row in zip(sizes, sampled["levels"], strict=True) if passes(row)]
