@@ -259,10 +259,12 @@ def work(flags):
         if there and stage in models:
             runs.fitting(models[stage], there)  # refused now, not when its turn comes
     del models
-    taken = {}
-    if flags.stage == "all":
-        found = {stage: inheritance.predecessor(run, stage, settings, manifest) for stage in todo}
-        taken = {stage: before for stage, before in found.items() if before}
+    found = {stage: inheritance.predecessor(run, stage, settings, manifest) for stage in todo}
+    taken = {stage: before for stage, before in found.items() if before}
+    if flags.stage != "all":
+        for stage, before in taken.items():
+            print(f"{stage}: {before}/ has one for this encoder: `python train.py --run {run.name}` takes it over")
+        taken = {}
     if flags.dry_run:
         print("\n".join(people.describe(source)))
         show(settings, [stage for stage in todo if stage not in taken])

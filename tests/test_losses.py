@@ -165,6 +165,12 @@ def test_texture_tells_a_blurred_slice_from_a_sharp_one():
     assert float(losses.texture_difference(sharp, blurred)) > 0.5
 
 
+def test_texture_of_pictures_smaller_than_a_window_is_that_of_one_neighbourhood():
+    real, fake = (tiny_models.images(2, 16, seed=seed)[:, :12] for seed in (0, 1))
+    small = losses.texture_difference(real, fake)
+    assert 0.0 < float(small) == pytest.approx(float(losses.texture_difference(real, fake, window=12)), rel=1e-6)
+
+
 def test_texture_is_a_part_of_the_reconstruction_loss_by_its_weight():
     real, fake = tiny_models.images(2, 32), tiny_models.images(2, 32, seed=1)
     plain, more = (tiny_models.make_vae(texture_weight=weight).compare(real, fake) for weight in (0.0, 0.7))

@@ -472,13 +472,17 @@ def test_a_decoder_alone_is_sharpened_on_latents_that_stay_what_they_are(tmp_pat
     first, second = tmp_path / "first", tmp_path / "second"
     to_the_end(train("all", "--run", first, *vae))
     more = ("--init-from", first, "--freeze-encoder", "--gan", "--latent-noise", 0.3)
+    sharpened = to_the_end(train("autoencoder", "--run", second, *vae, *more))
+    assert "adversarial training begins: the first stage is a trained one" in sharpened
+    alone = to_the_end(train("latents", "--run", second, "--dry-run"))  # one stage by itself is done anew
+    assert f"latents: {first}/ has one for this encoder: `python train.py --run second` takes it over" in alone
     said = to_the_end(train("all", "--run", second, *vae, *more))
     assert f"diffusion: taken over from {first}" in said and f"latents: taken over from {first}" in said
     for name in ("latents/train.npz", "diffusion.keras", "diffusion.last.weights.h5"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     again = to_the_end(train("all", "--run", second, *vae, *more))
     assert again.count("finished before") == 3
-    assert "arrays of weights fit" in said and "adversarial training begins: the first stage is a trained one" in said
+    assert "arrays of weights fit" in sharpened
     before, after = (runs.load_model(run / "autoencoder.keras") for run in (first, second))
     for ours, theirs in zip(after.encoder.weights, before.encoder.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)

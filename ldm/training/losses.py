@@ -47,13 +47,13 @@ def texture_difference(real, fake, window=16):
     cortex. Where the real slice has next to none, in the background, nothing is asked.
 
     Args:
-        real, fake: (B, H, W, 1) in [-1, 1], at least `window` a side.
-        window: side in pixels of a neighbourhood; one begins at every half of it.
+        real, fake: (B, H, W, 1) in [-1, 1].
+        window: side in pixels of a neighbourhood, at most the shorter side's; one begins at every half of it.
 
     Returns:
         A scalar, 0 where all power agrees.
     """
-    total = 0.0
+    total, window = 0.0, min(window, *real.shape[1:3])
     for fine, coarse in TEXTURE_BANDS:
         powers = []
         for detail in (_exact(real) + 1.0, _exact(fake) + 1.0):  # black is 0, as beyond the edge
