@@ -297,7 +297,7 @@ def ablation(flags):
         window = dataset.brain_box(source, flags.image_size, 16)
         options = {"downsampling": 8, "patch": 4, "latent_channels": 8, "codes_per_latent": 2, "width": flags.width}
         model = modules.VQVAE(flags.image_size, crop_box=window, **options)
-        model.compare = lambda real, fake, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
+        model.compare = lambda real, fake, share, terms=terms: sum(weight * term(real, fake) for weight, term in terms)
         model.compile(optimizer=callbacks.make_optimizer(8e-4, flags.steps))
         step = tf.function(model.train_step)
         slices = dataset.make_dataset(source, "train", flags.image_size, flags.batch_size, training=True)

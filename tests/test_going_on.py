@@ -140,8 +140,10 @@ def test_killed_at_any_moment_a_stage_ends_as_an_unbroken_one(stage, begin, whol
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion", "prior"])
 def test_more_epochs_later_are_as_if_all_had_been_planned_at_once(stage, begin, whole, tmp_path):
     once, twice = (copy_of(whole[0], tmp_path / name, stage) for name in ("once", "twice"))
+    flags = ["--decay", "inverse_sqrt"]
+    flags += ["--plain-end", 0] if stage == "autoencoder" else []  # the preset has one, which counts from a planned end
     for run, epochs in ((once, EPOCHS), (twice, EPOCHS // 2), (twice, EPOCHS)):
-        to_the_end(begin(stage, run, "--epochs", epochs, "--decay", "inverse_sqrt"))
+        to_the_end(begin(stage, run, "--epochs", epochs, *flags))
     assert_same(stage, once, twice)
     with pytest.raises(AssertionError):
         assert_same(stage, once, whole[0])  # another decay is another training
