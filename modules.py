@@ -61,6 +61,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
         tissues: number of tissue classes that the decoder names beside the picture; 0 names none.
         structure_weight: weight of 1 - SSIM in the reconstruction loss, beside L1 and MSE.
         texture_weight: weight there of `losses.texture_difference`, when it has risen; 0 leaves it out.
+        histogram_weight: the same of `losses.histogram_difference`.
         tissue_weight: weight of the tissues' cross-entropy.
         clip_norm: global norm to which gradients are clipped.
         seed: of all randomness in training.
@@ -83,6 +84,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
         tissues=0,
         structure_weight=0.3,
         texture_weight=0.0,
+        histogram_weight=0.0,
         tissue_weight=0.05,
         clip_norm=1.0,
         seed=0,
@@ -247,11 +249,13 @@ class Autoencoder(Recorded, Reports, keras.Model):
         return latents
 
     def compare(self, real, fake, share=1.0):
-        """The reconstruction loss: L1 + MSE + weight (1 - SSIM) + share weight (difference in texture)."""
+        """The reconstruction loss: L1 + MSE + weight (1 - SSIM) + share (weighted texture, histograms)."""
         loss = losses.mean_absolute(real, fake) + losses.mean_squared(real, fake)
         loss += self.structure_weight * losses.structural_dissimilarity(real, fake)
         if self.texture_weight:
             loss += share * self.texture_weight * losses.texture_difference(real, fake)
+        if self.histogram_weight:
+            loss += share * self.histogram_weight * losses.histogram_difference(real, fake)
         return loss
 
     def bottleneck_weights(self, step, training):

@@ -286,7 +286,10 @@ def work(flags):
                 settings = do_stage(stage, run, settings, source, manifest, strategy, budget, flags.verbose)
     following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
     following["prior"] = "predict.py --prior transformer"
-    print(f"next: python {following.get(todo[-1], 'predict.py')} --run {flags.run or run.name}")
+    name = flags.run or run.name
+    print(f"next: python {following.get(todo[-1], 'predict.py')} --run {name}")
+    if f"{flags.preset}-sharp" in presets.PRESETS and todo[-1] == "diffusion":
+        print(f"sharper: the same command, with --preset {flags.preset}-sharp --init-from {name} --run {name}-sharp")
     return 0
 
 

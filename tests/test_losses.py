@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_models
+from scipy import ndimage, stats
 
 from ldm.judging import metrics
 from ldm.training import losses
@@ -171,11 +172,60 @@ def test_texture_of_pictures_smaller_than_a_window_is_that_of_one_neighbourhood(
     assert 0.0 < float(small) == pytest.approx(float(losses.texture_difference(real, fake, window=12)), rel=1e-6)
 
 
-def test_texture_is_a_part_of_the_reconstruction_loss_by_its_weight():
+def test_histograms_of_grey_levels_are_compared_and_not_where_these_lie():
+    """A window all dark against one half bright by 0.6: half of the sorted values differ, which is 0.3 of grey level.
+    The same half elsewhere in the window is the same set of grey levels; and so is each row turned round of detail.
+    """
+    dark, bright, other = (-np.ones((1, 16, 16, 1), "float32") for _ in range(3))
+    bright[:, :8] += 0.6
+    other[:, 8:] += 0.6
+    assert float(losses.histogram_difference(bright, bright)) == 0.0
+    grey, *_ = losses._greys_and_detail(bright)
+    values = losses._sorted_values(grey, 16)
+    np.testing.assert_allclose(values, [[-1.0] * 128 + [-0.4] * 128], atol=1e-6)
+    np.testing.assert_allclose(losses._sorted_values(other, 16), values)
+    assert float(losses.histogram_difference(dark, bright)) > 0.3 > float(losses.histogram_difference(other, bright))
+
+
+def test_histograms_are_those_that_numpy_and_scipy_find():
+    real, fake = (tiny_models.images(2, 48, seed=seed) for seed in (0, 1))
+    expected = 0.0
+    for weight, kind in ((1, "grey"), (2, "fine"), (2, "coarse")):
+        sets = []
+        for image in (real, fake):
+            image = np.asarray(image, "float64")[..., 0]
+            if kind == "coarse":
+                image = image.reshape(2, 24, 2, 24, 2).mean(axis=(2, 4))
+            if kind != "grey":
+                image = image - ndimage.gaussian_filter(image, (0, 1, 1), mode="constant", truncate=3.0)
+            sets.append(image)
+        for first in (0, 8):
+            end = range(first, sets[0].shape[1] - 15, 16)
+            apart = [
+                stats.wasserstein_distance(*(values[n, i : i + 16, j : j + 16].ravel() for values in sets))
+                for n in range(2)
+                for i in end
+                for j in end
+            ]
+            expected += weight * np.mean(apart) / 2
+    assert float(losses.histogram_difference(real, fake)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_histograms_tell_detail_of_the_same_power_by_its_skewness():
+    """Thin bright lines on grey against thin dark ones: as much power, the other way round."""
+    lines = np.zeros((1, 64, 64, 1), "float32")
+    lines[:, ::8] = 0.5
+    lines -= lines.mean()
+    assert float(losses.texture_difference(lines, -lines)) < 0.2
+    assert float(losses.histogram_difference(lines, -lines)) > 0.2
+
+
+def test_texture_and_histograms_are_parts_of_the_reconstruction_loss_by_their_weights():
     real, fake = tiny_models.images(2, 32), tiny_models.images(2, 32, seed=1)
-    plain, more = (tiny_models.make_vae(texture_weight=weight).compare(real, fake) for weight in (0.0, 0.7))
-    extra = 0.7 * losses.texture_difference(real, fake)
-    np.testing.assert_allclose(more, plain + extra, rtol=1e-5)
+    plain = tiny_models.make_vae().compare(real, fake)
+    for name, loss in (("texture", losses.texture_difference), ("histogram", losses.histogram_difference)):
+        more = tiny_models.make_vae(**{f"{name}_weight": 0.7}).compare(real, fake, share=0.5)
+        np.testing.assert_allclose(more, plain + 0.35 * loss(real, fake), rtol=1e-5)
 
 
 def test_texture_is_asked_for_little_by_little_in_training_and_in_full_in_validation():

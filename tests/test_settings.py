@@ -297,6 +297,7 @@ def test_a_run_of_before_is_gone_on_with(run):
             "augment": 1.0,
             "plain_end": 0.0,
             "texture_weight": 0.0,
+            "histogram_weight": 0.0,
             "planned": False,
             "decay": "cosine",
         },
