@@ -223,6 +223,16 @@ def show(settings, todo):
         print(f"{title}: {json.dumps(group)}")
 
 
+def what_next(stage, name, preset):
+    """What to run after a stage of the run of that name: a line, or two after a preset that has a sharper one."""
+    following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
+    following["prior"] = "predict.py --prior transformer"
+    lines = [f"next: python {following.get(stage, 'predict.py')} --run {name}"]
+    if stage == "diffusion" and f"{preset}-sharp" in presets.PRESETS:
+        lines += [f"sharper: the same command, with --preset {preset}-sharp --init-from {name} --run {name}-sharp"]
+    return "\n".join(lines)
+
+
 def work(flags):
     """Do what the flags say; returns the exit status."""
     files.check_folder(folder_of(flags))
@@ -284,12 +294,7 @@ def work(flags):
                 print(f"{stage}: taken over from {taken[stage]}/, whose encoder this run keeps")
             else:
                 settings = do_stage(stage, run, settings, source, manifest, strategy, budget, flags.verbose)
-    following = {"autoencoder": "train.py latents", "latents": "train.py diffusion"}
-    following["prior"] = "predict.py --prior transformer"
-    name = flags.run or run.name
-    print(f"next: python {following.get(todo[-1], 'predict.py')} --run {name}")
-    if f"{flags.preset}-sharp" in presets.PRESETS and todo[-1] == "diffusion":
-        print(f"sharper: the same command, with --preset {flags.preset}-sharp --init-from {name} --run {name}-sharp")
+    print(what_next(todo[-1], flags.run or run.name, flags.preset if flags.stage == "all" else None))
     return 0
 
 

@@ -301,6 +301,19 @@ def test_the_preset_that_was_chosen_says_whether_heads_are_moved_to_the_middle(t
         assert seen.pop().center is center
 
 
+def test_what_is_next_is_said_and_after_the_last_stage_which_run_would_be_sharper():
+    assert train.what_next("autoencoder", "mine", "oasis-256") == "next: python train.py latents --run mine"
+    assert train.what_next("latents", "mine", "oasis-256") == "next: python train.py diffusion --run mine"
+    assert train.what_next("prior", "mine", "64-f4") == "next: python predict.py --prior transformer --run mine"
+    for preset in (None, "64-f4", "oasis-256-sharp"):
+        assert train.what_next("diffusion", "mine", preset) == "next: python predict.py --run mine"
+    first, second = train.what_next("diffusion", "mine", "oasis-256").split("\n")
+    assert first == "next: python predict.py --run mine"
+    words = second.removeprefix("sharper: the same command, with ").split()
+    flags = train.parser().parse_args(words)
+    assert (flags.preset, flags.init_from, flags.run) == ("oasis-256-sharp", "mine", "mine-sharp")
+
+
 def test_a_run_that_is_gone_on_with_keeps_its_preset(tmp_path, capsys, phantoms):
     settings = resolved("--run", tmp_path / "run", "--preset", "256-f8")
     (tmp_path / "run").mkdir()
