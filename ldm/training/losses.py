@@ -70,9 +70,9 @@ def texture_difference(real, fake, window=16):
 def histogram_difference(real, fake, window=16):
     """How much the histograms of each neighbourhood differ: of its grey levels, and of its detail of two sizes.
 
-    Where a decoder cannot know how a fold runs, the middle between grey and white matter costs least, with a dark line
-    in it: its power may be right, and still grey matter is too bright and its detail too skewed. This asks for the
-    right values wherever they lie: for the Wasserstein distance of the two sets, which in one dimension is the mean
+    Where a decoder cannot know how a fold runs, the middle between grey and white matter costs least, cut by thin dark
+    lines: the power may be right, and still grey matter is too bright and its detail too skewed. This asks for the
+    right values wherever they lie: it is the Wasserstein distance of the two sets, which in one dimension is the mean
     difference of sorted values (arXiv 2006.07229, section 3; a loss of histograms is in arXiv 1701.08893).
 
     Args:
@@ -96,7 +96,7 @@ def histogram_difference(real, fake, window=16):
 
 def _greys_and_detail(image):
     """Images; their detail; and that of images of half the size."""
-    image = _exact(image)
+    image = _exact(image) + 1.0  # black is 0, as beyond the edge
     half = ops.average_pool(image, 2)
     return image, image - _blurred(image, 1.0), half - _blurred(half, 1.0)
 
