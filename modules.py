@@ -249,7 +249,7 @@ class Autoencoder(Recorded, Reports, keras.Model):
         return latents
 
     def compare(self, real, fake, share=1.0):
-        """The reconstruction loss: L1 + MSE + weight (1 - SSIM) + share (weighted texture, histograms)."""
+        """The reconstruction loss: L1 + MSE + weight (1 - SSIM) + share (weight texture + weight histograms)."""
         loss = losses.mean_absolute(real, fake) + losses.mean_squared(real, fake)
         loss += self.structure_weight * losses.structural_dissimilarity(real, fake)
         if self.texture_weight:

@@ -229,7 +229,9 @@ def what_next(stage, name, preset):
     following["prior"] = "predict.py --prior transformer"
     lines = [f"next: python {following.get(stage, 'predict.py')} --run {name}"]
     if stage == "diffusion" and f"{preset}-sharp" in presets.PRESETS:
-        lines += [f"sharper: the same command, with --preset {preset}-sharp --init-from {name} --run {name}-sharp"]
+        lines += [
+            f"sharper: the same command, with --preset {preset}-sharp --init-from {name} --run {name.rstrip('/')}-sharp"
+        ]
     return "\n".join(lines)
 
 
@@ -294,7 +296,7 @@ def work(flags):
                 print(f"{stage}: taken over from {taken[stage]}/, whose encoder this run keeps")
             else:
                 settings = do_stage(stage, run, settings, source, manifest, strategy, budget, flags.verbose)
-    print(what_next(todo[-1], flags.run or run.name, flags.preset if flags.stage == "all" else None))
+    print(what_next(todo[-1], flags.run or run.name, flags.preset if "autoencoder" in todo else None))
     return 0
 
 

@@ -77,20 +77,23 @@ def histogram_difference(real, fake, window=16):
 
     Args:
         real, fake: (B, H, W, 1) in [-1, 1].
-        window: side in pixels of a neighbourhood, at most the shorter side's; one begins at every half of it, if there
-            is room. Of the coarser detail, which is that of pictures of half the size, it covers twice as much.
+        window: side in pixels of a neighbourhood, at most the shorter side. They tile the picture twice: from the top
+            left, and so that they end at the bottom right, or lie half a window further where the first fit exactly; of
+            a picture that no windows fit, they may leave out corners. Of the coarser detail, which is that of pictures
+            of half the size, each covers twice as much.
 
     Returns:
         A scalar, 0 where all sets agree: |grey level| + 2 |finer detail| + 2 |coarser detail|.
     """
     total = 0.0
     for weight, ours, theirs in zip((1, 2, 2), _greys_and_detail(real), _greys_and_detail(fake), strict=True):
-        shorter = min(ours.shape[1:3])
-        side = min(window, shorter)
-        starts = (0, side // 2) if side + side // 2 <= shorter else (0,)
-        for first in starts:
-            a, b = (_sorted_values(values[:, first:, first:], side) for values in (ours, theirs))
-            total += weight / len(starts) * ops.mean(ops.abs(a - b))
+        sides = ours.shape[1:3]
+        side = min(window, *sides)
+        # where a side is a multiple of the window, the second tiling is shifted by half of it, if two fit
+        second = [length % side or (side // 2 if length > side else 0) for length in sides]
+        for top, left in ((0, 0), second):
+            a, b = (_sorted_values(values[:, top:, left:], side) for values in (ours, theirs))
+            total += weight / 2 * ops.mean(ops.abs(a - b))
     return total
 
 

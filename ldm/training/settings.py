@@ -155,8 +155,8 @@ OPTIONS = (
     Option("autoencoder", "segment", False, bool, "let it name tissues, from their masks", needs=FIRST),
     Option("autoencoder", "texture_weight", 0.0, float, "of the difference in fine detail, in the reconstruction loss; "
            "it rises over the first 1,000 steps", bounds="[0, 100]", needs=FIRST, feeds="VQVAE VAE"),
-    Option("autoencoder", "histogram_weight", 0.0, float, "the same, of the difference in the histograms of each "
-           "neighbourhood", bounds="[0, 100]", needs=FIRST, feeds="VQVAE VAE"),
+    Option("autoencoder", "histogram_weight", 0.0, float, "of the difference in the histograms of each neighbourhood, "
+           "likewise in the reconstruction loss", bounds="[0, 100]", needs=FIRST, feeds="VQVAE VAE"),
     Option("autoencoder", "gan", False, bool, "sharpen it with a discriminator", needs=FIRST),
     Option("autoencoder", "adversarial_weight", 0.1, float, "gan: its gradient, relative to the reconstruction's",
            bounds="[0, 100]", needs="--gan"),
