@@ -229,9 +229,8 @@ def what_next(stage, name, preset):
     following["prior"] = "predict.py --prior transformer"
     lines = [f"next: python {following.get(stage, 'predict.py')} --run {name}"]
     if stage == "diffusion" and f"{preset}-sharp" in presets.PRESETS:
-        lines += [
-            f"sharper: the same command, with --preset {preset}-sharp --init-from {name} --run {name.rstrip('/')}-sharp"
-        ]
+        sharper = f"python train.py --preset {preset}-sharp --init-from {name} --run {name.rstrip('/')}-sharp"
+        lines += [f"sharper: {sharper}, and the flags that say the data"]
     return "\n".join(lines)
 
 

@@ -309,8 +309,8 @@ def test_what_is_next_is_said_and_after_the_last_stage_which_run_would_be_sharpe
         assert train.what_next("diffusion", "mine", preset) == "next: python predict.py --run mine"
     first, second = train.what_next("diffusion", "mine", "oasis-256").split("\n")
     assert first == "next: python predict.py --run mine"
-    words = second.removeprefix("sharper: the same command, with ").split()
-    flags = train.parser().parse_args(words)
+    words = second.removeprefix("sharper: python train.py ").removesuffix(", and the flags that say the data")
+    flags = train.parser().parse_args(words.split())
     assert (flags.preset, flags.init_from, flags.run) == ("oasis-256-sharp", "mine", "mine-sharp")
 
 
