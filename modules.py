@@ -461,7 +461,7 @@ class DiffusionModel(Recorded, Reports, keras.Model):
             raise ValueError(
                 "zero terminal SNR needs the prediction v, eps_v, x_0, flow or edm: eps leaves x_0 open at t = 1"
             )
-        self.extra_conditions = [name for name in ("covariates", "mask") if name in unet.input]
+        self.extra_conditions = [name for name in ("covariates", "mask", "augmented") if name in unet.input]
         names = ("loss", "gradient_norm", *self.only_validation)
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self.built = True
@@ -514,6 +514,8 @@ class DiffusionModel(Recorded, Reports, keras.Model):
             inputs["covariates"] = conditions.get("covariates", unknown)
         if "mask" in self.extra_conditions:
             inputs["mask"] = conditions.get("mask", ops.zeros((rows, *self.data_shape[:2], 4)))
+        if "augmented" in self.extra_conditions:  # samples are slices as they were scanned
+            inputs["augmented"] = ops.zeros((rows,))
         inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}  # of NumPy arrays and tensors
         alpha, sigma = self.coefficients(inputs["t"])
         known = (alpha, sigma, self.sigma_data)

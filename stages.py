@@ -314,8 +314,8 @@ def diffusion_batches(run, settings, source, columns, split, training, start_ste
         split, training, start_step, share: as in `dataset.make_dataset`.
 
     Returns:
-        Dataset of {"image" (B, h, w, C), "z", "label", "case"}, with "covariates" and "mask" where they are conditions;
-        for validation also "number" (B,), the batch's, see `DiffusionModel.test_step`.
+        Dataset of {"image" (B, h, w, C), "z", "label", "case"}, with "covariates" and "mask" where they are conditions,
+        and, of latents, "augmented"; for validation also "number" (B,), the batch's, see `DiffusionModel.test_step`.
     """
     stage, size = settings["diffusion"], settings["image_size"]
     masks = stage["condition_on_mask"]
@@ -350,7 +350,9 @@ def make_diffusion(settings, num_labels, covariates=(), x_0_range=False):
     """
     keras.utils.set_random_seed(settings["seed"])
     in_pixels, (*shape, channels) = settings["first_stage"] == "none", latent_shape(settings)
-    told = {"num_labels": num_labels, "covariates": covariates, "mask": settings["diffusion"]["condition_on_mask"]}
+    stage = settings["diffusion"]
+    told = {"num_labels": num_labels, "covariates": covariates, "mask": stage["condition_on_mask"]}
+    told["tell_augmented"] = stage["tell_augmented"] and not in_pixels  # pixels are augmented throughout
     options = arguments(settings, "UNet") | {"attention": attention_rows(settings)}
     unet = modules.UNet(shape, channels, **told, **options)
     return modules.DiffusionModel(
@@ -487,6 +489,7 @@ def overfit_test(settings, source, strategy):
     mask = batch.pop("mask", None)
     if second["condition_on_mask"]:
         batch["mask"] = tissue_fractions(mask, batch["image"].shape[1:3], crop_box)
+    batch["augmented"] = tf.zeros(tf.shape(batch["z"]))
     with strategy.scope():
         diffusion = make_diffusion(settings, len(source.label_names), covariate_sizes(columns))
     return overfits("diffusion", diffusion, batch, second["learning_rate"]) and learned

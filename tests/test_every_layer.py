@@ -45,7 +45,12 @@ CASES = {
     "Gaussian": lambda: wrapped(bottlenecks.Gaussian((2, 3, 4)), (2, 3, 8)),
     "Discriminator": lambda: networks.Discriminator((8, 12), patch=2, width=6, num_labels=2),
     "UNet": lambda: unet.UNet(
-        *((8, 4), 2, 8, (1, 2), 1, (4,), 4, 2), dropout=0.1, covariates=(0, 3), mask=True, gates=True
+        *((8, 4), 2, 8, (1, 2), 1, (4,), 4, 2),
+        dropout=0.1,
+        covariates=(0, 3),
+        mask=True,
+        tell_augmented=True,
+        gates=True,
     ),
     "UNet of patches": lambda: unet.UNet((8, 4), 2, 8, (1,), 1, (), 4, patch=2, mask=True),
 }

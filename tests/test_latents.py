@@ -95,10 +95,12 @@ def test_training_goes_through_the_views_and_the_rest_sees_the_slices_as_they_ar
     seen = np.concatenate([batch["image"][:, 0, 0] for batch in batches]).astype(int).reshape(VIEWS, COUNT, 2)
     every = {(view, row) for view in range(VIEWS) for row in range(COUNT)}
     assert {tuple(pair) for pair in seen.reshape(-1, 2).tolist()} == every
+    said = np.concatenate([batch["augmented"] for batch in batches])
+    np.testing.assert_array_equal(said, np.minimum(seen.reshape(-1, 2)[:, 0], 1))  # view 0 is as it is
     for epoch in seen:
         assert set(epoch[:, 0].tolist()) == set(range(VIEWS)) and len(set(epoch[:, 1].tolist())) == COUNT
     for batch in take(latents.make_dataset(path, 5, False), 3):
-        assert (batch["image"][..., 0] == 0).all()
+        assert (batch["image"][..., 0] == 0).all() and (batch["augmented"] == np.zeros(len(batch["z"]))).all()
 
 
 def test_resumed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(path):

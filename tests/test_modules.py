@@ -223,6 +223,7 @@ UNUSUAL = {
             "dropout": 0.25,
             "covariates": [0, 2],
             "mask": True,
+            "tell_augmented": True,
             "gates": True,
             "recompute": False,  # goes with no dropout
             "groups": 6,
@@ -261,6 +262,7 @@ def outputs(model):
     more = {
         "covariates": np.array([[0.5, 1], [-2, 0], [np.nan] * 2], "float32"),
         "mask": np.full((3, *shape[:2], 4), 0.25),
+        "augmented": np.array([0, 1, 1], "float32"),
     }
     conditions = {"z": data["z"], "label": data["label"], **{name: more[name] for name in more if name in unet.input}}
     said = [model(inputs | conditions)]

@@ -302,7 +302,7 @@ def test_a_run_of_before_is_gone_on_with(run):
             "decay": "cosine",
         },
         "latents": {"planned": False},
-        "diffusion": {"groups": 32, "planned": False, "decay": "cosine"},
+        "diffusion": {"groups": 32, "planned": False, "decay": "cosine", "tell_augmented": False},
         "prior": {"planned": False, "decay": "cosine"},
     }
     assert settings == schema.merged(schema.merged(stored[flags.stage], since), own)  # the same keys, the same values

@@ -140,10 +140,19 @@ def test_conditions_and_masks_travel_with_their_latents(run, settings, source):
             for key in ("z", "label", "case"):
                 assert batch[key][i] == stored[key][place], key
             np.testing.assert_array_equal(batch["mask"][i], np.float32(stored["mask"][view, place]))
+            assert batch["augmented"][i] == (view > 0)
             assert batch["covariates"][i, 0] == pytest.approx(age[int(batch["case"][i])], abs=1e-6)
             seen.append(found)
     assert len({found % count for found in seen}) == len(seen)  # each slice once in a pass
     assert len({found // count for found in seen}) == views  # and any of its views
+
+
+def test_only_in_latents_is_a_network_told_what_is_augmented(settings):
+    """In pixels all training slices are, so it could not learn what slices look like as they are."""
+    asked = schema.merged(settings, {"diffusion": {"tell_augmented": True}})
+    for given, expected in ((asked, True), (settings, False), (schema.merged(asked, {"first_stage": "none"}), False)):
+        unet = stages.make_diffusion(given, 2, covariates=(0,)).unet
+        assert ("augmented" in unet.input) == expected
 
 
 @pytest.mark.parametrize("steps", [10, None])

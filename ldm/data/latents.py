@@ -192,8 +192,9 @@ def make_dataset(
         masks: whether the tissue fractions come along.
 
     Returns:
-        Dataset of {"image": (B, h, w, C) float32, the latents, "z", "label", "case": (B,) int32}; or, instead of
-        "image", "codes": (B, h, w) int32. With masks also "mask": (B, h, w, 4) float32.
+        Dataset of {"image": (B, h, w, C) float32, the latents, "z", "label", "case": (B,) int32, "augmented": (B,)
+        float32, 0 where the view is 0, else 1}; or, instead of "image", "codes": (B, h, w) int32. With masks also
+        "mask": (B, h, w, 4) float32.
     """
     name, kind = ("codes", "int32") if codes else ("image", "float32")
     latents, z, label, case = read(path, "codes" if codes else "latents", "z", "label", "case")
@@ -205,14 +206,15 @@ def make_dataset(
         n, place = elements(step)
         view = (n // count + place) % views if training else 0
         fraction = fractions[view, place].astype("float32") if masks else np.zeros(0, "float32")
-        return latents[view, place].astype(kind), z[place], label[place], case[place], fraction
+        augmented = np.full(len(place), view > 0, "float32")
+        return latents[view, place].astype(kind), z[place], label[place], case[place], augmented, fraction
 
     full = batch_size // share[1] if training else None
 
     def batch(step):
-        kinds = [tf.as_dtype(kind), *[tf.int32] * 3, tf.float32]
+        kinds = [tf.as_dtype(kind), *[tf.int32] * 3, tf.float32, tf.float32]
         image, *conditions, fraction = tf.numpy_function(gather, [step], kinds)
-        named = zip(("z", "label", "case"), conditions, strict=True)
+        named = zip(("z", "label", "case", "augmented"), conditions, strict=True)
         return {
             name: tf.ensure_shape(image, [full, *shape]),
             **{key: tf.ensure_shape(value, [full]) for key, value in named},

@@ -42,6 +42,8 @@ class UNet(Recorded, keras.Model):
         covariates: what else is known of a person, as one entry for each column of the table: how many values a
             category has, 0 for a number.
         mask: whether a tissue mask is among its conditions.
+        tell_augmented: whether it is told which examples are augmented, so that what augmentation does to a head does
+            not come out in samples (arXiv 2206.00364, appendix F.2).
         gates: additive attention gates on the skips (arXiv 1804.03999).
         recompute: gradient checkpointing, block by block; not with dropout.
         groups: of channels that are normalised together, at most; as many as there are channels normalise each by
@@ -50,7 +52,7 @@ class UNet(Recorded, keras.Model):
     Call arguments: a dictionary -> (B, height, width, channels) float32. It holds "x" (B, height, width, channels); "t"
     (B,) in [0, 1]; "z" (B,) int32; "label" (B,) int32, -1 = unknown; "keep" (B,), 1 or 0, where 0 hides all conditions;
     with covariates also "covariates" (B, K), NaN = unknown; with a mask also "mask" (B, height, width, 4), the share of
-    each tissue class in each pixel, all zeros = unknown.
+    each tissue class in each pixel, all zeros = unknown; with `tell_augmented` also "augmented" (B,), 1 = yes, 0 = no.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class UNet(Recorded, keras.Model):
         dropout=0.0,
         covariates=(),
         mask=False,
+        tell_augmented=False,
         gates=False,
         recompute=False,
         groups=32,
@@ -93,7 +96,12 @@ class UNet(Recorded, keras.Model):
         for k, values in enumerate(covariates):
             covariate = Covariate(4 * width, values, name=f"covariate_{k}")(inputs["covariates"][:, k])
             tokens += [NullableEmbedding(name=f"covariate_{k}_or_null")(covariate, inputs["keep"])]
-        film = layers.Add()(tokens)  # (B, 4 width)
+        modulation = list(tokens)
+        if tell_augmented:  # without bias, and 0 at first: what is drawn, 0, is never moved by it
+            inputs["augmented"] = keras.Input((), name="augmented")
+            shift = layers.Dense(4 * width, use_bias=False, kernel_initializer="zeros", name="augmented_shift")
+            modulation += [shift(ops.expand_dims(inputs["augmented"], -1))]
+        film = layers.Add()(modulation)  # (B, 4 width)
         tokens = Tokens()(tokens)  # (B, M, 4 width)
 
         def level(x, channels):

@@ -76,6 +76,7 @@ class Option:
 
 
 EMA, FIRST, AUGMENTED = "--quantizer ema", "--autoencoder vqvae or vae", "--augment above 0"
+VIEWS = "latents of several --views"
 
 # fmt: off
 OPTIONS = (
@@ -191,6 +192,8 @@ OPTIONS = (
     Option("diffusion", "conditions", (), str, "columns of the table that it is told beside the label: age sex",
            many="*"),
     Option("diffusion", "condition_on_mask", False, bool, "tell it the tissue mask, where there is one"),
+    Option("diffusion", "tell_augmented", False, bool, "tell it which views are augmented, so that it draws the "
+           "first, slices as they are", needs=VIEWS),
     Option("diffusion", "select", "loss", str, "which epoch is kept: least validation loss, or samples nearest to "
            "validation people", ("loss", "kid")),
     Option("diffusion", "patience", None, int, "epochs without a new least validation loss, after which training stops",
@@ -347,6 +350,7 @@ NEEDS = {  # what a flag may need to have an effect -> whether these settings ha
     "--quantizer fsq": lambda s: _bottleneck(s) == "fsq",
     "--gan": lambda s: s["first_stage"] != "none" and s["autoencoder"]["gan"],
     "--init-from": lambda s: s["init_from"] is not None,
+    VIEWS: lambda s: s["first_stage"] != "none" and s["latents"]["views"] > 1,
     AUGMENTED: lambda s: s["first_stage"] != "none" and s["autoencoder"]["augment"] > 0,
 }
 
