@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_models import batch_of, compiled, make_diffusion, make_unet, randomised, tensors
+from tiny_models import make_diffusion, make_unet, randomised
 
 
 def noisy(count=4, size=8, channels=2):
@@ -137,12 +137,3 @@ def test_what_is_drawn_is_not_augmented():
     inputs = {"x": x_t, "t": t, "keep": np.ones(4, "float32"), **conditions}
     plain, other = (told(inputs | {"augmented": np.full(4, number, "float32")}) for number in (0, 1))
     assert np.abs(plain - other).max() > 1e-3
-
-
-def test_a_fresh_network_makes_nothing_of_augmentation_and_learns_to():
-    model = compiled(make_diffusion(make_unet(multipliers=(1,), attention=(), num_labels=0, tell_augmented=True)))
-    shift = model.unet.get_layer("augmented_shift").kernel
-    np.testing.assert_array_equal(shift, np.zeros(shift.shape))
-    batch = batch_of(4, size=8, channels=2) | {"augmented": np.array([0, 1, 0, 1], "float32")}
-    model.fit(tf.data.Dataset.from_tensors(tensors(batch)).repeat(), epochs=1, steps_per_epoch=5, verbose=0)
-    assert np.abs(shift).max() > 0

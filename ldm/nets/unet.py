@@ -97,9 +97,9 @@ class UNet(Recorded, keras.Model):
             covariate = Covariate(4 * width, values, name=f"covariate_{k}")(inputs["covariates"][:, k])
             tokens += [NullableEmbedding(name=f"covariate_{k}_or_null")(covariate, inputs["keep"])]
         modulation = list(tokens)
-        if tell_augmented:  # without bias, and 0 at first: what is drawn, 0, is never moved by it
+        if tell_augmented:  # without bias, so that what is drawn, 0, is never moved; begun at 0 it would not be learned
             inputs["augmented"] = keras.Input((), name="augmented")
-            shift = layers.Dense(4 * width, use_bias=False, kernel_initializer="zeros", name="augmented_shift")
+            shift = layers.Dense(4 * width, use_bias=False, name="augmented_shift")
             modulation += [shift(ops.expand_dims(inputs["augmented"], -1))]
         film = layers.Add()(modulation)  # (B, 4 width)
         tokens = Tokens()(tokens)  # (B, M, 4 width)

@@ -126,10 +126,9 @@ def _sharpened(epochs, histogram_weight=0.0):
     }
 
 
-# An OASIS-like archive at 256x256, latents 24x20x4 within the crop box. From eight channels and more people are decoded
-# better, and what a U-Net draws in the same time is mottled; the texture loss beside a learning encoder left a grid in
-# four, so detail is asked for over the frozen encoder (docs/results.md). Noise on latents in training makes the decoder
-# forgive what diffusion gets wrong, and spreads what it must know over all of them.
+# An OASIS-like archive at 256x256, latents 24x20x4 within the crop box. The texture loss beside a learning encoder left
+# a grid in four channels, so detail is asked for over the frozen encoder (docs/results.md). Noise on latents in
+# training makes the decoder forgive what diffusion gets wrong, and spreads what it must know over all of them.
 OASIS = merged(
     _sized(256, 8),
     {
@@ -149,10 +148,18 @@ OASIS = merged(
         "diffusion": {
             "attention": [32, 16, 8],
             "batch_size": 16,
+            "tell_augmented": True,
             "epochs": 40,
             "steps_per_epoch": 139,
         },
     },
+)
+
+# With eight channels people are decoded better, and so are samples of a U-Net that has learned for long enough; what it
+# draws before that is mottled.
+LONG = merged(
+    OASIS,
+    {"autoencoder": {"latent_channels": 8, "texture_weight": 0.03, "epochs": 12}, "diffusion": {"epochs": 50}},
 )
 
 # The same for archives of many thousand slices, whose epochs would take hours: they end after so many steps. Such
@@ -162,7 +169,7 @@ SHORT_EPOCHS = {
     "flip": False,
     "autoencoder": {"epochs": 28, "steps_per_epoch": 600},
     "latents": {"views": 1},
-    "diffusion": {"epochs": 60, "steps_per_epoch": 250, "patience": 8},
+    "diffusion": {"epochs": 60, "steps_per_epoch": 250, "patience": 8, "tell_augmented": False},
 }
 AS_MEASURED = {"plain_end": 0.0, "learning_rate": 6e-4}  # on ADNI
 LARGE = merged(merged(OASIS, SHORT_EPOCHS), {"autoencoder": AS_MEASURED})
@@ -197,6 +204,8 @@ PRESETS = {
     # `train.py --preset oasis-256 --run A`, then `train.py --preset oasis-256-sharp --init-from A --run B`, which takes
     # over the latents and the U-Net of A
     "oasis-256-sharp": merged(OASIS, _sharpened(epochs=8, histogram_weight=1.0)),
+    "oasis-256-long": LONG,
+    "oasis-256-long-sharp": merged(LONG, _sharpened(epochs=8, histogram_weight=1.0)),
     "large-256": LARGE,
     "large-256-sharp": merged(LARGE, _sharpened(epochs=5)),
     **{f"large-{size}": merged(_sized(size, size // 16), SHORT_EPOCHS) for size in (64, 128)},
@@ -216,6 +225,7 @@ MANY, T4 = 12_000, 20.0  # training slices from which an archive is large; GiB o
 
 # Rules of thumb: minutes of all stages on a processor with 16-bit arithmetic, and how many times more without it.
 LEAST_MINUTES, WITHOUT = {256: 45, 128: 20}, 3
+LONG_MINUTES = 120
 
 
 def choose(side, slices, machine, minutes=None):
@@ -225,15 +235,16 @@ def choose(side, slices, machine, minutes=None):
         side: pixels of the slices, the longer side.
         slices: number of training slices.
         machine: {"gpus": number, "memory": GiB of the smallest, "fast": ...}, see `distribution.machine`.
-        minutes: of `--minutes` for all stages; without a GPU, slices are made smaller where there are too few.
+        minutes: of `--minutes` for all stages; without a GPU, slices are made smaller where there are too few, and
+            there are more channels where there are many.
 
     Returns:
         Its name, and the reason: the end of a sentence.
     """
     size = 256 if side >= 192 else 128 if side >= 96 else 64
-    what = f"slices of {side} pixels"
+    what, times = f"slices of {side} pixels", 1 if machine["fast"] else WITHOUT
     if minutes and not machine["gpus"]:
-        least = {large: (1 if machine["fast"] else WITHOUT) * LEAST_MINUTES[large] for large in LEAST_MINUTES}
+        least = {large: times * LEAST_MINUTES[large] for large in LEAST_MINUTES}
         more = least.get(size)
         while minutes < least.get(size, 0):
             size //= 2
@@ -249,4 +260,6 @@ def choose(side, slices, machine, minutes=None):
         return name, f"{what}, and the GPU has {machine['memory']:.0f} GiB (settings not yet run on any)"
     if slices > MANY:
         return "large-256", f"{what}, without a GPU, and {many}"
+    if minutes and minutes >= times * LONG_MINUTES:
+        return "oasis-256-long", f"{what}, without a GPU, and {minutes:g} minutes are enough for eight channels"
     return "oasis-256", f"{what}, without a GPU"
