@@ -127,7 +127,9 @@ def test_masks_are_seen_and_hidden():
 
 def test_what_is_drawn_is_not_augmented():
     """`denoise` says 0; there the network is the one that is told nothing, whatever it has learned of augmentation."""
-    told, untold = randomised(make_unet(tell_augmented=True)), make_unet()
+    fresh, untold = make_unet(tell_augmented=True), make_unet()
+    assert np.abs(fresh.get_layer("augmented_shift").kernel).max() > 0  # from 0 it is hardly learned
+    told = randomised(fresh)
     (shift,) = (weight for weight in told.weights if "augmented_shift" in weight.path)
     assert np.abs(shift).max() > 0
     untold.set_weights([weight for weight in told.weights if weight is not shift])
