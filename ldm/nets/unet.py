@@ -24,8 +24,8 @@ from ldm.nets.saving import Recorded, register
 class UNet(Recorded, keras.Model):
     """Attention U-Net with time embedding (arXiv 2006.11239, appendix B; 2105.05233; 2112.10752).
 
-    Time, slice index, label and covariates are tokens. Their sum modulates each residual block (FiLM); attention
-    blocks see them one by one, by cross-attention.
+    Time, slice index, label, covariates and augmentation are tokens. Their sum modulates each residual block (FiLM);
+    attention blocks see them one by one, by cross-attention.
 
     Args:
         size: pixels a side of what is denoised (image or latents), or its (height, width).
@@ -96,12 +96,11 @@ class UNet(Recorded, keras.Model):
         for k, values in enumerate(covariates):
             covariate = Covariate(4 * width, values, name=f"covariate_{k}")(inputs["covariates"][:, k])
             tokens += [NullableEmbedding(name=f"covariate_{k}_or_null")(covariate, inputs["keep"])]
-        modulation = list(tokens)
-        if tell_augmented:  # without bias, so that what is drawn, 0, is never moved; begun at 0 it would not be learned
+        if tell_augmented:  # a token as well: from the sum alone it is not learned
             inputs["augmented"] = keras.Input((), name="augmented")
-            shift = layers.Dense(4 * width, use_bias=False, name="augmented_shift")
-            modulation += [shift(ops.expand_dims(inputs["augmented"], -1))]
-        film = layers.Add()(modulation)  # (B, 4 width)
+            augmented = layers.Dense(4 * width, use_bias=False, name="augmented_token")
+            tokens += [augmented(ops.expand_dims(inputs["augmented"], -1))]
+        film = layers.Add()(tokens)  # (B, 4 width)
         tokens = Tokens()(tokens)  # (B, M, 4 width)
 
         def level(x, channels):

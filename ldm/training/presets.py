@@ -159,7 +159,7 @@ OASIS = merged(
 # draws before that is mottled.
 LONG = merged(
     OASIS,
-    {"autoencoder": {"latent_channels": 8, "texture_weight": 0.03, "epochs": 12}, "diffusion": {"epochs": 50}},
+    {"autoencoder": {"latent_channels": 8, "texture_weight": 0.03, "epochs": 12}},
 )
 
 # The same for archives of many thousand slices, whose epochs would take hours: they end after so many steps. Such
