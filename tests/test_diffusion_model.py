@@ -12,6 +12,7 @@ from tiny_models import (
     make_unet,
     make_vqvae,
     randomised,
+    tensors,
 )
 
 from ldm.diffusion import samplers, schedules
@@ -142,6 +143,19 @@ def test_dropped_conditions_do_not_learn(drop):
     model.fit(dataset_of(8, 8, size=8, channels=2), verbose=0)
     moved = [np.abs(np.asarray(a) - b).max() > 0 for a, b in zip([null.null, slices.out.kernel], before, strict=True)]
     assert moved == [drop == 1.0, drop == 0.0]
+
+
+def test_what_is_augmented_is_told_in_training_and_never_hidden():
+    """Its token learns from those that are, in parts of a batch too, and validation takes the same key."""
+    unet = make_unet(multipliers=(1,), attention=(), num_labels=0, tell_augmented=True)
+    token = unet.get_layer("augmented_token")
+    for augmented, learns in ((0.0, False), (1.0, True)):
+        model = compiled(make_diffusion(randomised(unet), drop_conditions=1.0, accumulate=2), weight_decay=0.0)
+        before = np.array(token.kernel)
+        batch = tensors(batch_of(4, size=8, channels=2)) | {"augmented": tf.fill((4,), augmented)}
+        model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+        assert (np.abs(token.kernel - before).max() > 0) == learns
+        assert np.isfinite(model.evaluate(tf.data.Dataset.from_tensors(batch), verbose=0)).all()
 
 
 @pytest.mark.slow

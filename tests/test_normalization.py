@@ -90,13 +90,12 @@ def test_float16_does_not_overflow():
 
 
 def test_rounding_by_whole_numbers_is_that_of_a_cast():
-    """All exponents, both signs, ties to even and odd, and what lies next to them; NaN stays NaN."""
+    """All exponents, both signs, ties to even and odd, and what lies next to them; whatever is NaN stays NaN."""
     high = np.arange(2**16, dtype="uint32") << 16
     exact = (high[:, None] + np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], "uint32")).view("float32").ravel()
     rounded = tf.function(normalization._bfloat16, jit_compile=True)(tf.constant(exact)).numpy().astype("float32")
     with np.errstate(over="ignore", invalid="ignore"):
         expected = exact.astype(tf.bfloat16.as_numpy_dtype).astype("float32")
-    known = ~np.isnan(exact)
-    np.testing.assert_array_equal(rounded[known].view("uint32"), expected[known].view("uint32"))
-    quiet = np.array([0x7FC00000, 0xFFC00000], "uint32").view("float32")
-    assert np.isnan(normalization._bfloat16(tf.constant(quiet)).numpy().astype("float32")).all()
+    nan = np.isnan(exact)
+    assert np.isnan(rounded[nan]).all() and nan.sum() > 1000
+    np.testing.assert_array_equal(rounded[~nan].view("uint32"), expected[~nan].view("uint32"))

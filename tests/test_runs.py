@@ -449,6 +449,26 @@ def test_a_training_starts_from_the_weights_of_another_as_far_as_they_fit(tmp_pa
     assert f"{len(kept) - sum(kept)} of {len(kept)} arrays" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_who_is_told_of_augmentation_starts_from_who_is_not_and_the_other_way_round(tmp_path, told):
+    """All else has the values of its own place in the other; the token stays new, or behind."""
+    other, model = (
+        tiny_models.randomised(tiny_models.make_diffusion(tiny_models.make_unet(tell_augmented=which)), seed)
+        for which, seed in ((not told, 1), (told, 2))
+    )
+    other.save(tmp_path / "diffusion.keras")
+    before = model.get_weights()
+    runs.start_from(model, tmp_path / "diffusion.keras")
+    token = [i for i, weight in enumerate(model.weights) if "augmented_token" in weight.path]
+    assert len(token) == told
+    for i in token:
+        np.testing.assert_array_equal(model.get_weights()[i], before[i])
+    kept = [np.asarray(weight) for weight in other.weights if "augmented_token" not in weight.path]
+    got = [value for i, value in enumerate(model.get_weights()) if i not in token]
+    for ours, theirs in zip(got, kept, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_another_network_is_refused_as_a_start(tmp_path):
     tiny_models.make_vae().save(tmp_path / "autoencoder.keras")
     with pytest.raises(

@@ -108,6 +108,8 @@ def refusal(main, argv, capsys):
         (["--replicas", "-1"], "--replicas must be 1 or more"),
         (["--latent-channels", "8", "--autoencoder", "none"], "--latent-channels has no effect"),
         (["--views", "2", "--autoencoder", "none"], "--views has no effect"),
+        (["--tell-augmented", "--views", "1"], "--tell-augmented has no effect without latents of several --views"),
+        (["--tell-augmented", "--autoencoder", "none"], "--tell-augmented has no effect"),
         (["--self-test", "prior"], "leave `prior` out"),
     ],
 )
@@ -480,7 +482,8 @@ def test_select_kid_draws_and_compares_in_every_epoch_of_a_short_training(tmp_pa
 @pytest.mark.parametrize(("rate", "learns"), [("3e-3", True), ("1e-9", False)])
 def test_self_test_tries_the_first_stage_too(rate, learns, tmp_path, phantoms, monkeypatch, capsys):
     monkeypatch.setattr(stages, "OVERFIT_STEPS", 200)
-    tiny = "--image-size 32 --autoencoder-width 32 --width 32 --multipliers 1 --blocks 1 --attention".split()
+    tiny = "--image-size 32 --autoencoder-width 32 --width 32 --multipliers 1 --blocks 1 --tell-augmented --attention"
+    tiny = tiny.split()
     train.main(["--self-test", "--data", phantoms, "--run", str(tmp_path / "run"), *tiny, "--learning-rate", rate])
     said = capsys.readouterr().out
     assert ("autoencoder overfits 8 slices" in said) == learns

@@ -5,6 +5,8 @@ on a CPU runs one op at a time, each a pass over memory, and keeps a float32 cop
 `fused_group_norm` states the same formula as compiled pieces with a gradient written by hand, which keeps x alone.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -67,14 +69,13 @@ if keras.backend.backend() == "tensorflow":
     def _bfloat16(exact):
         """float32 -> bfloat16, rounded half to even as a cast does, but by whole numbers.
 
-        XLA does not vectorise its own cast where an exponential comes before it: SiLU's takes half the time so.
+        XLA does not vectorise its own cast where an exponential comes before it, as in SiLU.
         """
-        bits = tf.bitcast(exact, tf.uint32)
-        last = tf.bitwise.bitwise_and(
-            tf.bitwise.right_shift(bits, tf.constant(16, tf.uint32)), tf.constant(1, tf.uint32)
-        )
-        bits = tf.bitwise.right_shift(bits + tf.constant(0x7FFF, tf.uint32) + last, tf.constant(16, tf.uint32))
-        return tf.bitcast(tf.cast(bits, tf.uint16), tf.bfloat16)
+        bits, number = tf.bitcast(exact, tf.uint32), functools.partial(tf.constant, dtype=tf.uint32)
+        odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, number(16)), number(1))
+        is_nan = tf.bitwise.bitwise_and(bits, number(0x7FFFFFFF)) > number(0x7F800000)
+        bits = tf.where(is_nan, number(0x7FC00000), bits + number(0x7FFF) + odd)
+        return tf.bitcast(tf.cast(tf.bitwise.right_shift(bits, number(16)), tf.uint16), tf.bfloat16)
 
     def _rounded(exact, like):
         """float32 -> as `like`."""

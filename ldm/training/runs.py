@@ -281,7 +281,8 @@ def versions():
 def start_from(model, path):
     """Give a model of a training that begins the weights of another run's, as far as they have its shapes.
 
-    Say in one line what did not fit: layers for other labels or other covariates stay new.
+    Say in one line what did not fit: layers for other labels or other covariates stay new, and so does what tells
+    augmentation where the other run was not told.
 
     Args, Raises: as `fitting`.
     """
@@ -305,10 +306,13 @@ def fitting(model, path):
         RunError: if it cannot be read, or is another network.
     """
     other = load_model(path)
-    pairs = list(zip(model.weights, other.weights, strict=False))
+    ours, theirs = model.weights, other.weights
+    if len(ours) != len(theirs):  # where one alone is told what is augmented, that token stays new, or behind
+        ours, theirs = ([each for each in found if "augmented_token" not in each.path] for found in (ours, theirs))
+    pairs = list(zip(ours, theirs, strict=False))
     fit = [(new, old) for new, old in pairs if new.shape == old.shape]
     frozen = [new for new, old in pairs if new.shape != old.shape and not new.trainable]
-    if len(model.weights) != len(other.weights) or 2 * len(fit) < len(pairs) or frozen:
+    if len(ours) != len(theirs) or 2 * len(fit) < len(pairs) or frozen:
         values = {flag: [getattr(each, name, None) for each in (other, model)] for name, flag in SHAPING.items()}
         said = [f"{flag} {there} there, {here} here" for flag, (there, here) in values.items() if there != here]
         differs = f" ({'; '.join(said)})" * bool(said)
