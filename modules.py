@@ -10,7 +10,8 @@ and the network whose features an evaluation compares, `features.FeatureNet`.
 Networks are built of `keras.ops` and run on every Keras backend; `train_step` and `test_step` are TensorFlow's.
 A batch is {"image" (B, H, W, C), "z" (B,), "label" (B,), "case" (B,)}; its "image" may be latents. Where they are used,
 it also holds "covariates" (B, K); "mask", for a first stage tissue classes (B, H, W), for diffusion tissue fractions
-(B, H, W, 4); and, in validation, "number" (B,), which batch of the dataset it is.
+(B, H, W, 4); "augmented" (B,), 1 or 0, whether latents are of an augmented view; and, in validation, "number" (B,),
+which batch of the dataset it is.
 """
 
 import functools

@@ -279,16 +279,6 @@ def test_too_few_minutes_make_slices_smaller(minutes, fast, name, more):
     assert presets.choose(64, 20_000, CPU, 1)[0] == "large-64" and presets.choose(256, 100, T4, 1)[0] == "t4-256"
 
 
-@pytest.mark.parametrize("fast, times", [(True, 1), (False, 3)])
-def test_many_minutes_buy_channels(fast, times):
-    machine = {**CPU, "fast": fast}
-    chosen = {minutes: presets.choose(256, 3840, machine, times * minutes)[0] for minutes in (119, 120)}
-    assert chosen == {119: "oasis-256", 120: "oasis-256-long"} and presets.choose(256, 3840, machine)[0] == "oasis-256"
-    assert presets.choose(256, 20_000, machine, times * 120)[0] == "large-256"
-    channels = [presets.of(chosen[minutes])["autoencoder"]["latent_channels"] for minutes in chosen]
-    assert channels == [4, 8] and presets.of("large-256")["autoencoder"]["latent_channels"] == 4
-
-
 def test_without_a_preset_the_archive_decides_and_it_is_said_in_one_line(tmp_path, capsys, monkeypatch):
     dataset.write_phantoms(tmp_path / "large.zip", people=3, image_size=128)
     monkeypatch.chdir(tmp_path)

@@ -46,7 +46,7 @@ def hide(batch, names, share, uniform, seed):
 
     Args:
         batch: with its conditions.
-        names: which of "covariates" and "mask" are conditions.
+        names: of the conditions; of these, "covariates" and "mask" can be hidden by themselves.
         share: p, at most a third.
         uniform: (B,) random numbers in [0, 1), which choose among these cases.
         seed: two integers, for the covariates.

@@ -155,12 +155,8 @@ OASIS = merged(
     },
 )
 
-# With eight channels people are decoded better, and so are samples of a U-Net that has learned for long enough; what it
-# draws before that is mottled.
-LONG = merged(
-    OASIS,
-    {"autoencoder": {"latent_channels": 8, "texture_weight": 0.03, "epochs": 12}},
-)
+# With eight channels people are decoded better, and what is drawn is crisper, and more mottled.
+EIGHT = merged(OASIS, {"autoencoder": {"latent_channels": 8, "texture_weight": 0.03, "epochs": 12}})
 
 # The same for archives of many thousand slices, whose epochs would take hours: they end after so many steps. Such
 # archives are rarely registered, and need not be axial.
@@ -200,12 +196,12 @@ PRESETS = {
         },
     },
     "oasis-256": OASIS,
-    # the second of each: with a decoder that is sharpened over the encoder of a finished run of the first,
+    # the -sharp of each: with a decoder that is sharpened over the encoder of a finished run of the first,
     # `train.py --preset oasis-256 --run A`, then `train.py --preset oasis-256-sharp --init-from A --run B`, which takes
     # over the latents and the U-Net of A
     "oasis-256-sharp": merged(OASIS, _sharpened(epochs=8, histogram_weight=1.0)),
-    "oasis-256-long": LONG,
-    "oasis-256-long-sharp": merged(LONG, _sharpened(epochs=8, histogram_weight=1.0)),
+    "oasis-256-eight": EIGHT,
+    "oasis-256-eight-sharp": merged(EIGHT, _sharpened(epochs=8, histogram_weight=1.0)),
     "large-256": LARGE,
     "large-256-sharp": merged(LARGE, _sharpened(epochs=5)),
     **{f"large-{size}": merged(_sized(size, size // 16), SHORT_EPOCHS) for size in (64, 128)},
@@ -225,7 +221,6 @@ MANY, T4 = 12_000, 20.0  # training slices from which an archive is large; GiB o
 
 # Rules of thumb: minutes of all stages on a processor with 16-bit arithmetic, and how many times more without it.
 LEAST_MINUTES, WITHOUT = {256: 45, 128: 20}, 3
-LONG_MINUTES = 120
 
 
 def choose(side, slices, machine, minutes=None):
@@ -235,16 +230,15 @@ def choose(side, slices, machine, minutes=None):
         side: pixels of the slices, the longer side.
         slices: number of training slices.
         machine: {"gpus": number, "memory": GiB of the smallest, "fast": ...}, see `distribution.machine`.
-        minutes: of `--minutes` for all stages; without a GPU, slices are made smaller where there are too few, and
-            there are more channels where there are many.
+        minutes: of `--minutes` for all stages; without a GPU, slices are made smaller where there are too few.
 
     Returns:
         Its name, and the reason: the end of a sentence.
     """
     size = 256 if side >= 192 else 128 if side >= 96 else 64
-    what, times = f"slices of {side} pixels", 1 if machine["fast"] else WITHOUT
+    what = f"slices of {side} pixels"
     if minutes and not machine["gpus"]:
-        least = {large: times * LEAST_MINUTES[large] for large in LEAST_MINUTES}
+        least = {large: (1 if machine["fast"] else WITHOUT) * LEAST_MINUTES[large] for large in LEAST_MINUTES}
         more = least.get(size)
         while minutes < least.get(size, 0):
             size //= 2
@@ -260,6 +254,4 @@ def choose(side, slices, machine, minutes=None):
         return name, f"{what}, and the GPU has {machine['memory']:.0f} GiB (settings not yet run on any)"
     if slices > MANY:
         return "large-256", f"{what}, without a GPU, and {many}"
-    if minutes and minutes >= times * LONG_MINUTES:
-        return "oasis-256-long", f"{what}, without a GPU, and {minutes:g} minutes are enough for eight channels"
     return "oasis-256", f"{what}, without a GPU"
